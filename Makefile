@@ -1,0 +1,45 @@
+# Two commands are enough: `make run` and `make test`. A bare Python 3.11+ is all they need.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALL := $(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python -c constraints.txt
+RUN ?= runs/digits-simclr
+
+.PHONY: run setup test lint bench clean
+
+run: setup            ## pretrain on real handwritten digits, then print what was learned
+	$(BIN)/tacit pretrain digits/simclr --run $(RUN)
+	$(BIN)/tacit knn $(RUN)
+	$(BIN)/tacit linear $(RUN)
+
+setup: $(VENV)/.installed
+
+test: $(VENV)/.installed-test   ## every test; about five minutes on two cores
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.installed-test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+bench: $(VENV)/.installed-bench ## timings against other libraries, in one run
+	$(BIN)/python -m benchmarks.augment
+	$(BIN)/python -m benchmarks.training
+
+$(BIN)/uv:
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+
+$(VENV)/.installed: $(BIN)/uv pyproject.toml constraints.txt
+	$(INSTALL) -e ".[parquet]"
+	touch $@
+
+$(VENV)/.installed-test: $(VENV)/.installed
+	$(INSTALL) -e ".[test]"
+	touch $@
+
+$(VENV)/.installed-bench: $(VENV)/.installed
+	$(INSTALL) -e ".[bench]"
+	touch $@
+
+clean:
+	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis *.egg-info

@@ -1,0 +1,32 @@
+"""SimCLR: two views of an image attract, all other images of the batch repel."""
+
+from typing import Literal
+
+from pydantic import Field
+from torch import nn
+
+from tacit.losses import nt_xent
+from tacit.methods.method import Batch, Method, MethodConfig, Output
+from tacit.methods.parts import mlp
+
+
+class SimCLR(Method):
+    """A Simple Framework for Contrastive Learning (Chen et al., ICML 2020, arXiv 2002.05709), eq. 1."""
+
+    default_views = "simclr"
+
+    class Config(MethodConfig):
+        name: Literal["simclr"] = "simclr"
+        hidden_dim: int = Field(2048, ge=1)  # width of the projector's hidden layer
+        output_dim: int = Field(128, ge=1)  # width of z
+        temperature: float = Field(0.1, gt=0)  # T in eq. 1
+
+    def __init__(self, backbone: nn.Module, config: Config) -> None:
+        super().__init__(backbone, config)
+        self.projector = mlp(backbone.num_features, config.hidden_dim, config.output_dim)
+
+    def forward(self, batch: Batch) -> Output:
+        x1, x2 = batch.views
+        h1, h2 = self.backbone(x1), self.backbone(x2)  # (B, D)
+        z1, z2 = self.projector(h1), self.projector(h2)  # (B, output_dim)
+        return Output(nt_xent(z1, z2, self.config.temperature), features=h1)

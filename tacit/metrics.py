@@ -1,0 +1,27 @@
+"""Small pure measures of predictions and features."""
+
+import torch
+from torch import Tensor
+
+
+def top_k(scores: Tensor, labels: Tensor, k: int) -> Tensor:
+    """The fraction of rows whose label is among the k highest scores; k is cut to the number of classes.
+
+    Args:
+        scores: (N, C).
+        labels: (N,) int64.
+    Returns: a scalar in [0, 1] on the device of the scores.
+    """
+    best = scores.topk(min(k, scores.shape[1]), dim=1).indices  # (N, k)
+    return (best == labels[:, None]).any(1).float().mean()
+
+
+def feature_std(features: Tensor) -> Tensor:
+    """sqrt(D) times the mean standard deviation of L2-normalised features: 0 when collapsed, about 1 when spread.
+
+    Args:
+        features: (B, D).
+    Source: SimSiam, section 4.1 (arXiv 2011.10566), where 1/sqrt(D) is the value of a spread output.
+    """
+    unit = torch.nn.functional.normalize(features.detach().float(), dim=1)
+    return unit.std(0).mean() * features.shape[1] ** 0.5

@@ -1,0 +1,76 @@
+"""Randomness by coordinates: every random choice is a pure function of where it is used.
+
+The value at (seed, epoch, image index, view, slot) comes from a counter-based hash, so a view of an
+image depends neither on batch size, order, workers, ranks nor on where a run was resumed, and no
+generator has a state that a checkpoint would have to keep.
+
+The mixer is the 64-bit finaliser of SplitMix64 (Steele, Lea, Flood: Fast splittable pseudorandom number
+generators, OOPSLA 2014), in two's complement: torch's int64 products wrap as unsigned ones do.
+"""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+_MASK = (1 << 64) - 1
+_GOLDEN = 0x9E3779B97F4A7C15  # 2^64 / golden ratio: the increment of SplitMix64
+_MIX_1, _MIX_2 = 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
+
+# The first coordinate after the seed says what the number is for, so that no two purposes share one.
+VIEWS, ORDER, SPLIT, SUBSET, STEP, WEIGHTS = range(6)
+
+
+def _signed(value: int) -> int:
+    """The int64 with the same 64 bits."""
+    value &= _MASK
+    return value - (1 << 64) if value >> 63 else value
+
+
+def mix(value: int) -> int:
+    """The mixer on a Python integer; returns an integer in [0, 2^64)."""
+    value &= _MASK
+    value = ((value ^ (value >> 30)) * _MIX_1) & _MASK
+    value = ((value ^ (value >> 27)) * _MIX_2) & _MASK
+    return value ^ (value >> 31)
+
+
+def key(*coordinates: int) -> int:
+    """One 64-bit key of any number of integer coordinates; their order matters."""
+    state = 0
+    for coordinate in coordinates:
+        state = mix(state + _GOLDEN * (2 * coordinate + 1))
+    return state
+
+
+def _shift(x: Tensor, bits: int) -> Tensor:
+    """Logical right shift; torch's own is arithmetic on int64."""
+    return (x >> bits) & ((1 << (64 - bits)) - 1)
+
+
+def _mix(x: Tensor) -> Tensor:
+    x = (x ^ _shift(x, 30)) * _signed(_MIX_1)
+    x = (x ^ _shift(x, 27)) * _signed(_MIX_2)
+    return x ^ _shift(x, 31)
+
+
+def uniform(seed: int, epoch: int, index: Tensor, view: int, slots: int) -> Tensor:
+    """Uniform numbers in [0, 1), one for each image of a batch and each slot.
+
+    Args:
+        seed, epoch, view: coordinates that the batch shares.
+        index: (B,) int64, each image's index in its source.
+        slots: how many numbers an image needs.
+    Returns: (B, slots) float32, multiples of 2^-24, on the device of `index`.
+    """
+    image = _mix(index[:, None] * _signed(_GOLDEN) + _signed(key(VIEWS, seed, epoch, view)))
+    slot = torch.arange(1, slots + 1, device=index.device) * _signed(_GOLDEN)
+    return _shift(_mix(image + slot), 40).to(torch.float32) * 2.0**-24  # (B, slots)
+
+
+def permutation(n: int, *coordinates: int) -> np.ndarray:
+    """A permutation of range(n), (n,) int64: the order of the hashes of (coordinates, i)."""
+    with np.errstate(over="ignore"):
+        x = np.arange(1, n + 1, dtype=np.uint64) * np.uint64(_GOLDEN) + np.uint64(key(*coordinates))
+        x = (x ^ (x >> np.uint64(30))) * np.uint64(_MIX_1)
+        x = (x ^ (x >> np.uint64(27))) * np.uint64(_MIX_2)
+    return np.argsort(x ^ (x >> np.uint64(31)), kind="stable")

@@ -1,0 +1,219 @@
+"""The whole configuration of a pretraining run, composed once: default < recipe < file < command line."""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Union
+
+import yaml
+from pydantic import Field
+
+from tacit import config as layers
+from tacit.backbones import BackboneConfig
+from tacit.config import Config, Origins, Tree, near
+from tacit.data.sources import DataConfig
+from tacit.errors import UserError
+from tacit.methods import METHODS
+from tacit.methods.simclr import SimCLR
+from tacit.train.engine import TrainConfig
+from tacit.views.recipe import PRESETS, ViewGroup, preset
+
+RECIPES = Path(__file__).parent / "recipes"
+# What may differ between the two halves of an interrupted run, since no result depends on it.
+FREE = ("run", "device", "compile", "log_every", "checkpoint", "data.workers", "data.in_memory")
+
+MethodChoice = Annotated[
+    Union[tuple(method.Config for method in METHODS.values())],  # noqa: UP007 (a union made at run time)
+    Field(discriminator="name"),
+]
+
+
+class EvaluateConfig(Config):
+    """What is measured while pretraining, on images of the training split; the test split is not touched."""
+
+    every_epochs: int = Field(10, ge=0)  # kNN check of features (0: never)
+    images: int = Field(10_000, ge=10)  # at most so many training images take part in it
+    probe: bool = True  # online linear probe, where there are labels
+
+
+class RunConfig(TrainConfig):
+    """One pretraining run."""
+
+    run: str | None = (
+        None  # the run's folder (default: runs/<recipe>, with a hash if keys were overridden)
+    )
+    data: DataConfig = DataConfig()
+    backbone: BackboneConfig = BackboneConfig()
+    method: MethodChoice = SimCLR.Config()
+    views: list[ViewGroup] = Field(min_length=1)  # or the name of a preset (default: the method's)
+    evaluate: EvaluateConfig = EvaluateConfig()
+
+    def tree(self) -> Tree:
+        """As plain data: what config.yaml holds."""
+        return self.model_dump(mode="json")
+
+    def identity(self) -> Tree:
+        """As plain data without what may differ when a run is continued."""
+        tree = self.tree()
+        for key in FREE:
+            *parents, leaf = key.split(".")
+            node = tree
+            for part in parents:
+                node = node[part]
+            node.pop(leaf, None)
+        return tree
+
+
+@dataclass(frozen=True)
+class Composed:
+    """A validated configuration and who set each of its values."""
+
+    config: RunConfig
+    origins: Origins
+
+    def rows(self) -> list[tuple[str, Any, str]]:
+        """(key, value, origin) of every value."""
+        return [(k, v, self.origins.of(k)) for k, v in layers.flatten(self.config.tree())]
+
+
+def compose(
+    what: str | None, overrides: list[str] | None = None, run: str | None = None
+) -> Composed:
+    """Merge the layers and validate the whole.
+
+    Args:
+        what: a shipped recipe's name, a YAML file, or None for the defaults alone.
+        overrides: 'key=value' with dotted keys.
+        run: the run's folder, as key `run`.
+    Raises: UserError that lists every problem.
+    """
+    tree: Tree = {}
+    origins = Origins()
+    given = layers.parse_overrides(overrides or [])
+    if run is not None:
+        given["run"] = run
+    for layer, origin in [*_load(what), (given, "command line")]:
+        tree = _lay(tree, layer, origin, origins)
+    if "views" not in tree:
+        name = _default_views(tree)
+        tree["views"] = preset(name)
+        origins.record({"views": []}, f"default (preset {name})")
+    config = layers.validate(RunConfig, tree)
+    if config.run is None:
+        changed = {k for k, _ in layers.flatten(given)} - set(FREE)
+        config = config.model_copy(update={"run": _default_run(what, config, bool(changed))})
+    return Composed(config, origins)
+
+
+def _lay(tree: Tree, layer: Tree, origin: str, origins: Origins) -> Tree:
+    """One layer over the others. A new method starts from its own defaults and its own views."""
+    layer = dict(layer)
+    method = layer.get("method")
+    if isinstance(method, str):
+        layer["method"] = method = {"name": method}
+    if isinstance(layer.get("views"), str):
+        origin_of_views = f"{origin} (preset {layer['views']})"
+        layer["views"] = preset(layer["views"])
+    else:
+        origin_of_views = origin
+    old = tree.get("method", {}).get("name")
+    if old and isinstance(method, dict) and method.get("name", old) != old:
+        tree = {k: v for k, v in tree.items() if k != "method"}
+        origins.forget("method")
+    if isinstance(layer.get("views"), dict) and "views" not in tree:
+        tree = {**tree, "views": preset(_default_views(layers.merge(tree, {**layer, "views": {}})))}
+    origins.record({k: v for k, v in layer.items() if k != "views"}, origin)
+    if "views" in layer:
+        views = layer["views"]
+        origins.record({"views": views if isinstance(views, dict) else []}, origin_of_views)
+    return layers.merge(tree, layer)
+
+
+def _default_views(tree: Tree) -> str:
+    """The method's preset, in its small variant for small images."""
+    method = tree.get("method")
+    name = method.get("name", "simclr") if isinstance(method, dict) else "simclr"
+    views = METHODS[name].default_views if name in METHODS else "simclr"
+    backbone = tree.get("backbone")
+    small = isinstance(backbone, dict) and backbone.get("small_images") is True
+    return f"{views}-small" if small else views
+
+
+def _load(what: str | None) -> list[tuple[Tree, str]]:
+    """The layers of a recipe or file, the ones it is based on first."""
+    if what is None:
+        return []
+    path = find(what)
+    shipped = path.is_relative_to(RECIPES)
+    origin = (
+        f"recipe {path.relative_to(RECIPES).with_suffix('').as_posix()}" if shipped else str(path)
+    )
+    tree = layers.read_yaml(path)
+    base = tree.pop("base", None)
+    if base is None:
+        return [(tree, origin)]
+    if not isinstance(base, str) or not find(base).is_relative_to(RECIPES):
+        raise UserError(f"{path}: base={base} is not a shipped recipe. See: tacit recipes")
+    return [*_load(base), (tree, origin)]
+
+
+def find(what: str) -> Path:
+    """The file of a shipped recipe's name, or the file itself."""
+    recipe = RECIPES / f"{what}.yaml"
+    if recipe.is_file():
+        return recipe
+    if Path(what).is_file():
+        return Path(what)
+    if what.endswith((".yaml", ".yml")):
+        raise UserError(f"'{what}': no such file")
+    raise UserError(f"'{what}': no such recipe or file.{near(what, recipes())} See: tacit recipes")
+
+
+def recipes() -> list[str]:
+    """The names of all shipped recipes."""
+    return sorted(
+        p.relative_to(RECIPES).with_suffix("").as_posix() for p in RECIPES.rglob("*.yaml")
+    )
+
+
+def recipe_title(name: str) -> str:
+    """The comment on the first line of a recipe."""
+    with find(name).open(encoding="utf-8") as file:
+        return file.readline().removeprefix("#").strip()
+
+
+def _default_run(what: str | None, config: RunConfig, changed: bool) -> str:
+    """runs/<recipe>; overridden keys get a hash of the whole, so that another config is another folder."""
+    name = "default"
+    if what:
+        path = find(what)
+        inside = path.relative_to(RECIPES) if path.is_relative_to(RECIPES) else Path(path.name)
+        name = "-".join(inside.with_suffix("").parts)
+    if not changed:
+        return f"runs/{name}"
+    text = json.dumps(config.identity(), sort_keys=True)
+    return f"runs/{name}-{hashlib.sha256(text.encode()).hexdigest()[:6]}"
+
+
+def to_yaml(config: RunConfig) -> str:
+    return yaml.safe_dump(config.tree(), sort_keys=False, allow_unicode=True)
+
+
+def read_run_config(folder: Path) -> RunConfig:
+    """The configuration of an existing run."""
+    path = folder / "config.yaml"
+    if not path.is_file():
+        raise UserError(f"'{folder}' is not a run folder (no config.yaml in it)")
+    return layers.validate(RunConfig, layers.read_yaml(path))
+
+
+def json_schema() -> Tree:
+    """The JSON Schema of a configuration file, for editors."""
+    schema = RunConfig.model_json_schema()
+    properties = schema["properties"]
+    groups = properties["views"]
+    properties["views"] = {"anyOf": [{"type": "string", "enum": list(PRESETS)}, groups]}
+    properties["base"] = {"type": "string", "enum": recipes(), "description": "a recipe below this"}
+    schema["required"] = [key for key in schema.get("required", []) if key != "views"]
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema, "title": "Tacit"}

@@ -1,0 +1,129 @@
+"""fit(): the one training loop.
+
+batch -> lr(progress) -> forward -> backward -> after_backward -> step -> after_step -> probe, log, save
+"""
+
+import contextlib
+from pathlib import Path
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from tacit import distributed, randomness
+from tacit.config import Config
+from tacit.data.loader import Batch, ViewLoader
+from tacit.methods.method import Method, Output
+from tacit.train.checkpoint import CheckpointConfig
+from tacit.train.optim import (
+    OptimizerConfig,
+    ScheduleConfig,
+    build_optimizer,
+    lr_factor,
+    scaled_lr,
+    set_lr,
+)
+from tacit.train.precision import Precision, pick_precision, prepare
+from tacit.train.probe import OnlineProbe
+from tacit.train.session import Check, Session
+
+
+class TrainConfig(Config):
+    """What the loop itself reads."""
+
+    seed: int = Field(0, ge=0)
+    device: str = "auto"  # cuda, mps or cpu; auto takes the first that is there
+    precision: Precision = "auto"  # bf16 where the hardware multiplies it natively, else fp32
+    compile: Literal["auto"] | bool = "auto"  # torch.compile of the networks; auto: on GPUs
+    epochs: int = Field(100, ge=1)
+    max_steps: int | None = Field(None, ge=1)  # end earlier; the schedule then ends there, too
+    batch_size: int = Field(256, ge=2)  # images of a step, over all processes and accumulated parts
+    accumulate: int = Field(1, ge=1)  # parts of a batch that go through one after the other
+    clip_gradient: float | None = Field(None, gt=0)  # largest L2 norm of all gradients together
+    sync_batchnorm: bool = False  # GPUs: batch statistics of the encoder over all processes
+    log_every: int = Field(10, ge=1)  # steps
+    optimizer: OptimizerConfig = OptimizerConfig()
+    schedule: ScheduleConfig = ScheduleConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+
+
+def fit(
+    method: Method,
+    loader: ViewLoader,
+    config: TrainConfig,
+    folder: Path,
+    device: torch.device,
+    *,
+    probe: OnlineProbe | None = None,
+    check: Check | None = None,
+    quiet: bool = False,
+) -> float:
+    """Train to the last step, from the newest checkpoint in the folder if there is one.
+
+    Returns: seconds of training, those before an interruption included.
+    Raises: Interrupted after SIGTERM or Ctrl-C, UserError at a loss that is not finite.
+    """
+    module = place(method, config, device)
+    peak = scaled_lr(config.optimizer, config.batch_size)
+    optimizer = build_optimizer(method, config.optimizer, peak, method.constant_lr)
+    probe = probe.to(device) if probe else None
+    session = Session(method, optimizer, loader, config, folder, probe, check)
+    steps, epochs = session.steps, session.steps / loader.steps_per_epoch
+    trained = [p for p in method.parameters() if p.requires_grad]
+    amp = pick_precision(config.precision, device) == "bf16"
+    method.train()
+    with session.running(quiet):
+        for step, parts in enumerate(loader.steps(session.start, steps), session.start):
+            progress = (step + 0.5) / steps
+            factor = lr_factor(config.schedule, progress, epochs)
+            set_lr(optimizer, peak, factor)
+            _seed_layers(config.seed, step)
+            output = _forward_backward(module, parts, amp)
+            method.after_backward(progress)
+            session.guard(step, output.loss)
+            if config.clip_gradient:
+                nn.utils.clip_grad_norm_(trained, config.clip_gradient)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            method.after_step(progress)
+            session.after(step + 1, peak * factor, output, parts[-1].labels)
+    return session.seconds
+
+
+def place(method: Method, config: TrainConfig, device: torch.device) -> nn.Module:
+    """The method on its device, channels last, compiled and wrapped as asked; what `fit` calls forward on."""
+    prepare(device)
+    layout = torch.preserve_format if device.type == "mps" else torch.channels_last
+    if config.sync_batchnorm and device.type == "cuda" and distributed.world_size() > 1:
+        method.backbone = nn.SyncBatchNorm.convert_sync_batchnorm(method.backbone)
+    method.to(device=device, memory_format=layout)
+    if config.compile is True or (config.compile == "auto" and device.type == "cuda"):
+        for network in method.children():
+            network.compile()
+    if distributed.world_size() == 1:
+        return method
+    ids = [device.index] if device.type == "cuda" else None
+    return DistributedDataParallel(
+        method, device_ids=ids, broadcast_buffers=False, gradient_as_bucket_view=True
+    )
+
+
+def _forward_backward(module: nn.Module, parts: list[Batch], amp: bool) -> Output:
+    """Gradients of the mean loss over the parts; returns the last part's output with the mean loss."""
+    losses = []
+    for number, batch in enumerate(parts, 1):
+        device = batch.views[0].device.type
+        wait = number < len(parts) and isinstance(module, DistributedDataParallel)
+        with module.no_sync() if wait else contextlib.nullcontext():
+            with torch.autocast(device, torch.bfloat16, enabled=amp):
+                output = module(batch)
+            (output.loss / len(parts)).backward()
+        losses.append(output.loss.detach())
+    return Output(torch.stack(losses).mean(), output.features.detach(), output.metrics)
+
+
+def _seed_layers(seed: int, step: int) -> None:
+    """Dropout and stochastic depth draw from torch's generator: make it a function of seed, step and rank."""
+    torch.manual_seed(randomness.key(randomness.STEP, seed, step, distributed.rank()) >> 1)

@@ -1,0 +1,105 @@
+"""Optimizer, parameter groups and learning rate."""
+
+from typing import Literal
+
+import torch
+from pydantic import Field, model_validator
+from torch import nn
+from torch.optim import Optimizer
+
+from tacit import schedules
+from tacit.config import Config
+
+
+class OptimizerConfig(Config):
+    """How weights move. Biases, norms and other tensors of fewer than two dimensions have no decay."""
+
+    name: Literal["sgd", "adamw", "lars", "lamb"] = "sgd"
+    lr: float = Field(0.03, gt=0)  # see lr_scaling
+    lr_scaling: Literal["none", "linear", "sqrt"] = (
+        "none"  # lr is for 256 images and grows so with the batch
+    )
+    weight_decay: float = Field(1e-4, ge=0)
+    momentum: float = Field(0.9, ge=0, lt=1)  # sgd, lars
+    nesterov: bool = False  # sgd, lars
+    betas: tuple[float, float] = (0.9, 0.999)  # adamw, lamb
+    trust_coefficient: float = Field(0.001, gt=0)  # lars
+
+    @model_validator(mode="after")
+    def _betas(self) -> "OptimizerConfig":
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"betas={list(self.betas)}: each must be in [0, 1)")
+        return self
+
+
+class ScheduleConfig(Config):
+    """How the learning rate changes."""
+
+    name: Literal["cosine", "constant"] = "cosine"
+    warmup_epochs: float = Field(0.0, ge=0)  # linear from 0
+    final_lr: float = Field(0.0, ge=0, le=1)  # cosine: at the end, as a fraction of lr
+
+
+def scaled_lr(config: OptimizerConfig, batch_size: int) -> float:
+    """The peak rate: lr, times batch / 256 (linear, arXiv 1706.02677) or its square root."""
+    ratio = batch_size / 256
+    return config.lr * {"none": 1.0, "linear": ratio, "sqrt": ratio**0.5}[config.lr_scaling]
+
+
+def parameter_groups(
+    module: nn.Module, config: OptimizerConfig, constant_lr: tuple[str, ...] = ()
+) -> list[dict]:
+    """All trainable parameters: with and without decay, following the schedule or at a constant rate.
+
+    Without decay: fewer than two dimensions, and what a timm model lists in no_weight_decay(). LARS and LAMB
+    adapt the rate of decayed tensors only, at weight_decay 0 as well.
+    """
+    exempt = {
+        f"{prefix}.{name}" if prefix else name
+        for prefix, m in module.named_modules()
+        if hasattr(m, "no_weight_decay")
+        for name in m.no_weight_decay()
+    }
+    groups: dict[tuple[bool, bool], dict] = {}
+    for name, parameter in module.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        decay = parameter.ndim >= 2 and name not in exempt
+        constant = name.startswith(tuple(f"{member}." for member in constant_lr))
+        new = {
+            "params": [],
+            "weight_decay": config.weight_decay if decay else 0.0,
+            "constant_lr": constant,
+        }
+        if config.name in ("lars", "lamb"):
+            new["always_adapt"] = decay
+        groups.setdefault((decay, constant), new)["params"].append(parameter)
+    return list(groups.values())
+
+
+def build_optimizer(
+    module: nn.Module, config: OptimizerConfig, lr: float, constant_lr: tuple[str, ...] = ()
+) -> Optimizer:
+    """SGD and AdamW are torch's fused ones; LARS (arXiv 1708.03888) and LAMB (arXiv 1904.00962) are timm's."""
+    groups = parameter_groups(module, config, constant_lr)
+    if config.name == "adamw":
+        return torch.optim.AdamW(groups, lr=lr, betas=config.betas, fused=True)
+    momentum = {"momentum": config.momentum, "nesterov": config.nesterov and config.momentum > 0}
+    if config.name == "sgd":
+        return torch.optim.SGD(groups, lr=lr, **momentum, fused=True)
+    from timm.optim import Lamb, Lars
+
+    if config.name == "lamb":
+        return Lamb(groups, lr=lr, betas=config.betas)
+    return Lars(groups, lr=lr, **momentum, trust_coeff=config.trust_coefficient)
+
+
+def lr_factor(config: ScheduleConfig, progress: float, epochs: float) -> float:
+    """The factor on the peak rate at this progress of a training of so many epochs."""
+    shape = {"cosine": schedules.warmup_cosine, "constant": schedules.warmup_constant}[config.name]
+    return shape(progress, min(1.0, config.warmup_epochs / epochs), config.final_lr)
+
+
+def set_lr(optimizer: Optimizer, peak: float, factor: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = peak * (1.0 if group["constant_lr"] else factor)

@@ -1,0 +1,48 @@
+"""Which device, and which number format it is fast in."""
+
+from typing import Literal
+
+import torch
+
+from tacit.errors import UserError
+
+Precision = Literal["auto", "fp32", "bf16"]
+
+
+def pick_device(name: str) -> torch.device:
+    """auto: cuda, else mps, else cpu. Raises: UserError for a device that is not there."""
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"device={name}: {reason}. Use auto, cpu, cuda, cuda:1 or mps") from None
+    return device
+
+
+def pick_precision(precision: Precision, device: torch.device) -> Literal["fp32", "bf16"]:
+    """auto: bf16 where the hardware multiplies it natively, else fp32."""
+    if precision != "auto":
+        return precision
+    if device.type == "cuda":
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        native = device.type == "cpu" and _cpu_multiplies_bf16()
+    return "bf16" if native else "fp32"
+
+
+def _cpu_multiplies_bf16() -> bool:
+    """Whether the CPU has AVX512-BF16 or AMX; older ones emulate bf16 and lose time by it."""
+    names = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    return any(getattr(torch.cpu, name, lambda: False)() for name in names)
+
+
+def prepare(device: torch.device) -> None:
+    """Device-wide switches: matrix products in fp32 may use TF32 on a GPU."""
+    if device.type == "cuda":
+        torch.set_float32_matmul_precision("high")
+        torch.backends.cudnn.benchmark = True

@@ -1,0 +1,249 @@
+"""The bookkeeping around the loop: resume, clock, guard against non-finite losses, log, checkpoints, signals."""
+
+import contextlib
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tacit import distributed
+from tacit.data.loader import ViewLoader
+from tacit.errors import UserError
+from tacit.methods.method import Method, Output
+from tacit.metrics import feature_std
+from tacit.train.checkpoint import Checkpoints
+from tacit.train.files import write_json
+from tacit.train.log import Display, MetricsFile, console
+from tacit.train.probe import OnlineProbe
+
+
+class Interrupted(Exception):
+    """A signal ended the run after a step; everything is saved."""
+
+    def __init__(self, signal_number: int, step: int, steps: int) -> None:
+        super().__init__(f"Stopped after step {step} of {steps}; everything is saved.")
+        self.signal_number = signal_number
+
+
+@dataclass(frozen=True)
+class Check:
+    """A measurement every few epochs and at the end, made by rank 0: kNN accuracy and its like."""
+
+    every_epochs: int
+    measure: Callable[[nn.Module], dict[str, float]]
+
+
+class Session:
+    """One process's part of a run, from its newest checkpoint on.
+
+    Attributes:
+        start, steps: the first step to do and the number of all steps.
+        seconds: of training so far, those before an interruption included.
+    """
+
+    def __init__(
+        self,
+        method: Method,
+        optimizer: torch.optim.Optimizer,
+        loader: ViewLoader,
+        config: Any,
+        folder: Path,
+        probe: OnlineProbe | None,
+        check: Check | None,
+    ) -> None:
+        self.method, self.optimizer, self.loader, self.config = method, optimizer, loader, config
+        self.folder, self.probe, self.check = folder, probe, check
+        self.steps = total_steps(config.epochs, config.max_steps, loader)
+        self.checkpoints = Checkpoints(
+            folder / "checkpoints", config.checkpoint.keep, console.print
+        )
+        self.start, self.seconds = 0, 0.0
+        self._device = next(method.parameters()).device
+        self._first_bad = torch.full((), -1, dtype=torch.long, device=self._device)
+        self._resume()
+
+    def _resume(self) -> None:
+        found = self.checkpoints.load(self._device)
+        if found is None:
+            return
+        self.start, state = found
+        self.method.load_state_dict(state["method"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.seconds = state["seconds"]
+        if self.probe:
+            self.probe.load_state_dict(state["probe"])
+            self.probe.optimizer.load_state_dict(state["probe_optimizer"])
+
+    def _save(self, done: int) -> None:
+        if distributed.rank() == 0:
+            state = {
+                "method": self.method.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+                "seconds": self.seconds,
+            }
+            if self.probe:
+                state["probe"] = self.probe.state_dict()
+                state["probe_optimizer"] = self.probe.optimizer.state_dict()
+            self.checkpoints.save(done, state)
+        distributed.barrier()
+
+    @contextlib.contextmanager
+    def running(self, quiet: bool) -> Iterator["Session"]:
+        """Log open and signals caught while the loop runs."""
+        main = distributed.rank() == 0
+        self._metrics = MetricsFile(self.folder / "metrics.jsonl", self.start) if main else None
+        self._display = Display(
+            self.steps, self.loader.steps_per_epoch, self.start, quiet or not main
+        )
+        self._since, self._images = time.perf_counter(), 0
+        self._seconds_before, self._began = self.seconds, time.perf_counter()
+        try:
+            with _caught_signals() as self._signals:
+                yield self
+        finally:
+            self._display.close()
+            if self._metrics:
+                self._metrics.close()
+
+    def guard(self, step: int, loss: Tensor) -> None:
+        """Note a loss that is not finite; raise UserError at once on the CPU, elsewhere when the host next waits."""
+        loss = distributed.mean(loss.detach())
+        bad = ~torch.isfinite(loss) & (self._first_bad < 0)
+        self._first_bad.masked_fill_(bad, step)
+        if self._device.type == "cpu":
+            self._stop_if_not_finite()
+
+    def _stop_if_not_finite(self) -> None:
+        step = int(self._first_bad)
+        if step < 0:
+            return
+        saved = self.checkpoints.files()
+        report = self.folder / "nonfinite.json"
+        if distributed.rank() == 0:
+            write_json(
+                report,
+                {
+                    "step": step,
+                    "epoch": step // self.loader.steps_per_epoch,
+                    "seed": self.config.seed,
+                    "images": self.loader.indices(step).tolist(),
+                    "lr": [group["lr"] for group in self.optimizer.param_groups],
+                    "last_checkpoint": str(saved[-1][1]) if saved else None,
+                },
+            )
+        kept = f"the checkpoint of step {saved[-1][0]} is kept" if saved else "no checkpoint yet"
+        raise UserError(
+            f"The loss of step {step} is not finite; {kept}. The step's coordinates are in {report}. "
+            f"Try a lower optimizer.lr, a longer schedule.warmup_epochs, clip_gradient=1 or precision=fp32"
+        )
+
+    def after(self, done: int, lr: float, output: Output, labels: Tensor | None) -> None:
+        """After `done` steps: teach the probe, measure, log, save, and stop if a signal asks for it."""
+        accuracy = None
+        if self.probe and labels is not None:
+            accuracy = self.probe.learn(output.features, labels)
+        self._images += self.config.batch_size
+        last = done == self.steps
+        checked = (
+            self._measure() if self.check and self._by_epochs(self.check.every_epochs, done) else {}
+        )
+        log = last or bool(checked) or done % self.config.log_every == 0 or done == self.start + 1
+        stop = self._signal() if log or distributed.world_size() == 1 else 0
+        if log:
+            self._log(done, lr, output, accuracy, checked, last)
+        every = self.config.checkpoint
+        due = last or self._by_epochs(every.every_epochs, done)
+        if stop or due or (every.every_steps and done % every.every_steps == 0):
+            self._stop_if_not_finite()
+            self.seconds = self._seconds_before + time.perf_counter() - self._began
+            self._save(done)
+        if stop and not last:
+            raise Interrupted(stop, done, self.steps)
+
+    def _by_epochs(self, every: int, done: int) -> bool:
+        return every > 0 and (
+            done == self.steps or done % (every * self.loader.steps_per_epoch) == 0
+        )
+
+    def _signal(self) -> int:
+        """The signal that any rank has caught, or 0."""
+        return round(distributed.maximum(max(self._signals, default=0), self._device))
+
+    def _measure(self) -> dict[str, float]:
+        """The check's values, on rank 0; its time does not count as training speed."""
+        began = time.perf_counter()
+        values = {}
+        if distributed.rank() == 0:
+            self.method.eval()
+            values = self.check.measure(self.method.backbone)
+            self.method.train()
+        distributed.barrier()
+        self._since += time.perf_counter() - began
+        return values
+
+    def _log(
+        self,
+        done: int,
+        lr: float,
+        output: Output,
+        accuracy: Tensor | None,
+        checked: dict[str, float],
+        last: bool,
+    ) -> None:
+        self._stop_if_not_finite()
+        loss = float(distributed.mean(output.loss.detach()))
+        top1 = {} if accuracy is None else {"probe_top1": float(distributed.mean(accuracy))}
+        now = time.perf_counter()
+        record = {
+            "step": done,
+            "epoch": round(done / self.loader.steps_per_epoch, 4),
+            "loss": loss,
+            "lr": lr,
+            "images_per_second": round(self._images / max(1e-9, now - self._since), 2),
+            "seconds": round(self._seconds_before + now - self._began, 3),
+            "feature_std": float(feature_std(output.features)),
+            **{name: float(value) for name, value in output.metrics.items()},
+            **top1,
+            **checked,
+        }
+        self._since, self._images = now, 0
+        if self._metrics:
+            self._metrics.write({k: v if _finite(v) else None for k, v in record.items()})
+        self._display.update(done, record, last)
+
+
+def total_steps(epochs: int, max_steps: int | None, loader: ViewLoader) -> int:
+    steps = epochs * loader.steps_per_epoch
+    return min(steps, max_steps) if max_steps else steps
+
+
+def _finite(value: float) -> bool:
+    return math.isfinite(value)
+
+
+@contextlib.contextmanager
+def _caught_signals() -> Iterator[list[int]]:
+    """SIGTERM and Ctrl-C are noted in the list; a second Ctrl-C raises KeyboardInterrupt at once."""
+    caught: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield caught  # Python lets only the main thread listen
+        return
+
+    def note(number: int, _frame: Any) -> None:
+        if number == signal.SIGINT and number in caught:
+            raise KeyboardInterrupt
+        caught.append(number)
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield caught
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

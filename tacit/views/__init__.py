@@ -1,0 +1,1 @@
+"""Recipes of views and the batched views that they make."""

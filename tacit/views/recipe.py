@@ -1,0 +1,108 @@
+"""What a view is, as data: groups of views, each with a size and the strengths of its augmentations."""
+
+from pydantic import Field, model_validator
+
+from tacit.config import Config, Tree, near
+from tacit.errors import UserError
+
+Probability = Field(0.0, ge=0, le=1)
+Strength = Field(0.0, ge=0)
+
+
+class ViewGroup(Config):
+    """`count` views of each image, made alike; the steps are applied in the order of these fields."""
+
+    count: int = Field(1, ge=1)
+    size: int = Field(224, ge=1)  # side of the view in pixels
+    crop_scale: tuple[float, float] = (0.08, 1.0)  # area of the crop, fraction of the image's
+    crop_ratio: tuple[float, float] = (0.75, 4 / 3)  # width / height of the crop
+    flip: float = Probability  # mirrored left to right
+    affine: float = Probability  # of the next five
+    rotation: float = Strength  # at most so many degrees either way
+    translation: float = Strength  # at most this fraction of the side, in each direction
+    zoom: tuple[float, float] = (1.0, 1.0)  # factor, log-uniform
+    shear: float = Strength  # at most so many degrees either way, along x
+    jitter: float = Probability  # of the next four, in random order
+    brightness: float = Strength  # factor within 1 +/- this, not below 0
+    contrast: float = Strength
+    saturation: float = Strength
+    hue: float = Field(0.0, ge=0, le=0.5)  # shift within +/- this fraction of the colour circle
+    grayscale: float = Probability
+    blur: float = Probability
+    blur_sigma: tuple[float, float] = (0.1, 2.0)  # standard deviation in pixels, uniform
+    blur_kernel: int = Field(0, ge=0)  # width in pixels, made odd (0: a tenth of the size)
+    solarize: float = Probability
+    solarize_threshold: float = Field(0.5, ge=0, le=1)
+
+    @model_validator(mode="after")
+    def _ranges(self) -> "ViewGroup":
+        for name in ("crop_scale", "crop_ratio", "zoom", "blur_sigma"):
+            low, high = getattr(self, name)
+            if not 0 < low <= high:
+                raise ValueError(f"{name}=[{low}, {high}] is not 0 < low <= high")
+        if self.crop_scale[1] > 1:
+            raise ValueError(f"crop_scale=[..., {self.crop_scale[1]}] is larger than the image (1)")
+        return self
+
+    @property
+    def kernel(self) -> int:
+        """Width of the blur: about a tenth of the side, odd, at least 3."""
+        return max(3, self.blur_kernel or self.size // 10) | 1
+
+
+def _jitter(b: float, c: float, s: float, h: float, p: float = 0.8) -> Tree:
+    return {"jitter": p, "brightness": b, "contrast": c, "saturation": s, "hue": h}
+
+
+_PHOTO = {"size": 224, "flip": 0.5, "grayscale": 0.2}
+_SMALL = {"size": 32, "flip": 0.5, "grayscale": 0.2}
+
+# name -> groups. The small variants are for 32 px: no blur, weaker colours (as the CIFAR benchmarks use).
+PRESETS: dict[str, list[Tree]] = {
+    # SimCLR, appendix A (arXiv 2002.05709): jitter of strength 1, blur on half of the views.
+    "simclr": [{"count": 2, **_PHOTO, **_jitter(0.8, 0.8, 0.8, 0.2), "blur": 0.5}],
+    "simclr-small": [{"count": 2, **_SMALL, **_jitter(0.4, 0.4, 0.4, 0.1)}],
+    # MoCo v2, section 3 (arXiv 2003.04297): crops from 0.2, weaker jitter, blur on half of the views.
+    "moco_v2": [
+        {
+            "count": 2,
+            **_PHOTO,
+            "crop_scale": (0.2, 1.0),
+            **_jitter(0.4, 0.4, 0.4, 0.1),
+            "blur": 0.5,
+        }
+    ],
+    "moco_v2-small": [
+        {"count": 2, **_SMALL, "crop_scale": (0.2, 1.0), **_jitter(0.4, 0.4, 0.4, 0.1)}
+    ],
+    # BYOL, table 6 (arXiv 2006.07733): the first view always blurred, the second seldom, but solarized.
+    "byol": [
+        {**_PHOTO, **_jitter(0.4, 0.4, 0.2, 0.1), "blur": 1.0},
+        {**_PHOTO, **_jitter(0.4, 0.4, 0.2, 0.1), "blur": 0.1, "solarize": 0.2},
+    ],
+    "byol-small": [
+        {**_SMALL, **_jitter(0.4, 0.4, 0.2, 0.1)},
+        {**_SMALL, **_jitter(0.4, 0.4, 0.2, 0.1), "solarize": 0.2},
+    ],
+    # Handwriting: every crop keeps the whole glyph, and a mirrored digit is another digit.
+    "digits": [
+        {
+            "count": 2,
+            "size": 16,
+            "crop_scale": (0.7, 1.0),
+            "affine": 1.0,
+            "rotation": 15.0,
+            "translation": 0.08,
+            "zoom": (0.85, 1.15),
+            "shear": 15.0,
+        }
+    ],
+}
+
+
+def preset(name: str) -> list[Tree]:
+    """The groups of a preset, as plain data."""
+    if name not in PRESETS:
+        hint = near(name, PRESETS)
+        raise UserError(f"views={name}: no such preset.{hint} Known: {', '.join(PRESETS)}")
+    return [dict(group) for group in PRESETS[name]]
