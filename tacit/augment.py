@@ -1,10 +1,11 @@
 """Batched augmentations: a few tensor lines each, pure, with one parameter per image.
 
-Images are (B, 3, H, W) float32 in [0, 1] unless said otherwise, on any device. Parameters are (B,) tensors;
-who draws them is `views`. With equal parameters each op equals its namesake of torchvision.transforms.v2.functional.
+Images are (B, 3, H, W) float32 in [0, 1] unless said otherwise, on any device. Parameters are (B,)
+tensors; who draws them is `views`. With equal parameters each op equals its namesake of
+torchvision.transforms.v2.functional.
 
-An op that only some images get takes a (B,) mask. The CPU then works on those images alone; other devices
-compute all and select, since picking rows would make the host wait for the device.
+An op that only some images get takes a (B,) mask. The CPU then works on those images alone; other
+devices compute all and select, since picking rows would make the host wait for the device.
 """
 
 import math
@@ -37,7 +38,7 @@ def where(mask: Tensor, op: Callable[..., Tensor], x: Tensor, *parameters: Tenso
     return x.index_copy_(0, rows, op(x[rows], *(p[rows] for p in parameters))) if len(rows) else x
 
 
-# Geometry ------------------------------------------------------------------------------------------------
+# Geometry -----------------------------------------------------------------------------------------
 
 
 def crop_boxes(
@@ -87,8 +88,8 @@ def _resize_matrix(
 ) -> Tensor:
     """(B, size, source): row i holds the weights of the source pixels that make output pixel i.
 
-    Antialiased linear interpolation within [start, start + length): a triangle whose half-width is the
-    larger of one source and one output pixel, normalised over the pixels inside the crop.
+    Antialiased linear interpolation within [start, start + length): a triangle whose half-width is
+    the larger of one source and one output pixel, normalised over the pixels inside the crop.
     """
     start, length = start.float()[:, None, None], length.float()[:, None, None]
     out = torch.arange(size, device=start.device, dtype=torch.float32)[None, :, None]
@@ -145,7 +146,7 @@ def affine(x: Tensor, angle: Tensor, shift: Tensor, zoom: Tensor, shear: Tensor)
     return torch.nn.functional.grid_sample(x, grid, "bilinear", "zeros", align_corners=False)
 
 
-# Colour --------------------------------------------------------------------------------------------------
+# Colour -------------------------------------------------------------------------------------------
 
 
 def luma(x: Tensor) -> Tensor:
@@ -183,7 +184,8 @@ def adjust_saturation(x: Tensor, factor: Tensor) -> Tensor:
 def adjust_hue(x: Tensor, shift: Tensor) -> Tensor:
     """Turn the hue of HSV by `shift` of a full circle, value and chroma kept.
 
-    Each channel is v - c * clamp(min(k, 4 - k), 0, 1) with k = (n + 6 h) mod 6 and n = 5, 3, 1 for red, green,
+    Each channel is v - c * clamp(min(k, 4 - k), 0, 1) with k = (n + 6 h) mod 6 and n = 5, 3, 1 for
+    red, green,
     blue: the closed form of the six cases of the usual conversion.
     """
     r, g, b = x.unbind(1)
@@ -233,7 +235,8 @@ def grayscale(x: Tensor) -> Tensor:
 
 
 def gaussian_blur(x: Tensor, sigma: Tensor, kernel: int) -> Tensor:
-    """Separable blur with mirrored borders, each image with its own sigma, in two batched matrix products.
+    """Separable blur with mirrored borders, each image with its own sigma, in two batched matrix
+    products.
 
     Args:
         sigma: (B,) standard deviation in pixels, > 0.
@@ -247,7 +250,9 @@ def gaussian_blur(x: Tensor, sigma: Tensor, kernel: int) -> Tensor:
 
 
 def _blur_matrix(sigma: Tensor, kernel: int, size: int) -> Tensor:
-    """(B, size, size): the kernel's weights, those of pixels outside folded back onto their mirror images."""
+    """(B, size, size): the kernel's weights, those of pixels outside folded back onto their mirror
+    images.
+    """
     reach = kernel // 2
     offset = torch.arange(-reach, reach + 1, device=sigma.device)
     weight = torch.exp(-0.5 * (offset / sigma[:, None]) ** 2)

@@ -22,14 +22,14 @@ class BackboneConfig(Config):
     image_size: int | None = Field(None, ge=1)  # ViTs: side in pixels (default: the views' size)
     patch_size: int | None = Field(None, ge=1)  # ViTs: side of a patch in pixels
     drop_path: float = Field(0.0, ge=0, lt=1)  # stochastic depth
-    options: dict[str, Any] = {}  # further arguments of the timm model
+    options: dict[str, Any] = Field({})  # further arguments of the timm model
 
 
 def build_backbone(config: BackboneConfig, image_size: int, seed: int) -> nn.Module:
-    """The encoder with `num_features` outputs a (B, 3, s, s) image; the weights are a function of the seed.
+    """An encoder (B, 3, s, s) -> (B, num_features); its weights are a function of the seed.
 
     Args:
-        image_size: side of the images in pixels, for models that must know it (config.image_size wins).
+        image_size: side of the images in pixels, for models that must know it.
     Raises: UserError for a name or an option that timm does not know.
     """
     import timm  # one second: only commands that build an encoder pay for it
@@ -58,7 +58,7 @@ def build_backbone(config: BackboneConfig, image_size: int, seed: int) -> nn.Mod
 
 
 def _adapt_stem(backbone: nn.Module, config: BackboneConfig) -> None:
-    """Exchange a ResNet's 7x7 stride-2 stem and max-pool, which leave 8x8 of 32x32, for a small one."""
+    """Put a small stem in place of 7x7, stride 2 and max-pool, which leave 8x8 of 32x32 pixels."""
     stem = getattr(backbone, "conv1", None)
     if not isinstance(stem, nn.Conv2d) or not hasattr(backbone, "maxpool"):
         raise UserError(

@@ -50,7 +50,7 @@ def pretrain(
 
 @app.command()
 def knn(run: RunFolder, overrides: DataOverrides = None) -> None:
-    """Classify test images by their nearest training images; beside it an untrained encoder and pixels."""
+    """Classify test images by their nearest training images; beside an untrained encoder."""
     from tacit import run as jobs
 
     jobs.knn(run, overrides)

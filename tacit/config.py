@@ -1,7 +1,7 @@
-"""Typed configuration: layers of YAML and key=value are merged, validated once, and every value knows its origin.
+"""Typed configuration: YAML and key=value in layers, validated once, each value with its origin.
 
-A configuration class sits beside the code that reads it and derives from `Config`: frozen, unknown keys
-refused. The whole is composed in `run_config`.
+A configuration class sits beside the code that reads it and derives from `Config`: frozen, unknown
+keys refused. The whole is composed in `run_config`.
 """
 
 import difflib
@@ -27,7 +27,7 @@ class Config(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
-# YAML ----------------------------------------------------------------------------------------------------
+# YAML ---------------------------------------------------------------------------------------------
 
 
 class _Loader(yaml.SafeLoader):
@@ -95,7 +95,7 @@ def parse_overrides(arguments: Iterable[str]) -> Tree:
 
 
 def merge(below: Tree, above: Tree) -> Tree:
-    """`above` over `below`: mappings merge, everything else is replaced; 'views.0' reaches into a list."""
+    """`above` over `below`: mappings merge, the rest is replaced; 'views.0' reaches into a list."""
     result = dict(below)
     for key, value in above.items():
         old = result.get(key)
@@ -146,11 +146,11 @@ def differences(old: Tree, new: Tree) -> list[str]:
     return lines
 
 
-# Validation ----------------------------------------------------------------------------------------------
+# Validation ---------------------------------------------------------------------------------------
 
 
 def validate(cls: type[C], tree: Tree) -> C:
-    """The typed configuration, or one UserError that lists every problem of the tree, a line each."""
+    """The typed configuration, or a UserError that lists every problem, a line each."""
     try:
         return cls.model_validate(tree)
     except ValidationError as error:
@@ -216,7 +216,7 @@ def _models(annotation: Any) -> list[type[Config]]:
 
 
 def _walk(cls: type[Config], location: tuple) -> tuple[list[str], type[Config] | None]:
-    """The dotted path of an error, without union tags, and the class that its last key belongs to."""
+    """The dotted path of an error, without union tags, and the class of its last key."""
     path: list[str] = []
     candidates, owner = [cls], cls
     for part in location:
@@ -244,7 +244,7 @@ def _tag(model: type[Config]) -> str | None:
     return values[0] if values else None
 
 
-# Origins -------------------------------------------------------------------------------------------------
+# Origins ------------------------------------------------------------------------------------------
 
 
 class Origins:

@@ -1,8 +1,8 @@
 """The few collectives that methods and the engine need; each is the identity with one process.
 
-Every loss is a mean over this rank's samples and DistributedDataParallel averages gradients over ranks, so
-gradients that arrive at a gathered tensor are summed over ranks: the whole is the gradient of the mean over
-the global batch.
+Every loss is a mean over this rank's samples and DistributedDataParallel averages gradients over
+ranks, so gradients that arrive at a gathered tensor are summed over ranks: the whole is the
+gradient of the mean over the global batch.
 """
 
 import os
@@ -22,7 +22,7 @@ def rank() -> int:
 
 
 def setup(device: torch.device) -> torch.device:
-    """Join the group that torchrun describes in the environment, if any; returns this rank's device."""
+    """Join the group that torchrun describes, if there is one; returns this rank's device."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
         if device.type == "cuda":
             device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
@@ -43,7 +43,7 @@ def barrier() -> None:
 
 
 class _Gather(torch.autograd.Function):
-    """All ranks' rows, in rank order; the gradient is summed over ranks, each rank takes its part."""
+    """All ranks' rows in rank order; the gradient is summed over ranks, each takes its part."""
 
     @staticmethod
     def forward(ctx, x: Tensor) -> Tensor:

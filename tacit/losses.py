@@ -1,7 +1,8 @@
-"""Losses as pure functions of this rank's embeddings; those that couple samples gather across ranks themselves.
+"""Losses as pure functions of this rank's embeddings; where samples couple, they gather ranks.
 
-All are computed in full precision, whatever autocast says outside. With W ranks the mean of their values and,
-averaged by DistributedDataParallel, their gradients equal those of one rank with the whole batch.
+All are computed in full precision, whatever autocast says outside. With W ranks the mean of their
+values and, averaged by DistributedDataParallel, their gradients equal those of one rank with the
+whole batch.
 """
 
 from collections.abc import Callable
@@ -32,12 +33,12 @@ def _widen(x: Tensor) -> Tensor:
 
 @full_precision
 def nt_xent(z1: Tensor, z2: Tensor, temperature: float) -> Tensor:
-    """Normalised temperature-scaled cross-entropy: the mean over the 2B anchors i, with positive j, of
+    """Normalised temperature-scaled cross-entropy: mean over 2B anchors i, with positive j, of
 
         -log( exp(sim(z_i, z_j) / T) / sum over k != i of exp(sim(z_i, z_k) / T) ),  sim = cosine.
 
     Args:
-        z1, z2: (B, D) projections of the two views, not normalised; row i of both shows the same image.
+        z1, z2: (B, D) projections of the two views, not normalised; rows i show the same image.
         temperature: T > 0.
     Source: SimCLR, eq. 1 (arXiv 2002.05709). Negatives come from all ranks.
     """

@@ -5,7 +5,7 @@ from torch import Tensor
 
 
 def top_k(scores: Tensor, labels: Tensor, k: int) -> Tensor:
-    """The fraction of rows whose label is among the k highest scores; k is cut to the number of classes.
+    """The fraction of rows whose label is among the k highest scores (all, where k > C).
 
     Args:
         scores: (N, C).
@@ -17,11 +17,11 @@ def top_k(scores: Tensor, labels: Tensor, k: int) -> Tensor:
 
 
 def feature_std(features: Tensor) -> Tensor:
-    """sqrt(D) times the mean standard deviation of L2-normalised features: 0 when collapsed, about 1 when spread.
+    """sqrt(D) times the mean standard deviation of unit features: 0 collapsed, about 1 spread.
 
     Args:
         features: (B, D).
-    Source: SimSiam, section 4.1 (arXiv 2011.10566), where 1/sqrt(D) is the value of a spread output.
+    Source: SimSiam, section 4.1 (arXiv 2011.10566): a spread output has 1 / sqrt(D).
     """
     unit = torch.nn.functional.normalize(features.detach().float(), dim=1)
     return unit.std(0).mean() * features.shape[1] ** 0.5

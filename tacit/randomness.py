@@ -4,8 +4,9 @@ The value at (seed, epoch, image index, view, slot) comes from a counter-based h
 image depends neither on batch size, order, workers, ranks nor on where a run was resumed, and no
 generator has a state that a checkpoint would have to keep.
 
-The mixer is the 64-bit finaliser of SplitMix64 (Steele, Lea, Flood: Fast splittable pseudorandom number
-generators, OOPSLA 2014), in two's complement: torch's int64 products wrap as unsigned ones do.
+The mixer is the 64-bit finaliser of SplitMix64 (Steele, Lea, Flood: Fast splittable pseudorandom
+number generators, OOPSLA 2014), in two's complement: torch's int64 products wrap as unsigned ones
+do.
 """
 
 import numpy as np
@@ -16,7 +17,8 @@ _MASK = (1 << 64) - 1
 _GOLDEN = 0x9E3779B97F4A7C15  # 2^64 / golden ratio: the increment of SplitMix64
 _MIX_1, _MIX_2 = 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
 
-# The first coordinate after the seed says what the number is for, so that no two purposes share one.
+# The first coordinate after the seed says what the number is for, so that no two purposes share
+# one.
 VIEWS, ORDER, SPLIT, SUBSET, STEP, WEIGHTS = range(6)
 
 

@@ -41,14 +41,14 @@ PACKAGES = ("tacit", "torch", "torchvision", "timm", "numpy", "scikit-learn")
 VERSION = 1  # of the protocols; a change that moves numbers raises it
 
 
-# Pretraining ---------------------------------------------------------------------------------------------
+# Pretraining --------------------------------------------------------------------------------------
 
 
 def pretrain(config: RunConfig, quiet: bool = False) -> Path:
     """Pretrain as configured, from where an earlier call was stopped; returns the run's folder.
 
-    Raises: UserError for data or options that do not fit, or for a folder that holds another configuration;
-    train.session.Interrupted after SIGTERM or Ctrl-C.
+    Raises: UserError for data or options that do not fit, or for a folder that holds another
+    configuration; train.session.Interrupted after SIGTERM or Ctrl-C.
     """
     if config.run is None:
         raise UserError("run=...: name a folder for the run")
@@ -131,7 +131,7 @@ def claim(folder: Path, config: RunConfig) -> None:
         if lines:
             shown = "\n".join(f"  {line}" for line in lines)
             raise UserError(
-                f"'{folder}' holds a run with another configuration (there -> asked for):\n{shown}\n"
+                f"'{folder}' holds another configuration (there -> asked for):\n{shown}\n"
                 f"Choose another folder with --run, or repeat the command that made it"
             )
         return
@@ -172,13 +172,16 @@ def _announce(config: RunConfig, images: Images, device: torch.device) -> None:
     lr = scaled_lr(config.optimizer, config.batch_size)
     console.print(
         f"{config.method.name} with {config.backbone.name} on {len(images):,} images ({classes}), "
-        f"{device.type} {pick_precision(config.precision, device)}, peak lr {lr:.4g} -> {config.run}",
+        f"{device.type} {pick_precision(config.precision, device)}, "
+        f"peak lr {lr:.4g} -> {config.run}",
         soft_wrap=True,
     )
 
 
 def _knn_check(config: RunConfig, images: Images, device: torch.device) -> Check | None:
-    """kNN within the training split: a fifth of its images ask the others. The test split is not touched."""
+    """kNN within the training split: a fifth of its images ask the others. The test split is not
+    touched.
+    """
     if config.evaluate.every_epochs == 0 or images.labels is None:
         return None
     order = randomness.permutation(len(images), randomness.SPLIT, config.seed)
@@ -213,7 +216,7 @@ def describe(config: RunConfig, method: Method, images: Images, seconds: float) 
     }
 
 
-# Evaluation ----------------------------------------------------------------------------------------------
+# Evaluation ---------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -265,7 +268,8 @@ def knn(run: str | Path, overrides: list[str] | None = None) -> list[Result]:
 def linear(run: str | Path, overrides: list[str] | None = None) -> list[Result]:
     """Logistic regression on cached features; arguments and comparisons as in `knn`.
 
-    Protocol: L2 penalty chosen on a fifth of the training split, the test split used once: top-1 and top-5.
+    Protocol: L2 penalty chosen on a fifth of the training split, the test split used once: top-1
+        and top-5.
     Then with 1 and 5 labels per class: mean and standard deviation over 10 drawn subsets.
     """
 

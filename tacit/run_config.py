@@ -1,4 +1,6 @@
-"""The whole configuration of a pretraining run, composed once: default < recipe < file < command line."""
+"""The whole configuration of a pretraining run, composed once: default < recipe < file < command
+line.
+"""
 
 import hashlib
 import json
@@ -30,7 +32,9 @@ MethodChoice = Annotated[
 
 
 class EvaluateConfig(Config):
-    """What is measured while pretraining, on images of the training split; the test split is not touched."""
+    """What is measured while pretraining, on images of the training split; the test split is not
+    touched.
+    """
 
     every_epochs: int = Field(10, ge=0)  # kNN check of features (0: never)
     images: int = Field(10_000, ge=10)  # at most so many training images take part in it
@@ -184,7 +188,9 @@ def recipe_title(name: str) -> str:
 
 
 def _default_run(what: str | None, config: RunConfig, changed: bool) -> str:
-    """runs/<recipe>; overridden keys get a hash of the whole, so that another config is another folder."""
+    """runs/<recipe>; overridden keys get a hash of the whole, so that another config is another
+    folder.
+    """
     name = "default"
     if what:
         path = find(what)

@@ -1,7 +1,7 @@
 """What changes with time, as functions of progress: the fraction of training done, in [0, 1].
 
-The engine evaluates them at the middle of each step, progress = (step + 0.5) / steps, so that no step runs
-at a rate of exactly zero, neither the first of a warm-up nor the last of a cosine.
+The engine evaluates them at the middle of each step, progress = (step + 0.5) / steps, so that no
+step runs at a rate of exactly zero, neither the first of a warm-up nor the last of a cosine.
 """
 
 import math
@@ -19,7 +19,8 @@ def warmup_cosine(progress: float, warmup: float, final: float = 0.0) -> float:
         progress: fraction of training done.
         warmup: fraction of training that the linear part takes, in [0, 1]; continuous at its end.
         final: factor at the end.
-    Source: SGDR (Loshchilov and Hutter, arXiv 1608.03983), with the warm-up of Goyal et al. (1706.02677).
+    Source: SGDR (Loshchilov and Hutter, arXiv 1608.03983), with the warm-up of Goyal et al.
+    (1706.02677).
     """
     if progress < warmup:
         return progress / warmup

@@ -1,4 +1,4 @@
-"""Decoded images: small ones of one size as a single uint8 tensor on the device, others decoded when asked for."""
+"""Decoded images: small ones as one uint8 tensor on the device, others decoded when asked for."""
 
 import io
 import os

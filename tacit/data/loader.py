@@ -37,7 +37,7 @@ class ViewLoader:
     """Views of a source, step by step; with W ranks each makes its part of every batch.
 
     Args:
-        batch_size: images of a batch over all ranks; the last, smaller batch of an epoch is left out.
+        batch_size: images of a step over all ranks; the rest of an epoch is left out.
         parts: equal parts that a batch is split into, for gradient accumulation.
     Raises: UserError if the batch is larger than the source or not divisible.
     """
@@ -61,7 +61,7 @@ class ViewLoader:
             )
         if batch_size % (world * parts):
             raise UserError(
-                f"batch_size={batch_size} is not divisible by {world} processes x accumulate={parts}"
+                f"batch_size={batch_size} is no multiple of {world} processes x accumulate={parts}"
             )
         self.images, self.groups, self.seed = images, groups, seed
         self.batch_size, self.parts = batch_size, parts

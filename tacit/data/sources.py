@@ -1,9 +1,10 @@
-"""Sources of images: a length, classes or none, encoded bytes or pixels by index, a label or none."""
+"""Sources of images: length, classes or none; by index encoded bytes or pixels, label or none."""
 
 import json
 import os
+import re
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 from pydantic import Field
@@ -52,9 +53,9 @@ class Source(Protocol):
 
 
 class Digits:
-    """scikit-learn's 1,797 handwritten digits, 8x8 pixels; the last 360, by other writers, are the test split."""
+    """scikit-learn's 1,797 handwritten digits, 8x8 pixels; the last 360 are the test split."""
 
-    classes = [str(n) for n in range(10)]
+    classes: ClassVar[list[str]] = [str(n) for n in range(10)]
     TEST = 360
 
     def __init__(self, split: str) -> None:
@@ -81,7 +82,7 @@ class Digits:
 
 
 class Folder:
-    """Image files below a folder, sorted by path; labelled if every one lies in a sub-folder of the top."""
+    """Image files below a folder, sorted by path; labelled if each lies in a sub-folder of it."""
 
     def __init__(self, root: Path, labels: bool = True) -> None:
         self._root = root
@@ -123,7 +124,7 @@ def _image_files(root: Path) -> list[str]:
 
 
 class Parquet:
-    """Hugging Face's image layout: a column of structs {bytes, path}, and an integer label column if any."""
+    """Hugging Face's layout: a column of structs {bytes, path}, and perhaps integer labels."""
 
     def __init__(self, files: list[Path], labels: bool = True) -> None:
         try:
@@ -184,7 +185,7 @@ def _class_names(schema: Any, column: str | None, labels: np.ndarray | None) -> 
 
 
 class Arrays:
-    """A .npy file of images, or an .npz file of images and optional labels (keys such as x/images, y/labels)."""
+    """Images in a .npy file, or in an .npz with optional labels (keys such as images, labels)."""
 
     IMAGES, LABELS = ("images", "image", "x", "data"), ("labels", "label", "y", "targets")
 
@@ -230,7 +231,7 @@ class Arrays:
 
     @staticmethod
     def splits(path: Path) -> bool:
-        """Whether one .npz holds both splits (x_train and x_test, as train_x, test_x or train_images ...)."""
+        """Whether one .npz holds both splits (train_images and test_images, train_x and test_x)."""
         if path.suffix != ".npz":
             return False
         with np.load(path, allow_pickle=False) as loaded:
@@ -250,7 +251,7 @@ class Arrays:
 
 
 class Torchvision:
-    """A data set class of torchvision that yields (image, label); downloaded where there is a network."""
+    """A data set of torchvision that yields (image, label); downloaded if there is a network."""
 
     def __init__(self, name: str, root: str | None, split: str, labels: bool = True) -> None:
         import torchvision.datasets as datasets
@@ -314,14 +315,15 @@ class Part:
         return self._source.name(int(self._rows[i]))
 
 
-# Opening -------------------------------------------------------------------------------------------------
+# Opening ------------------------------------------------------------------------------------------
 
 
 def open_source(config: DataConfig, split: str) -> Source | None:
     """The train or the test split; None if there is no test split to be had.
 
-    A path's splits are found by the usual names: sub-folders, files that start with them, or arrays in one
-    .npz. A labelled set without a test split is divided here, by coordinates, `test_fraction` for testing.
+    A path's splits are found by the usual names: sub-folders, files that start with them, or arrays
+    in one .npz. A labelled set without a test split is divided here, by coordinates,
+    `test_fraction` for testing.
     Raises: UserError for a source or path that is not there or not readable.
     """
     if config.source == "digits" or (config.source == "auto" and config.path is None):
@@ -356,9 +358,7 @@ def recognise(path: Path) -> str:
     if path.is_file():
         kind = endings.get(path.suffix.lower())
         if kind is None:
-            raise UserError(
-                f"data.path={path}: '{path.suffix}' is none of {', '.join(endings)}, nor is it a folder"
-            )
+            raise UserError(f"data.path={path}: is none of {', '.join(endings)}, nor a folder")
         return kind
     for file in sorted(path.rglob("*"))[:10_000]:
         kind = endings.get(file.suffix.lower())
@@ -387,10 +387,8 @@ def _find_splits(kind: str, path: Path) -> tuple[Any, Any]:
 
 def _says(file: Path, root: Path, names: tuple[str, ...]) -> bool:
     """Whether the file or one of its folders below the root is named after a split."""
-    words = [
-        part.lower().replace(".", "-").replace("_", "-") for part in file.relative_to(root).parts
-    ]
-    return any(word.split("-")[0] in names for word in words)
+    parts = file.relative_to(root).parts
+    return any(re.split(r"[-._]", part.lower())[0] in names for part in parts)
 
 
 def _open(kind: str, where: Any, split: str, labels: bool) -> Source:

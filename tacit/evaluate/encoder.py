@@ -1,4 +1,4 @@
-"""The pretrained encoder as a file: weights with a description from which it is built again, strictly."""
+"""The pretrained encoder as a file: weights, and a description to build it again, strictly."""
 
 import json
 from pathlib import Path
@@ -62,7 +62,8 @@ def save_encoder(folder: Path, backbone: nn.Module, description: dict[str, Any])
     """Write encoder.safetensors, its description inside, and the same as encoder.json."""
     path = folder / FILE
     tensors = {k: v.detach().cpu().contiguous() for k, v in backbone.state_dict().items()}
-    # One metadata key: safetensors does not keep the order of several, and equal runs give equal bytes.
+    # One metadata key: safetensors does not keep the order of several, and equal runs must give
+    # equal bytes.
     metadata = {"tacit": json.dumps(description, sort_keys=True)}
     write_json(folder / "encoder.json", description)
     write_atomically(path, lambda p: save_file(tensors, p, metadata))
@@ -72,13 +73,14 @@ def save_encoder(folder: Path, backbone: nn.Module, description: dict[str, Any])
 def load_encoder(where: str | Path) -> Encoder:
     """The encoder of a finished run's folder or of an encoder.safetensors.
 
-    Raises: UserError if the run is not finished or the weights do not fit name by name and shape by shape.
+    Raises: UserError if the run is not finished or names or shapes of the weights do not fit.
     """
     path = Path(where)
     if path.is_dir():
         if not (path / FILE).is_file():
             raise UserError(
-                f"'{path}' holds no {FILE}: the run is not finished (the same `tacit pretrain` command goes on)"
+                f"'{path}' holds no {FILE}: the run is not finished; "
+                f"the `tacit pretrain` command that began it goes on"
             )
         path = path / FILE
     try:

@@ -25,10 +25,10 @@ def weights_hash(module: nn.Module) -> str:
 
 
 def plain_views(images: Images, size: int, rows: np.ndarray | None = None) -> Iterator[Tensor]:
-    """Images as evaluation sees them, in order, (b, 3, size, size) float32 in [0, 1] on their device.
+    """Images as evaluation sees them, in order: (b, 3, size, size) float32 in [0, 1].
 
-    Small fixed-size images are resized whole; photographs are cut to the central square, 0.875 of the shorter
-    side, and resized.
+    Small fixed-size images are resized whole; photographs are cut to the central square, 0.875 of
+    the shorter side, and resized.
     """
     rows = np.arange(len(images)) if rows is None else rows
     for start in range(0, len(rows), BATCH):
@@ -77,5 +77,5 @@ def extract(
 
 
 def raw_pixels(images: Images, size: int) -> Tensor:
-    """The images themselves as features, resized as the encoder sees them: (N, 3 * size * size) in [0, 1]."""
+    """The images themselves as features, (N, 3 * size * size), resized as for the encoder."""
     return torch.cat([pixels.flatten(1) for pixels in plain_views(images, size)])

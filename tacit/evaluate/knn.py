@@ -1,4 +1,4 @@
-"""Weighted k-nearest-neighbour classification of features (Wu et al., CVPR 2018, arXiv 1805.01978)."""
+"""Weighted k-nearest-neighbour classification (Wu et al., CVPR 2018, arXiv 1805.01978)."""
 
 import torch
 import torch.nn.functional as F
@@ -41,7 +41,7 @@ def knn_accuracy(
     ks: tuple[int, ...] = (20, 200),
     temperature: float = 0.07,
 ) -> dict[int, float]:
-    """Top-1 accuracy for each k: the k nearest vote for their class with weight exp(cosine / temperature).
+    """Top-1 accuracy for each k: the k nearest vote with weight exp(cosine / temperature).
 
     Args:
         bank: (N, D), bank_labels: (N,) int64; queries: (M, D), query_labels: (M,) int64.

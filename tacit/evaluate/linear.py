@@ -1,4 +1,4 @@
-"""Linear probes on cached features: logistic regression with all labels, and with a few per class."""
+"""Linear probes on cached features: logistic regression with all labels and with a few."""
 
 import warnings
 from dataclasses import dataclass
@@ -43,8 +43,8 @@ def linear_probe(
 ) -> LinearResult:
     """Logistic regression on features standardised by the training split.
 
-    The strength of the L2 penalty is chosen on a validation part of the training split; the classifier is then
-    fitted to all of it and sees the test split once.
+    The strength of the L2 penalty is chosen on a validation part of the training split; the
+    classifier is then fitted to all of it and sees the test split once.
 
     Args:
         train: (N, D), test: (M, D) float32 features; labels int64.
@@ -73,7 +73,7 @@ def linear_probe(
 
 
 def few_rows(labels: np.ndarray, shots: int, seed: int, draw: int) -> np.ndarray:
-    """`shots` rows of each class (fewer where a class has fewer), by coordinates; 1 lies inside 5."""
+    """`shots` rows of each class, or all it has, by coordinates; those of 1 lie inside 5."""
     order = randomness.permutation(len(labels), randomness.SUBSET, seed, draw)
     return np.sort(np.concatenate([order[labels[order] == c][:shots] for c in np.unique(labels)]))
 

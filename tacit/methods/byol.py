@@ -1,4 +1,4 @@
-"""BYOL: a predictor on the student foretells the slow teacher's projection of the other view; no negatives."""
+"""BYOL: the student predicts a slow teacher's projection of the other view; no negatives."""
 
 from typing import Literal
 
@@ -12,7 +12,7 @@ from tacit.schedules import cosine
 
 
 class BYOL(Method):
-    """Bootstrap Your Own Latent (Grill et al., NeurIPS 2020, arXiv 2006.07733), eq. 2, symmetrised."""
+    """Bootstrap Your Own Latent (Grill et al., NeurIPS 2020, 2006.07733), eq. 2, symmetrised."""
 
     default_views = "byol"
 

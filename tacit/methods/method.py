@@ -34,8 +34,8 @@ class Output:
 class Method(nn.Module, ABC):
     """A way to pretrain `self.backbone`. Knows no loader, optimizer, rank or device.
 
-    Everything with requires_grad is optimised; what changes with time happens in the two hooks, with
-    progress, the fraction of training done, in [0, 1].
+    Everything with requires_grad is optimised; what changes with time happens in the two hooks,
+    with progress, the fraction of training done, in [0, 1].
 
     Class attributes:
         default_views: the preset of the paper's views.

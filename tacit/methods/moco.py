@@ -14,8 +14,8 @@ class MoCoV2(Method):
     """Improved Baselines with Momentum Contrastive Learning (Chen et al., arXiv 2003.04297).
 
     The algorithm is Algorithm 1 of MoCo (He et al., CVPR 2020, arXiv 1911.05722).
-    differs: keys are not shuffled between GPUs before batch normalisation. With one process shuffling has no
-    effect; with several use sync_batchnorm, as MoCo v3 does.
+    differs: keys are not shuffled between GPUs before batch normalisation. With one process
+        shuffling has no effect; with several use sync_batchnorm, as MoCo v3 does.
     """
 
     default_views = "moco_v2"

@@ -1,6 +1,7 @@
 """Parts that methods are made of: heads, teacher, queue. All of their state is in state_dict."""
 
 import copy
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -11,7 +12,7 @@ from tacit import distributed
 
 
 class BatchNorm(nn.BatchNorm1d):
-    """Batch normalisation of (B, D) over the batch of all ranks, as the papers' heads have it, on any device."""
+    """Batch norm of (B, D) over the batch of all ranks, on any device, as in the papers."""
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.training or distributed.world_size() == 1:
@@ -40,7 +41,7 @@ def mlp(*widths: int, norm: bool = True, last_norm: bool = False) -> nn.Sequenti
     A layer that is followed by a normalisation has no bias, which the normalisation would cancel.
     """
     layers: list[nn.Module] = []
-    for i, (inputs, outputs) in enumerate(zip(widths[:-1], widths[1:], strict=True)):
+    for i, (inputs, outputs) in enumerate(pairwise(widths)):
         last = i == len(widths) - 2
         layers.append(nn.Linear(inputs, outputs, bias=not (last_norm if last else norm)))
         if not last:
@@ -53,10 +54,11 @@ def mlp(*widths: int, norm: bool = True, last_norm: bool = False) -> nn.Sequenti
 
 
 class Teacher(nn.Sequential):
-    """A copy of modules, run one after the other, that follows them as an exponential moving average.
+    """A copy of modules, run in sequence, that follows them as an exponential moving average.
 
-    Buffers, such as the running statistics of batch normalisation, are the teacher's own. No gradient
-    reaches it. Source: mean teacher (arXiv 1703.01780), momentum encoder of MoCo (arXiv 1911.05722).
+    Buffers, such as the running statistics of batch normalisation, are the teacher's own. No
+    gradient reaches it. Source: mean teacher (arXiv 1703.01780), momentum encoder of MoCo (arXiv
+    1911.05722).
     """
 
     def __init__(self, *students: nn.Module) -> None:
@@ -78,8 +80,8 @@ class Teacher(nn.Sequential):
 class Queue(nn.Module):
     """The last `size` keys of all ranks, first in, first out; starts with random unit rows.
 
-    `stage` holds a batch's keys back until `commit`, which the method calls after the step: the keys of a step
-    are never among its own negatives.
+    `stage` holds a batch's keys back until `commit`, which the method calls after the step: the
+    keys of a step are never among its own negatives.
     """
 
     def __init__(self, size: int, dim: int) -> None:

@@ -11,7 +11,7 @@ from tacit.methods.parts import mlp
 
 
 class SimCLR(Method):
-    """A Simple Framework for Contrastive Learning (Chen et al., ICML 2020, arXiv 2002.05709), eq. 1."""
+    """A Simple Framework for Contrastive Learning (Chen et al., ICML 2020, 2002.05709), eq. 1."""
 
     default_views = "simclr"
 

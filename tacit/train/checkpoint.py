@@ -1,4 +1,5 @@
-"""Checkpoints that survive a crash at any moment: written aside, flushed, renamed, and checked when read.
+"""Checkpoints that survive a crash at any moment: written aside, flushed, renamed, and checked when
+read.
 
 The name of a file ends in its checksum, so one rename makes content and checksum visible together.
 """

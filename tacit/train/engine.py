@@ -1,6 +1,7 @@
 """fit(): the one training loop.
 
-batch -> lr(progress) -> forward -> backward -> after_backward -> step -> after_step -> probe, log, save
+batch -> lr(progress) -> forward -> backward -> after_backward -> step -> after_step -> probe, log,
+save
 """
 
 import contextlib
@@ -93,7 +94,9 @@ def fit(
 
 
 def place(method: Method, config: TrainConfig, device: torch.device) -> nn.Module:
-    """The method on its device, channels last, compiled and wrapped as asked; what `fit` calls forward on."""
+    """The method on its device, channels last, compiled and wrapped as asked; what `fit` calls
+    forward on.
+    """
     prepare(device)
     layout = torch.preserve_format if device.type == "mps" else torch.channels_last
     if config.sync_batchnorm and device.type == "cuda" and distributed.world_size() > 1:
@@ -111,7 +114,7 @@ def place(method: Method, config: TrainConfig, device: torch.device) -> nn.Modul
 
 
 def _forward_backward(module: nn.Module, parts: list[Batch], amp: bool) -> Output:
-    """Gradients of the mean loss over the parts; returns the last part's output with the mean loss."""
+    """Gradients of the mean loss over the parts; the last part's output, with the mean loss."""
     losses = []
     for number, batch in enumerate(parts, 1):
         device = batch.views[0].device.type
@@ -125,5 +128,7 @@ def _forward_backward(module: nn.Module, parts: list[Batch], amp: bool) -> Outpu
 
 
 def _seed_layers(seed: int, step: int) -> None:
-    """Dropout and stochastic depth draw from torch's generator: make it a function of seed, step and rank."""
+    """Dropout and stochastic depth draw from torch's generator: make it a function of seed, step
+    and rank.
+    """
     torch.manual_seed(randomness.key(randomness.STEP, seed, step, distributed.rank()) >> 1)

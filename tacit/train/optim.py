@@ -12,7 +12,7 @@ from tacit.config import Config
 
 
 class OptimizerConfig(Config):
-    """How weights move. Biases, norms and other tensors of fewer than two dimensions have no decay."""
+    """How weights move. Tensors of fewer than two dimensions (biases, norms) have no decay."""
 
     name: Literal["sgd", "adamw", "lars", "lamb"] = "sgd"
     lr: float = Field(0.03, gt=0)  # see lr_scaling
@@ -49,10 +49,11 @@ def scaled_lr(config: OptimizerConfig, batch_size: int) -> float:
 def parameter_groups(
     module: nn.Module, config: OptimizerConfig, constant_lr: tuple[str, ...] = ()
 ) -> list[dict]:
-    """All trainable parameters: with and without decay, following the schedule or at a constant rate.
+    """All trainable parameters: with and without decay, following the schedule or at a constant
+    rate.
 
-    Without decay: fewer than two dimensions, and what a timm model lists in no_weight_decay(). LARS and LAMB
-    adapt the rate of decayed tensors only, at weight_decay 0 as well.
+    Without decay: fewer than two dimensions, and what a timm model lists in no_weight_decay(). LARS
+        and LAMB adapt the rate of decayed tensors only, at weight_decay 0 as well.
     """
     exempt = {
         f"{prefix}.{name}" if prefix else name
@@ -80,7 +81,9 @@ def parameter_groups(
 def build_optimizer(
     module: nn.Module, config: OptimizerConfig, lr: float, constant_lr: tuple[str, ...] = ()
 ) -> Optimizer:
-    """SGD and AdamW are torch's fused ones; LARS (arXiv 1708.03888) and LAMB (arXiv 1904.00962) are timm's."""
+    """SGD and AdamW are torch's fused ones; LARS (arXiv 1708.03888) and LAMB (arXiv 1904.00962) are
+    timm's.
+    """
     groups = parameter_groups(module, config, constant_lr)
     if config.name == "adamw":
         return torch.optim.AdamW(groups, lr=lr, betas=config.betas, fused=True)

@@ -13,8 +13,8 @@ LEARNING_RATE = 2e-3  # AdamW on standardised features
 class OnlineProbe(nn.Module):
     """Standardised features -> classes, with its own optimizer; the method never hears of it.
 
-    Its accuracy is measured on augmented training views before it learns from them: a running impression, not
-    a result.
+    Its accuracy is measured on augmented training views before it learns from them: a running
+        impression, not a result.
     """
 
     def __init__(self, features: int, classes: int) -> None:

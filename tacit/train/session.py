@@ -1,4 +1,6 @@
-"""The bookkeeping around the loop: resume, clock, guard against non-finite losses, log, checkpoints, signals."""
+"""The bookkeeping around the loop: resume, clock, guard against non-finite losses, log,
+checkpoints, signals.
+"""
 
 import contextlib
 import math
@@ -113,7 +115,9 @@ class Session:
                 self._metrics.close()
 
     def guard(self, step: int, loss: Tensor) -> None:
-        """Note a loss that is not finite; raise UserError at once on the CPU, elsewhere when the host next waits."""
+        """Note a loss that is not finite; raise UserError at once on the CPU, elsewhere when the
+        host next waits.
+        """
         loss = distributed.mean(loss.detach())
         bad = ~torch.isfinite(loss) & (self._first_bad < 0)
         self._first_bad.masked_fill_(bad, step)
@@ -140,12 +144,15 @@ class Session:
             )
         kept = f"the checkpoint of step {saved[-1][0]} is kept" if saved else "no checkpoint yet"
         raise UserError(
-            f"The loss of step {step} is not finite; {kept}. The step's coordinates are in {report}. "
-            f"Try a lower optimizer.lr, a longer schedule.warmup_epochs, clip_gradient=1 or precision=fp32"
+            f"The loss of step {step} is not finite; {kept}. Its coordinates are in {report}. "
+            f"Try a lower optimizer.lr, more schedule.warmup_epochs, clip_gradient=1 or "
+            f"precision=fp32"
         )
 
     def after(self, done: int, lr: float, output: Output, labels: Tensor | None) -> None:
-        """After `done` steps: teach the probe, measure, log, save, and stop if a signal asks for it."""
+        """After `done` steps: teach the probe, measure, log, save, and stop if a signal asks for
+        it.
+        """
         accuracy = None
         if self.probe and labels is not None:
             accuracy = self.probe.learn(output.features, labels)
@@ -230,7 +237,7 @@ def _finite(value: float) -> bool:
 
 @contextlib.contextmanager
 def _caught_signals() -> Iterator[list[int]]:
-    """SIGTERM and Ctrl-C are noted in the list; a second Ctrl-C raises KeyboardInterrupt at once."""
+    """SIGTERM and Ctrl-C are noted in the list; a second Ctrl-C raises KeyboardInterrupt."""
     caught: list[int] = []
     if threading.current_thread() is not threading.main_thread():
         yield caught  # Python lets only the main thread listen

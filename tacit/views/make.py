@@ -1,7 +1,8 @@
 """From a batch of images and its coordinates to views: draw the parameters, then apply batched ops.
 
-`crops` is the part that needs pixels as they were decoded, `finish` the part that runs on whole batches of
-equal size. Fixed-size data goes through both at once; photographs are cropped where they are decoded.
+`crops` is the part that needs pixels as they were decoded, `finish` the part that runs on whole
+batches of equal size. Fixed-size data goes through both at once; photographs are cropped where they
+are decoded.
 """
 
 from collections.abc import Iterator
@@ -98,7 +99,9 @@ def finish_crops(
     mean: tuple[float, ...],
     std: tuple[float, ...],
 ) -> list[Tensor]:
-    """As make_views, from crops that were cut while decoding: for each view (B, 3, size, size) uint8."""
+    """As make_views, from crops that were cut while decoding: for each view (B, 3, size, size)
+    uint8.
+    """
     views = []
     for (view, group), crop in zip(expand(groups), crops, strict=True):
         u = at.draws(view)

@@ -1,4 +1,6 @@
-"""What a view is, as data: groups of views, each with a size and the strengths of its augmentations."""
+"""What a view is, as data: groups of views, each with a size and the strengths of its
+augmentations.
+"""
 
 from pydantic import Field, model_validator
 
@@ -10,7 +12,7 @@ Strength = Field(0.0, ge=0)
 
 
 class ViewGroup(Config):
-    """`count` views of each image, made alike; the steps are applied in the order of these fields."""
+    """`count` views of each image, made alike; steps are applied in the order of the fields."""
 
     count: int = Field(1, ge=1)
     size: int = Field(224, ge=1)  # side of the view in pixels
@@ -57,12 +59,14 @@ def _jitter(b: float, c: float, s: float, h: float, p: float = 0.8) -> Tree:
 _PHOTO = {"size": 224, "flip": 0.5, "grayscale": 0.2}
 _SMALL = {"size": 32, "flip": 0.5, "grayscale": 0.2}
 
-# name -> groups. The small variants are for 32 px: no blur, weaker colours (as the CIFAR benchmarks use).
+# name -> groups. The small variants are for 32 px: no blur, weaker colours (as the CIFAR benchmarks
+# use).
 PRESETS: dict[str, list[Tree]] = {
     # SimCLR, appendix A (arXiv 2002.05709): jitter of strength 1, blur on half of the views.
     "simclr": [{"count": 2, **_PHOTO, **_jitter(0.8, 0.8, 0.8, 0.2), "blur": 0.5}],
     "simclr-small": [{"count": 2, **_SMALL, **_jitter(0.4, 0.4, 0.4, 0.1)}],
-    # MoCo v2, section 3 (arXiv 2003.04297): crops from 0.2, weaker jitter, blur on half of the views.
+    # MoCo v2, section 3 (arXiv 2003.04297): crops from 0.2, weaker jitter, blur on half of the
+    # views.
     "moco_v2": [
         {
             "count": 2,
@@ -75,7 +79,8 @@ PRESETS: dict[str, list[Tree]] = {
     "moco_v2-small": [
         {"count": 2, **_SMALL, "crop_scale": (0.2, 1.0), **_jitter(0.4, 0.4, 0.4, 0.1)}
     ],
-    # BYOL, table 6 (arXiv 2006.07733): the first view always blurred, the second seldom, but solarized.
+    # BYOL, table 6 (arXiv 2006.07733): the first view always blurred, the second seldom, but
+    # solarized.
     "byol": [
         {**_PHOTO, **_jitter(0.4, 0.4, 0.2, 0.1), "blur": 1.0},
         {**_PHOTO, **_jitter(0.4, 0.4, 0.2, 0.1), "blur": 0.1, "solarize": 0.2},
