@@ -18,7 +18,7 @@ from tacit import distributed, randomness
 from tacit.backbones import build_backbone
 from tacit.data.images import Images
 from tacit.data.loader import ViewLoader
-from tacit.data.sources import DataConfig, open_source
+from tacit.data.sources import DataConfig, open_source, with_source
 from tacit.errors import UserError
 from tacit.evaluate.encoder import Encoder, load_encoder, save_encoder
 from tacit.evaluate.features import extract, raw_pixels, weights_hash
@@ -324,7 +324,9 @@ def _data(data: DataConfig, overrides: list[str]) -> DataConfig:
     others = [key for key in tree if key != "data"]
     if others:
         raise UserError(f"'{others[0]}' cannot change in an evaluation; only data.key=value can")
-    return layers.validate(DataConfig, layers.merge(data.model_dump(), tree.get("data", {})))
+    return layers.validate(
+        DataConfig, layers.merge(data.model_dump(), with_source(tree.get("data", {})))
+    )
 
 
 def _labelled_splits(data: DataConfig, device: torch.device) -> tuple[Images, Images]:

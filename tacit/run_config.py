@@ -14,7 +14,7 @@ from pydantic import Field
 from tacit import config as layers
 from tacit.backbones import BackboneConfig
 from tacit.config import Config, Origins, Tree, near
-from tacit.data.sources import DataConfig
+from tacit.data.sources import DataConfig, with_source
 from tacit.errors import UserError
 from tacit.methods import METHODS
 from tacit.methods.simclr import SimCLR
@@ -105,13 +105,14 @@ def compose(
         origins.record({"views": []}, f"default (preset {name})")
     config = layers.validate(RunConfig, tree)
     if config.run is None:
-        changed = {k for k, _ in layers.flatten(given)} - set(FREE)
-        config = config.model_copy(update={"run": _default_run(what, config, bool(changed))})
+        free = tuple(f"{key}." for key in FREE)
+        changed = any(not f"{key}.".startswith(free) for key, _ in layers.flatten(given))
+        config = config.model_copy(update={"run": _default_run(what, config, changed)})
     return Composed(config, origins)
 
 
 def _lay(tree: Tree, layer: Tree, origin: str, origins: Origins) -> Tree:
-    """One layer over the others. A new method starts from its own defaults and its own views."""
+    """One layer over the others; another method or backbone drops the options of the one below."""
     layer = dict(layer)
     method = layer.get("method")
     if isinstance(method, str):
@@ -121,10 +122,14 @@ def _lay(tree: Tree, layer: Tree, origin: str, origins: Origins) -> Tree:
         layer["views"] = preset(layer["views"])
     else:
         origin_of_views = origin
-    old = tree.get("method", {}).get("name")
-    if old and isinstance(method, dict) and method.get("name", old) != old:
+    if _renames("method", tree, layer):
         tree = {k: v for k, v in tree.items() if k != "method"}
         origins.forget("method")
+    if _renames("backbone", tree, layer):
+        tree = {**tree, "backbone": {k: v for k, v in tree["backbone"].items() if k != "options"}}
+        origins.forget("backbone.options")
+    if isinstance(layer.get("data"), dict):
+        layer["data"] = with_source(layer["data"])
     if isinstance(layer.get("views"), dict) and "views" not in tree:
         tree = {**tree, "views": preset(_default_views(layers.merge(tree, {**layer, "views": {}})))}
     origins.record({k: v for k, v in layer.items() if k != "views"}, origin)
@@ -132,6 +137,14 @@ def _lay(tree: Tree, layer: Tree, origin: str, origins: Origins) -> Tree:
         views = layer["views"]
         origins.record({"views": views if isinstance(views, dict) else []}, origin_of_views)
     return layers.merge(tree, layer)
+
+
+def _renames(section: str, below: Tree, above: Tree) -> bool:
+    """Whether the layer names another method or backbone than the ones below it."""
+    old, new = below.get(section), above.get(section)
+    if not isinstance(old, dict) or not isinstance(new, dict) or "name" not in new:
+        return False
+    return "name" in old and old["name"] != new["name"]
 
 
 def _default_views(tree: Tree) -> str:

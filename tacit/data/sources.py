@@ -5,12 +5,13 @@ import os
 import re
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
+from zipfile import BadZipFile
 
 import numpy as np
 from pydantic import Field
 
 from tacit import randomness
-from tacit.config import Config, near
+from tacit.config import Config, Tree, near
 from tacit.errors import UserError
 
 EXTENSIONS = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
@@ -34,6 +35,11 @@ class DataConfig(Config):
         None  # decode once and keep (default: equally large images up to 96 px)
     )
     workers: int | None = Field(None, ge=1)  # decoding threads (default: one for each core)
+
+
+def with_source(layer: Tree) -> Tree:
+    """A layer of the keys `data.*` in which a new path means that its kind is recognised."""
+    return {"source": "auto", **layer} if layer.get("path") is not None else layer
 
 
 class Source(Protocol):
@@ -190,11 +196,7 @@ class Arrays:
     IMAGES, LABELS = ("images", "image", "x", "data"), ("labels", "label", "y", "targets")
 
     def __init__(self, path: Path, split: str, labels: bool = True) -> None:
-        try:
-            loaded = np.load(path, allow_pickle=False)
-        except (OSError, ValueError) as error:
-            raise UserError(f"data.path={path}: not readable as NumPy arrays: {error}") from None
-        images, target = self._pick(loaded, split, path)
+        images, target = self._pick(_load_arrays(path), split, path)
         if images.ndim == 3:
             images = np.repeat(images[..., None], 3, axis=3)
         if images.ndim == 4 and images.shape[1] == 3 and images.shape[3] != 3:
@@ -234,8 +236,8 @@ class Arrays:
         """Whether one .npz holds both splits (train_images and test_images, train_x and test_x)."""
         if path.suffix != ".npz":
             return False
-        with np.load(path, allow_pickle=False) as loaded:
-            return any(f"{t}_{n}" in loaded.files for t in TEST_NAMES for n in Arrays.IMAGES)
+        files = _load_arrays(path).files
+        return any(f"{test}_{name}" in files for test in TEST_NAMES for name in Arrays.IMAGES)
 
     def __len__(self) -> int:
         return len(self._images)
@@ -248,6 +250,14 @@ class Arrays:
 
     def name(self, i: int) -> str:
         return f"{self._path} image {i}"
+
+
+def _load_arrays(path: Path) -> Any:
+    """The array of a .npy or the open .npz; pickled objects, which could run code, are refused."""
+    try:
+        return np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError, BadZipFile):
+        raise UserError(f"data.path={path}: not readable as NumPy arrays of numbers") from None
 
 
 class Torchvision:

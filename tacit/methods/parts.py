@@ -93,7 +93,8 @@ class Queue(nn.Module):
     @torch.no_grad()
     def stage(self, keys: Tensor) -> None:
         """(B, D) keys of this rank, normalised here."""
-        self._staged.append(distributed.gather(F.normalize(keys.detach().float(), dim=1)))
+        keys = keys.detach().to(self.keys.dtype)
+        self._staged.append(distributed.gather(F.normalize(keys, dim=1)))
 
     @torch.no_grad()
     def commit(self) -> None:
@@ -101,7 +102,7 @@ class Queue(nn.Module):
         if not self._staged:
             return
         size = len(self.keys)
-        new = torch.cat(self._staged)[-size:].to(self.keys.dtype)
+        new = torch.cat(self._staged)[-size:]
         places = (self.next + torch.arange(len(new), device=new.device)) % size
         self.keys.index_copy_(0, places, new)
         self.next.add_(len(new)).remainder_(size)

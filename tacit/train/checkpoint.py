@@ -62,10 +62,13 @@ class Checkpoints:
         A damaged file is set aside with a line that says so, and the one before it is used.
         """
         for step, path in reversed(self.files()):
-            if _checksum(path) == _NAME.fullmatch(path.name)[2]:
-                return step, torch.load(path, map_location=device, weights_only=True)
-            aside = path.with_suffix(".damaged")
-            os.replace(path, aside)
+            try:
+                if _checksum(path) == _NAME.fullmatch(path.name)[2]:
+                    return step, torch.load(path, map_location=device, weights_only=True)
+                aside = path.with_suffix(".damaged")
+                os.replace(path, aside)
+            except FileNotFoundError:  # another rank has just set it aside
+                continue
             self._say(
                 f"Checkpoint of step {step} is damaged (kept as {aside}); using the one before."
             )

@@ -79,6 +79,8 @@ class Session:
         self.method.load_state_dict(state["method"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.seconds = state["seconds"]
+        if distributed.rank() == 0:
+            console.print(f"Continuing after step {self.start} of {self.steps}", soft_wrap=True)
         if self.probe:
             self.probe.load_state_dict(state["probe"])
             self.probe.optimizer.load_state_dict(state["probe_optimizer"])

@@ -1,0 +1,181 @@
+"""Each op against torchvision.transforms.v2.functional with equal parameters.
+
+Both compute in float32 but in another order of operations, so they agree to a few units of 2^-23
+times the number of terms: 2e-6 for sums of weights, 1e-5 where the hue's division by a small chroma
+or the sampling grid's coordinates enlarge the rounding.
+"""
+
+import pytest
+import torch
+import torchvision.transforms.v2 as T
+import torchvision.transforms.v2.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+from torchvision.transforms import InterpolationMode
+
+from tacit import augment, randomness
+
+B = 12
+
+
+def images(height: int = 40, width: int = 52, seed: int = 0) -> torch.Tensor:
+    return torch.rand(B, 3, height, width, generator=torch.Generator().manual_seed(seed))
+
+
+def parameters(low: float, high: float, *shape: int, seed: int = 1) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return low + (high - low) * torch.rand(B, *shape, generator=generator)
+
+
+def assert_close(ours: torch.Tensor, theirs: list[torch.Tensor], tolerance: float) -> None:
+    torch.testing.assert_close(ours, torch.stack(theirs), rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize(("height", "width", "size"), [(40, 52, 32), (8, 8, 16), (90, 33, 24)])
+@pytest.mark.parametrize("kind", ["uint8", "float32"])
+def test_resized_crop(height, width, size, kind):
+    x = images(height, width)
+    if kind == "uint8":
+        x = (x * 255).round().to(torch.uint8)
+    u = randomness.uniform(0, 0, torch.arange(B), 0, augment.CROP_SLOTS)
+    boxes = augment.crop_boxes(u, height, width, (0.08, 1.0), (0.75, 4 / 3))
+    flip = torch.arange(B) % 2 == 0
+    ours = augment.resized_crop(x, boxes, size, flip)
+    theirs = []
+    for image, box, mirrored in zip(x, boxes.tolist(), flip.tolist(), strict=True):
+        pixels = image.float() / 255 if kind == "uint8" else image
+        crop = F.resized_crop(pixels, *box, [size, size], antialias=True)
+        theirs.append(F.horizontal_flip(crop) if mirrored else crop)
+    assert_close(ours, theirs, 2e-6)
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "low", "high", "tolerance"),
+    [
+        (augment.adjust_brightness, F.adjust_brightness, 0, 2, 1e-6),
+        (augment.adjust_contrast, F.adjust_contrast, 0, 2, 2e-6),
+        (augment.adjust_saturation, F.adjust_saturation, 0, 2, 1e-6),
+        (augment.adjust_hue, F.adjust_hue, -0.5, 0.5, 1e-5),
+    ],
+)
+def test_colour(ours, theirs, low, high, tolerance):
+    x, p = images(), parameters(low, high)
+    assert_close(ours(x, p), [theirs(i, v) for i, v in zip(x, p.tolist(), strict=True)], tolerance)
+
+
+def test_hue_of_gray_and_of_pure_colours():
+    x = torch.tensor([[0.0, 0, 0], [1, 1, 1], [0.5, 0.5, 0.5], [1, 0, 0], [0, 1, 1], [1, 1, 0]])
+    x = x.T.reshape(1, 3, 2, 3).repeat(B, 1, 1, 1)
+    p = parameters(-0.5, 0.5)
+    theirs = [F.adjust_hue(i, v) for i, v in zip(x, p.tolist(), strict=True)]
+    assert_close(augment.adjust_hue(x, p), theirs, 1e-5)
+
+
+def test_color_jitter_in_each_images_own_order():
+    x = images()
+    b, c, s, h = (parameters(0.2, 1.8, seed=k) for k in range(4))
+    h = (h - 1) / 2
+    order = torch.stack(
+        [torch.randperm(4, generator=torch.Generator().manual_seed(i)) for i in range(B)]
+    )
+    theirs = []
+    ops = {
+        augment.BRIGHTNESS: (F.adjust_brightness, b),
+        augment.CONTRAST: (F.adjust_contrast, c),
+        augment.SATURATION: (F.adjust_saturation, s),
+        augment.HUE: (F.adjust_hue, h),
+    }
+    for i, image in enumerate(x):
+        for step in order[i].tolist():
+            op, values = ops[step]
+            image = op(image, float(values[i]))
+        theirs.append(image)
+    before = x.clone()
+    assert_close(augment.color_jitter(x, b, c, s, h, order), theirs, 1e-5)
+    assert torch.equal(x, before)
+
+
+def test_grayscale_and_solarize():
+    x = images()
+    assert_close(augment.grayscale(x), [F.rgb_to_grayscale(i, 3) for i in x], 1e-6)
+    assert torch.equal(augment.solarize(x, 0.5), F.solarize(x, 0.5))
+
+
+@pytest.mark.parametrize("kernel", [3, 9, 23])
+def test_gaussian_blur(kernel):
+    x, sigma = images(), parameters(0.1, 2.0)
+    theirs = [
+        F.gaussian_blur(i, [kernel, kernel], [s, s]) for i, s in zip(x, sigma.tolist(), strict=True)
+    ]
+    assert_close(augment.gaussian_blur(x, sigma, kernel), theirs, 2e-6)
+
+
+@pytest.mark.parametrize("shear", [0.0, 1.0])
+def test_affine(shear):
+    x = images(32, 32)
+    angle, zoom = parameters(-30, 30), parameters(0.75, 1.25, seed=2)
+    shift, tilt = parameters(-0.1, 0.1, 2, seed=3), shear * parameters(-20, 20, seed=4)
+    theirs = [
+        F.affine(
+            x[i],
+            float(angle[i]),
+            (shift[i] * 32).tolist(),
+            float(zoom[i]),
+            [float(tilt[i]), 0.0],
+            InterpolationMode.BILINEAR,
+        )
+        for i in range(B)
+    ]
+    assert_close(augment.affine(x, angle, shift, zoom, tilt), theirs, 1e-5)
+
+
+def test_normalize():
+    x, mean, std = images(), (0.1, 0.2, 0.3), (0.4, 0.5, 0.6)
+    torch.testing.assert_close(augment.normalize(x, mean, std), F.normalize(x, mean, std))
+
+
+@given(
+    st.integers(1, 300),
+    st.integers(1, 300),
+    st.floats(0.01, 1.0),
+    st.floats(0.3, 1.0),
+    st.floats(1.0, 3.0),
+    st.integers(0, 10**6),
+)
+@settings(max_examples=200, deadline=None)
+def test_crop_boxes_lie_inside(height, width, least, narrow, wide, seed):
+    u = randomness.uniform(seed, 0, torch.arange(20), 0, augment.CROP_SLOTS)
+    box = augment.crop_boxes(u, height, width, (least, 1.0), (narrow, wide))
+    top, left, h, w = box.unbind(1)
+    assert (h >= 1).all()
+    assert (w >= 1).all()
+    assert ((top >= 0) & (top + h <= height)).all()
+    assert ((left >= 0) & (left + w <= width)).all()
+
+
+def test_crop_boxes_are_distributed_as_torchvisions():
+    n, height, width = 4000, 60, 90
+    u = randomness.uniform(0, 0, torch.arange(n), 0, augment.CROP_SLOTS)
+    ours = augment.crop_boxes(u, height, width, (0.08, 1.0), (0.75, 4 / 3)).double()
+    torch.manual_seed(0)
+    sampler = T.RandomResizedCrop(8, scale=(0.08, 1.0), ratio=(0.75, 4 / 3))
+    image = torch.zeros(3, height, width)
+    drawn = [sampler.make_params([image]) for _ in range(n)]
+    theirs = torch.tensor([[d["top"], d["left"], d["height"], d["width"]] for d in drawn]).double()
+    for column in range(4):
+        p = stats.ks_2samp(ours[:, column].numpy(), theirs[:, column].numpy()).pvalue
+        assert p > 1e-3, column
+    area, ratio = (lambda b: b[:, 2] * b[:, 3]), (lambda b: b[:, 3] / b[:, 2])
+    for measure in (area, ratio):
+        assert stats.ks_2samp(measure(ours).numpy(), measure(theirs).numpy()).pvalue > 1e-3
+
+
+def test_where_gives_the_same_with_and_without_picking_rows(monkeypatch):
+    x, p = images(), parameters(0, 2)
+    mask = torch.arange(B) % 3 == 0
+    picked = augment.where(mask, augment.adjust_contrast, x.clone(), p)
+    monkeypatch.setattr(augment, "_PICK_ROWS_ON", set())
+    selected = augment.where(mask, augment.adjust_contrast, x.clone(), p)
+    torch.testing.assert_close(picked, selected, rtol=0, atol=1e-6)
+    assert torch.equal(picked[~mask], x[~mask])

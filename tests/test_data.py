@@ -1,0 +1,334 @@
+"""Sources, decoding and batches."""
+
+import io
+import os
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+import torchvision.transforms.v2.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from tacit import distributed, randomness
+from tacit.data.images import Images, center_box, cut, decode
+from tacit.data.loader import ViewLoader
+from tacit.data.sources import DataConfig, Part, open_source
+from tacit.errors import UserError
+from tacit.views.recipe import ViewGroup
+
+CPU = torch.device("cpu")
+GROUPS = [ViewGroup(count=2, size=12, flip=0.5, jitter=0.8, brightness=0.4, hue=0.1)]
+
+
+def picture(seed: int, width: int = 20, height: int = 16) -> Image.Image:
+    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
+    return Image.fromarray(pixels)
+
+
+def make_folder(root: Path, names: list[str]) -> Path:
+    for seed, name in enumerate(names):
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        picture(seed).save(path)
+    return root
+
+
+def open_both(**keys):
+    config = DataConfig(**keys)
+    return open_source(config, "train"), open_source(config, "test")
+
+
+# Sources ------------------------------------------------------------------------------------------
+
+
+def test_digits():
+    train, test = open_both()
+    assert (len(train), len(test)) == (1437, 360)
+    assert train.read(0).shape == (8, 8, 3)
+    assert {train.label(i) for i in range(100)} == set(range(10))
+    seen = {train.read(i).tobytes() for i in range(len(train))}
+    assert not any(test.read(i).tobytes() in seen for i in range(len(test)))
+
+
+def test_folder_with_splits_and_every_format(tmp_path):
+    endings = ("jpg", "jpeg", "png", "webp", "bmp", "tif", "TIFF", "PNG")
+    names = [f"train/{c}/deep/{e}-{c}.{e}" for c in ("cat", "dog") for e in endings]
+    root = make_folder(tmp_path, [*names, "val/cat/1.png", "val/dog/2.png"])
+    (root / "train" / "cat" / "notes.txt").write_text("not an image")
+    (root / "train" / "cat" / "._a.png").write_bytes(b"a resource fork")
+    train, test = open_both(path=str(root))
+    assert train.classes == test.classes == ["cat", "dog"]
+    assert len(train) == 16
+    assert [test.label(i) for i in range(2)] == [0, 1]
+    for i in range(len(train)):
+        assert decode(train, i).shape == (16, 20, 3)
+        assert f"/{train.classes[train.label(i)]}/" in train.name(i)
+
+
+def test_folder_without_labels_has_no_test_split(tmp_path):
+    root = make_folder(tmp_path, ["a.png", "b.png", "later/c.png"])
+    train, test = open_both(path=str(root))
+    assert train.classes is None
+    assert test is None
+    assert len(train) == 3
+
+
+def test_folder_without_test_split_is_divided_once(tmp_path):
+    root = make_folder(tmp_path, [f"{c}/{i}.png" for c in "ab" for i in range(20)])
+    train, test = open_both(path=str(root), test_fraction=0.25)
+    assert isinstance(train, Part)
+    names = [s.name(i) for s in (train, test) for i in range(len(s))]
+    assert (len(train), len(test)) == (30, 10)
+    assert len(set(names)) == 40
+    again = open_source(DataConfig(path=str(root), test_fraction=0.25), "test")
+    assert [again.name(i) for i in range(10)] == [test.name(i) for i in range(10)]
+
+
+def test_labels_can_be_left_unread(tmp_path):
+    root = make_folder(tmp_path, ["2023/a.png", "2024/b.png"])
+    train, _ = open_both(path=str(root), labels=False)
+    assert train.classes is None
+    assert len(train) == 2
+
+
+def write_parquet(path: Path, labels: list[int] | None, start: int = 0) -> None:
+    rows = []
+    for i in range(4):
+        buffer = io.BytesIO()
+        picture(start + i).save(buffer, "PNG")
+        rows.append({"bytes": buffer.getvalue(), "path": None})
+    columns = {"image": rows} | ({"label": labels} if labels else {})
+    pq.write_table(pa.table(columns), path)
+
+
+def test_parquet_of_several_files(tmp_path):
+    write_parquet(tmp_path / "train-00000-of-00002.parquet", [0, 1, 2, 0])
+    write_parquet(tmp_path / "train-00001-of-00002.parquet", [2, 1, 0, 0], start=4)
+    write_parquet(tmp_path / "test-00000-of-00001.parquet", [1, 1, 0, 2], start=8)
+    train, test = open_both(path=str(tmp_path))
+    assert (len(train), len(test)) == (8, 4)
+    assert train.classes == ["0", "1", "2"]
+    assert [train.label(i) for i in range(8)] == [0, 1, 2, 0, 2, 1, 0, 0]
+    assert np.array_equal(decode(train, 5), np.array(picture(5)))
+
+
+def test_parquet_of_cifar10(cifar10):
+    train, test = open_both(path=str(cifar10))
+    assert (len(train), len(test)) == (50_000, 10_000)
+    assert train.classes[:2] == ["airplane", "automobile"]
+    assert decode(test, 9_999).shape == (32, 32, 3)
+
+
+@pytest.mark.parametrize("layout", ["nhwc", "nchw", "nhw", "nhw1"])
+def test_arrays(tmp_path, layout):
+    x = np.random.default_rng(0).integers(0, 256, (6, 9, 7, 3), np.uint8)
+    if layout in ("nhw", "nhw1"):
+        x[:] = x[..., :1]
+    stored = {
+        "nhwc": x,
+        "nchw": x.transpose(0, 3, 1, 2),
+        "nhw": x[..., 0],
+        "nhw1": x[..., :1],
+    }[layout]
+    path = tmp_path / "data.npz"
+    np.savez(path, train_images=stored, train_labels=np.arange(6) % 2, test_images=stored[:2])
+    train, test = open_both(path=str(path))
+    assert np.array_equal(train.read(4), x[4])
+    assert train.label(5) == 1
+    assert len(test) == 2
+    assert test.classes is None
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"path": "nowhere"}, "data.path=nowhere: no such file or folder"),
+        ({"source": "folder"}, "data.source=folder needs data.path"),
+        ({"source": "foldr", "path": "."}, "Did you mean 'folder'"),
+        ({"path": "empty"}, "holds no images"),
+        ({"path": "notes.txt"}, "is none of .parquet"),
+        ({"path": "broken.parquet"}, "not readable as parquet"),
+        ({"path": "broken.npz"}, "not readable as NumPy arrays"),
+        ({"path": "float.npy"}, "images must be uint8"),
+        ({"path": "objects.npy"}, "not readable as NumPy arrays"),
+        ({"source": "torchvision:CIFAR11"}, "Did you mean 'CIFAR10'"),
+    ],
+)
+def test_mistakes_are_named(tmp_path, monkeypatch, keys, message):
+    monkeypatch.chdir(tmp_path)
+    os.mkdir("empty")
+    for name in ("notes.txt", "broken.parquet", "broken.npz"):
+        Path(name).write_text("nothing useful")
+    np.save("float.npy", np.zeros((2, 4, 4, 3)))
+    np.save("objects.npy", np.array([{}], dtype=object))
+    with pytest.raises(UserError, match=message.replace(".", r"\.")):
+        open_source(DataConfig(**keys), "train")
+
+
+# Decoding -----------------------------------------------------------------------------------------
+
+
+def test_decoding_of_unusual_images(tmp_path):
+    gray = picture(0).convert("L")
+    gray.save(tmp_path / "0-gray.png")
+    picture(1).convert("CMYK").save(tmp_path / "1-cmyk.jpg")
+    picture(2).convert("P").save(tmp_path / "2-palette.png")
+    clear = picture(3).convert("RGBA")
+    clear.putalpha(0)
+    clear.save(tmp_path / "3-clear.png")
+    deep = Image.fromarray(np.arange(320, dtype=np.uint16).reshape(16, 20) * 200)
+    deep.save(tmp_path / "4-16-bit.png")
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turn by 90 degrees
+    picture(5).save(tmp_path / "5-turned.jpg", exif=exif)
+    source, _ = open_both(path=str(tmp_path))
+    images = [decode(source, i) for i in range(6)]
+    assert all(image.dtype == np.uint8 and image.shape[2] == 3 for image in images)
+    assert np.array_equal(images[0][..., 0], np.array(gray))
+    assert (images[3] == 255).all()
+    assert np.array_equal(images[4][..., 1], (np.arange(320).reshape(16, 20) * 200) >> 8)
+    assert images[5].shape == (20, 16, 3)
+
+
+@pytest.mark.parametrize("content", [b"", b"not an image", b"\xff\xd8\xff\xe0 cut"])
+def test_a_broken_image_is_named(tmp_path, content):
+    (tmp_path / "broken.jpg").write_bytes(content)
+    source, _ = open_both(path=str(tmp_path))
+    with pytest.raises(UserError, match=r"Cannot decode .*broken\.jpg"):
+        decode(source, 0)
+
+
+def test_cut_is_torchvisions_resized_crop():
+    image = np.array(picture(0, 50, 40))
+    ours = cut(image, [3, 5, 30, 20], 16)
+    theirs = F.resized_crop(
+        torch.from_numpy(image).permute(2, 0, 1), 3, 5, 30, 20, [16, 16], antialias=True
+    )
+    assert (ours.int() - theirs.int()).abs().max() <= 1
+    assert torch.equal(cut(image, [3, 5, 30, 20], 16, flip=True), ours.flip(2))
+
+
+@given(st.integers(1, 500), st.integers(1, 500), st.floats(0.1, 1))
+def test_center_box_lies_inside(height, width, fraction):
+    top, left, h, w = center_box(height, width, fraction)
+    assert h == w >= 1
+    assert top >= 0
+    assert left >= 0
+    assert top + h <= height
+    assert left + w <= width
+
+
+def test_small_images_of_one_size_are_kept_decoded(tmp_path):
+    root = make_folder(tmp_path / "same", [f"{i}.png" for i in range(5)])
+    images = Images(open_source(DataConfig(path=str(root)), "train"), DataConfig(), CPU)
+    assert images.tensor.shape == (5, 3, 16, 20)
+    assert np.array_equal(images.tensor[3].permute(1, 2, 0).numpy(), np.array(picture(3)))
+    picture(9, 21, 16).save(root / "odd.png")
+    source = open_source(DataConfig(path=str(root)), "train")
+    assert Images(source, DataConfig(), CPU).tensor is None
+    with pytest.raises(UserError, match=r"data\.in_memory=true: .*odd\.png is 21x16"):
+        Images(source, DataConfig(in_memory=True), CPU)
+
+
+# Batches ------------------------------------------------------------------------------------------
+
+
+def loader(batch_size: int = 32, parts: int = 1, in_memory: bool | None = None, seed: int = 0):
+    config = DataConfig(in_memory=in_memory)
+    images = Images(open_source(config, "train"), config, CPU)
+    unit = ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+    return ViewLoader(
+        images, GROUPS, batch_size=batch_size, seed=seed, mean=unit[0], std=unit[1], parts=parts
+    )
+
+
+def test_an_epoch_shows_every_image_at_most_once():
+    batches = loader(64)
+    assert batches.steps_per_epoch == 1437 // 64
+    seen = np.concatenate([batches.indices(s) for s in range(batches.steps_per_epoch)])
+    assert len(set(seen)) == len(seen)
+    assert not np.array_equal(batches.indices(0), batches.indices(batches.steps_per_epoch))
+
+
+def test_batches_do_not_depend_on_where_they_start():
+    all_steps = [b for (b,) in loader().steps(0, 5)]
+    later = [b for (b,) in loader().steps(3, 5)]
+    for a, b in zip(all_steps[3:], later, strict=True):
+        assert torch.equal(a.index, b.index)
+        assert torch.equal(a.labels, b.labels)
+        assert all(torch.equal(x, y) for x, y in zip(a.views, b.views, strict=True))
+
+
+def test_parts_make_up_the_batch():
+    ((whole,),) = loader(32).steps(2, 3)
+    (parts,) = loader(32, parts=4).steps(2, 3)
+    assert torch.equal(torch.cat([p.index for p in parts]), whole.index)
+    for v in range(2):
+        together = torch.cat([p.views[v] for p in parts])
+        torch.testing.assert_close(together, whole.views[v], rtol=0, atol=5e-5)
+
+
+def test_ranks_make_up_the_batch(monkeypatch):
+    ((whole,),) = loader(32).steps(1, 2)
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
+    halves = []
+    for rank in (0, 1):
+        monkeypatch.setattr(distributed, "rank", lambda r=rank: r)
+        ((half,),) = loader(32).steps(1, 2)
+        halves.append(half)
+    assert torch.equal(torch.cat([h.index for h in halves]), whole.index)
+    together = torch.cat([h.views[0] for h in halves])
+    torch.testing.assert_close(together, whole.views[0], rtol=0, atol=5e-5)
+
+
+def test_decoding_on_demand_gives_the_views_of_data_in_memory():
+    ((kept,),) = loader(in_memory=True).steps(2, 3)
+    ((fresh,),) = loader(in_memory=False).steps(2, 3)
+    assert torch.equal(kept.index, fresh.index)
+    for a, b in zip(kept.views, fresh.views, strict=True):
+        # crops cut while decoding are rounded to 1/255 before the colours, which can double the gap
+        assert (a - b).abs().mean() < 0.005
+        assert (a - b).abs().max() < 0.1
+
+
+@given(st.integers(1, 8), st.integers(1, 4))
+@settings(max_examples=10, deadline=None)
+def test_workers_change_nothing(workers, start):
+    config = DataConfig(in_memory=False, workers=workers)
+    images = Images(Part(open_source(config, "train"), np.arange(64)), config, CPU)
+    unit = ((0.0,) * 3, (1.0,) * 3)
+    kwargs = {"batch_size": 8, "seed": 0, "mean": unit[0], "std": unit[1]}
+    got = [b.views[1] for (b,) in ViewLoader(images, GROUPS, **kwargs).steps(start, start + 3)]
+    expected = [
+        ViewLoader(images, GROUPS, **kwargs).batch_of(0, _rows(64, start + k, 8)).views[1]
+        for k in range(3)
+    ]
+    assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
+
+
+def _rows(n: int, step: int, batch: int) -> np.ndarray:
+    order = randomness.permutation(n, randomness.ORDER, 0, 0)
+    return order[step * batch : (step + 1) * batch]
+
+
+def test_an_error_while_decoding_reaches_the_loop(tmp_path):
+    root = make_folder(tmp_path, [f"{i}.png" for i in range(8)])
+    (root / "5.png").write_bytes(b"broken")
+    config = DataConfig(path=str(root), in_memory=False)
+    images = Images(open_source(config, "train"), config, CPU)
+    batches = ViewLoader(images, GROUPS, batch_size=4, seed=0, mean=(0,) * 3, std=(1,) * 3)
+    with pytest.raises(UserError, match=r"5\.png"):
+        list(batches.steps(0, 2))
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "parts", "message"), [(2000, 1, "only 1437 images"), (30, 4, "no multiple")]
+)
+def test_impossible_batches(batch_size, parts, message):
+    with pytest.raises(UserError, match=message):
+        loader(batch_size, parts)

@@ -1,0 +1,125 @@
+"""W ranks x batch B == 1 rank x batch W * B: loss, gradient and state, in real gloo processes."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch.nn.parallel import DistributedDataParallel
+
+from tacit import distributed
+from tacit.methods import METHODS
+from tacit.methods.method import Batch
+from tacit.methods.parts import BatchNorm
+from tests.conftest import TINY, TinyEncoder, environment
+from tests.test_methods import batch_of, build
+
+
+def part(batch: Batch, rank: int, world: int) -> Batch:
+    rows = slice(rank * len(batch.index) // world, (rank + 1) * len(batch.index) // world)
+    return Batch([v[rows].double() for v in batch.views], None, batch.index[rows])
+
+
+def one_step(name: str, rank: int, world: int) -> dict[str, torch.Tensor]:
+    """Loss, gradients and the state after one step, in float64."""
+    method = build(name).double()
+    wrapped = method
+    if world > 1:
+        wrapped = DistributedDataParallel(method, broadcast_buffers=False)
+    loss = wrapped(part(batch_of(name), rank, world)).loss
+    loss.backward()
+    gradients = {
+        f"gradient {k}": p.grad.clone() for k, p in method.named_parameters() if p.grad is not None
+    }
+    torch.optim.SGD([p for p in method.parameters() if p.requires_grad], 0.1).step()
+    method.after_step(0.5)
+    state = {f"state {k}": v.double() for k, v in method.state_dict().items()}
+    return {"loss": distributed.mean(loss.detach()), **gradients, **state}
+
+
+def batch_norm(rank: int, world: int) -> dict[str, torch.Tensor]:
+    """A head with batch normalisation, train then eval."""
+    torch.manual_seed(1)
+    norm, x, weight = BatchNorm(5).double(), torch.randn(12, 5).double(), torch.randn(5).double()
+    mine = x.chunk(world)[rank].requires_grad_()
+    y = norm(mine)
+    ((y * weight).square().mean() * 1.0).backward()
+    return {
+        "output": distributed.gather(y.detach()),
+        "gradient": distributed.gather(mine.grad) / world,
+        "mean": norm.running_mean.clone(),
+        "variance": norm.running_var.clone(),
+        "eval": norm.eval()(x),
+    }
+
+
+def worker(rank: int, world: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group(
+        "gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=world
+    )
+    results = {name: one_step(name, rank, world) for name in METHODS}
+    results["batch norm"] = batch_norm(rank, world)
+    torch.save(results, f"{folder}/rank{rank}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def two_ranks(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("ranks")
+    mp.spawn(worker, (2, str(folder)), nprocs=2)
+    return [torch.load(folder / f"rank{r}.pt", weights_only=True) for r in (0, 1)]
+
+
+@pytest.mark.parametrize("name", [*METHODS, "batch norm"])
+def test_two_ranks_equal_one(name, two_ranks):
+    alone = batch_norm(0, 1) if name == "batch norm" else one_step(name, 0, 1)
+    for results in two_ranks:
+        both = results[name]
+        assert both.keys() == alone.keys()
+        for key, value in alone.items():
+            torch.testing.assert_close(both[key], value, rtol=1e-9, atol=1e-9, msg=key)
+
+
+def test_collectives_are_the_identity_with_one_process():
+    x = torch.randn(3, 2, requires_grad=True)
+    assert distributed.gather(x) is x
+    assert distributed.all_sum(x) is x
+    assert distributed.mean(x) is x
+    assert distributed.maximum(3.0, x.device) == 3.0
+    assert (distributed.world_size(), distributed.rank()) == (1, 0)
+
+
+def test_torchrun_trains_on_the_cpu(tmp_path):
+    """A real launch: two processes, one run folder, and the same first loss as one process."""
+    keys = [*TINY, "max_steps=4", "method={name: moco_v2, queue_size: 256}", "precision=fp32"]
+    keys = [k for k in keys if not k.startswith("backbone")]  # a ViT: no batch statistics
+    keys += ["backbone={name: test_vit, small_images: false, patch_size: 8}"]
+    keys += ["evaluate.every_epochs=1", "epochs=1"]
+
+    def launch(run: str, *prefix: str) -> list[dict]:
+        command = [*prefix, "-m", "tacit", "pretrain", "digits/simclr", *keys, f"run={run}"]
+        done = subprocess.run(
+            command, cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=240
+        )
+        assert done.returncode == 0, done.stderr
+        assert (tmp_path / run / "encoder.safetensors").exists()
+        from tacit.train.log import read_metrics
+
+        return read_metrics(Path(tmp_path / run / "metrics.jsonl"))
+
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+    port = 20_000 + os.getpid() % 20_000
+    two = launch("two", *torchrun, "--master-port", str(port))
+    one = launch("one", sys.executable)
+    assert [r["step"] for r in two] == [1, 2, 3, 4]
+    for a, b in zip(one, two, strict=True):
+        assert a["loss"] == pytest.approx(b["loss"], rel=1e-4)
+
+
+def test_encoder_of_the_tests_has_no_batch_statistics():
+    assert not list(TinyEncoder().buffers())

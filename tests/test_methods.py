@@ -1,0 +1,252 @@
+"""The contract, for every method in METHODS; and the papers' algorithm boxes, replayed."""
+
+import copy
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from tacit.methods import METHODS, Method
+from tacit.methods.method import Batch
+from tacit.methods.parts import BatchNorm, Queue, Teacher, mlp
+from tacit.run_config import compose
+from tacit.views.make import Coordinates, make_views
+from tests.conftest import TinyEncoder
+
+
+def batch_of(name: str, n: int = 32, step: int = 0) -> Batch:
+    """Real digits through the method's own default views, at 16 px."""
+    from tacit.data.sources import Digits
+
+    source = Digits("train")
+    index = torch.arange(n) + step * n
+    pixels = torch.stack([torch.from_numpy(source.read(int(i))).permute(2, 0, 1) for i in index])
+    labels = torch.tensor([source.label(int(i)) for i in index])
+    config = compose(None, [f"method.name={name}", "backbone.small_images=true"]).config
+    groups = [group.model_copy(update={"size": 16}) for group in config.views]
+    at = Coordinates(0, step, index)
+    return Batch(make_views(pixels, groups, at, (0.3,) * 3, (0.4,) * 3), labels, index)
+
+
+def build(name: str, **keys) -> Method:
+    torch.manual_seed(0)
+    cls = METHODS[name]
+    return cls(TinyEncoder(), cls.Config(**keys)).train()
+
+
+every_method = pytest.mark.parametrize("name", METHODS)
+
+
+@every_method
+@pytest.mark.parametrize("amp", [False, True], ids=["fp32", "bf16"])
+def test_loss_is_finite(name, amp):
+    batch = batch_of(name)
+    with torch.autocast("cpu", torch.bfloat16, enabled=amp):
+        output = build(name)(batch)
+    assert output.loss.shape == ()
+    assert output.loss.dtype == torch.float32
+    assert math.isfinite(output.loss.item())
+    assert output.features.shape == (32, TinyEncoder.num_features)
+
+
+@every_method
+def test_gradients_reach_all_that_is_trained_and_nothing_else(name):
+    method = build(name)
+    method(batch_of(name)).loss.backward()
+    for key, parameter in method.named_parameters():
+        if "teacher" in key:
+            assert not parameter.requires_grad, key
+        if parameter.requires_grad:
+            assert parameter.grad is not None, key
+            assert parameter.grad.abs().max() > 0, key
+        else:
+            assert parameter.grad is None, key
+
+
+def train(method: Method, batches: list[Batch], lr: float = 2e-3) -> list[float]:
+    optimizer = torch.optim.AdamW([p for p in method.parameters() if p.requires_grad], lr)
+    losses = []
+    for step, batch in enumerate(batches):
+        loss = method(batch).loss
+        loss.backward()
+        method.after_backward(step / len(batches))
+        optimizer.step()
+        optimizer.zero_grad()
+        method.after_step(step / len(batches))
+        losses.append(loss.item())
+    return losses
+
+
+@every_method
+def test_state_dict_gives_the_same_next_loss(name):
+    method = build(name)
+    train(method, [batch_of(name, step=s) for s in range(3)])
+    torch.manual_seed(99)
+    other = METHODS[name](TinyEncoder(), method.config).train()
+    other.load_state_dict(method.state_dict())
+    follow = [batch_of(name, step=s) for s in (3, 4)]
+    assert train(method, follow[:1]) == train(other, follow[:1])
+    assert method(follow[1]).loss.item() != method(follow[0]).loss.item()
+
+
+@every_method
+def test_overfits_32_images(name):
+    """The loss on one batch at least halves.
+
+    Teachers and queues are held still and the student starts apart from its teacher: a queue full of
+    the very images that are shown again and again would be nothing but false negatives.
+    """
+    cls = METHODS[name]
+    small = {"queue_size": 32} if "queue_size" in cls.Config.model_fields else {}
+    method = build(name, **small)
+    for module in method.children():
+        if not isinstance(module, Teacher):
+            module.apply(lambda m: m.reset_parameters() if hasattr(m, "reset_parameters") else None)
+    method.after_step = lambda progress: None
+    losses = train(method, [batch_of(name)] * 60)
+    assert losses[-1] < 0.5 * losses[0], losses[::10]
+
+
+@every_method
+def test_defaults_are_valid_and_named(name):
+    assert METHODS[name].Config().name == name
+    assert METHODS[name].__doc__
+    assert "arXiv" in METHODS[name].__doc__ or "20" in METHODS[name].__doc__
+
+
+# Replays of the papers' algorithms ----------------------------------------------------------------
+
+
+def sgd(modules: list[nn.Module], lr: float) -> None:
+    with torch.no_grad():
+        for parameter in (p for m in modules for p in m.parameters()):
+            parameter -= lr * parameter.grad
+            parameter.grad = None
+
+
+def step(method: Method, batch: Batch, lr: float, progress: float) -> float:
+    loss = method(batch).loss
+    loss.backward()
+    method.after_backward(progress)
+    sgd([m for name, m in method.named_children() if name not in ("teacher", "queue")], lr)
+    method.after_step(progress)
+    return loss.item()
+
+
+def test_moco_replays_algorithm_1():
+    method = build("moco_v2", hidden_dim=32, output_dim=16, queue_size=80, momentum=0.9).double()
+    f_q = nn.Sequential(copy.deepcopy(method.backbone), copy.deepcopy(method.projector))
+    f_k = copy.deepcopy(f_q)
+    queue, m, t, lr = method.queue.keys.clone(), 0.9, 0.2, 0.1
+    for number in range(4):
+        batch = batch_of("moco_v2", step=number)
+        x_q, x_k = (v.double() for v in batch.views)
+        # Algorithm 1 of arXiv 1911.05722, line by line
+        q = F.normalize(f_q(x_q), dim=1)
+        with torch.no_grad():
+            k = F.normalize(f_k(x_k), dim=1)
+        l_pos = torch.einsum("nc,nc->n", q, k)[:, None]
+        l_neg = torch.einsum("nc,kc->nk", q, queue)
+        logits = torch.cat([l_pos, l_neg], dim=1) / t
+        loss = F.cross_entropy(logits, torch.zeros(32, dtype=torch.long))
+        loss.backward()
+        sgd([f_q], lr)
+        with torch.no_grad():
+            for a, b in zip(f_k.parameters(), f_q.parameters(), strict=True):
+                a.copy_(m * a + (1 - m) * b)
+        order = list(range(80))
+        place = number * 32 % 80
+        for row in range(32):
+            queue[order[(place + row) % 80]] = k[row]
+
+        before = method.queue.keys.clone()
+        ours = step(method, Batch([x_q, x_k], None, batch.index), lr, number / 4)
+        assert ours == pytest.approx(loss.item(), rel=1e-9)
+        new = method.queue.keys
+        # no query met its own key: until the step was over the queue held none of this batch
+        assert not (before[:, None] - F.normalize(k, dim=1)).abs().sum(2).lt(1e-6).any()
+        torch.testing.assert_close(new, queue)
+        for a, b in zip(method.teacher.parameters(), f_k.parameters(), strict=True):
+            torch.testing.assert_close(a, b)
+        for a, b in zip(method.backbone.parameters(), f_q[0].parameters(), strict=True):
+            torch.testing.assert_close(a, b)
+
+
+def test_byol_replays_its_algorithm():
+    method = build("byol", hidden_dim=32, output_dim=16, momentum=0.9).double()
+    online = nn.Sequential(copy.deepcopy(method.backbone), copy.deepcopy(method.projector))
+    predictor, target = copy.deepcopy(method.predictor), copy.deepcopy(online)
+    lr, steps = 0.05, 4
+    for number in range(3):
+        batch = batch_of("byol", step=number)
+        v1, v2 = (v.double() for v in batch.views)
+        # eq. 2 and 3 and the target's update, with tau of section 3.1
+        loss = 0
+        for a, b in ((v1, v2), (v2, v1)):
+            q = predictor(online(a))
+            with torch.no_grad():
+                z = target(b)
+            loss = loss + (F.normalize(q, dim=1) - F.normalize(z, dim=1)).square().sum(1).mean()
+        loss.backward()
+        sgd([online, predictor], lr)
+        tau = 1 - (1 - 0.9) * (math.cos(math.pi * number / steps) + 1) / 2
+        with torch.no_grad():
+            for a, b in zip(target.parameters(), online.parameters(), strict=True):
+                a.copy_(tau * a + (1 - tau) * b)
+
+        ours = step(method, Batch([v1, v2], None, batch.index), lr, number / steps)
+        assert ours == pytest.approx(loss.item(), rel=1e-9)
+        for a, b in zip(method.teacher.parameters(), target.parameters(), strict=True):
+            torch.testing.assert_close(a, b)
+        for a, b in zip(method.predictor.parameters(), predictor.parameters(), strict=True):
+            torch.testing.assert_close(a, b)
+
+
+# Parts --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [5, 8, 20])
+def test_queue_keeps_the_last_keys_in_order(size):
+    queue = Queue(size, 3)
+    batches = [F.normalize(torch.randn(4, 3), dim=1) for _ in range(7)]
+    for keys in batches:
+        queue.stage(keys)
+        queue.commit()
+    pushed = torch.cat(batches)
+    kept = {tuple(row) for row in queue.keys.tolist()}
+    newest = {tuple(row) for row in F.normalize(pushed, dim=1)[-min(size, 28) :].tolist()}
+    assert newest <= kept
+
+
+def test_queue_takes_all_parts_of_an_accumulated_batch():
+    queue, before = Queue(16, 3), None
+    before = queue.keys.clone()
+    for _ in range(2):
+        queue.stage(torch.randn(4, 3))
+        assert torch.equal(queue.keys, before)
+    queue.commit()
+    assert (queue.keys != before).any(1).sum() == 8
+    assert queue.next == 8
+
+
+def test_teacher_follows_and_keeps_its_own_statistics():
+    student = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4))
+    teacher = Teacher(student)
+    with torch.no_grad():
+        student[0].weight.fill_(1.0)
+    old = teacher[0][0].weight.clone()
+    student(torch.randn(8, 4) + 5)
+    teacher.follow(student, momentum=0.75)
+    torch.testing.assert_close(teacher[0][0].weight, 0.75 * old + 0.25)
+    assert torch.equal(teacher[0][1].running_mean, torch.zeros(4))
+    assert not teacher(torch.randn(2, 4)).requires_grad
+
+
+def test_heads():
+    assert [type(m) for m in mlp(4, 8, 2)] == [nn.Linear, BatchNorm, nn.ReLU, nn.Linear]
+    assert [type(m) for m in mlp(4, 8, 2, norm=False)] == [nn.Linear, nn.ReLU, nn.Linear]
+    assert isinstance(mlp(4, 8, 2, last_norm=True)[-1], BatchNorm)
+    assert mlp(4, 8, 2)[0].bias is None
+    assert mlp(4, 8, 2)[-1].bias is not None

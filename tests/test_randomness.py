@@ -1,0 +1,93 @@
+"""Values follow from their coordinates alone, are uniform, and do not correlate."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+
+from tacit import randomness
+
+integers = st.integers(0, 2**40)
+
+
+def reference(seed: int, epoch: int, i: int, view: int, slot: int) -> float:
+    """The same hash in Python's integers."""
+    state = randomness.mix(
+        i * randomness._GOLDEN + randomness.key(randomness.VIEWS, seed, epoch, view)
+    )
+    return (randomness.mix(state + (slot + 1) * randomness._GOLDEN) >> 40) * 2.0**-24
+
+
+@given(integers, st.integers(0, 10_000), integers, st.integers(0, 20), st.integers(0, 50))
+@settings(max_examples=100, deadline=None)
+def test_equals_integer_arithmetic(seed, epoch, i, view, slot):
+    value = randomness.uniform(seed, epoch, torch.tensor([i]), view, slot + 1)[0, slot]
+    assert float(value) == reference(seed, epoch, i, view, slot)
+
+
+@given(st.lists(st.integers(0, 10**9), min_size=1, max_size=50), st.data())
+@settings(max_examples=50, deadline=None)
+def test_does_not_depend_on_batch_or_order(indices, data):
+    whole = randomness.uniform(1, 2, torch.tensor(indices), 0, 30)
+    pick = data.draw(st.lists(st.integers(0, len(indices) - 1), min_size=1))
+    part = randomness.uniform(1, 2, torch.tensor([indices[p] for p in pick]), 0, 30)
+    assert torch.equal(whole[pick], part)
+
+
+def chi_square_p(values: np.ndarray, bins: int = 64) -> float:
+    counts = np.bincount((values * bins).astype(int), minlength=bins)
+    return stats.chisquare(counts).pvalue
+
+
+@pytest.mark.parametrize("axis", ["seed", "epoch", "index", "view", "slot"])
+def test_uniform_along_each_coordinate(axis):
+    n = 20_000
+    base = {"seed": 3, "epoch": 5, "index": 7, "view": 1, "slot": 2}
+    if axis == "index":
+        x = randomness.uniform(3, 5, torch.arange(n), 1, 3)[:, 2]
+    elif axis == "slot":
+        x = randomness.uniform(3, 5, torch.tensor([7]), 1, n)[0]
+    else:
+        values = []
+        for k in range(2000):
+            c = {**base, axis: k}
+            u = randomness.uniform(c["seed"], c["epoch"], torch.arange(10), c["view"], 3)
+            values.append(u[:, 2])
+        x = torch.cat(values)
+    x = x.numpy()
+    assert chi_square_p(x) > 1e-4
+    assert stats.kstest(x, "uniform").pvalue > 1e-4
+    # neighbours along the axis do not correlate
+    lag = 10 if axis not in ("index", "slot") else 1
+    r = np.corrcoef(x[:-lag], x[lag:])[0, 1]
+    assert abs(r) < 4.5 / np.sqrt(len(x))
+
+
+def test_the_tests_of_uniformity_can_fail():
+    grid = np.sqrt((np.arange(20_000) + 0.5) / 20_000)
+    assert chi_square_p(grid) < 1e-4
+    assert abs(np.corrcoef(grid[:-1], grid[1:])[0, 1]) > 4.5 / np.sqrt(len(grid))
+
+
+def test_views_and_slots_are_independent():
+    index = torch.arange(20_000)
+    a, b = (randomness.uniform(0, 0, index, view, 8) for view in (0, 1))
+    table = torch.cat([a, b], 1).numpy()
+    r = np.corrcoef(table.T)[~np.eye(16, dtype=bool)]
+    assert np.abs(r).max() < 5 / np.sqrt(len(table))
+
+
+@given(st.integers(1, 5000), integers, st.integers(0, 1000))
+@settings(max_examples=50, deadline=None)
+def test_permutation(n, seed, epoch):
+    order = randomness.permutation(n, randomness.ORDER, seed, epoch)
+    assert np.array_equal(np.sort(order), np.arange(n))
+    assert np.array_equal(order, randomness.permutation(n, randomness.ORDER, seed, epoch))
+
+
+def test_permutations_of_epochs_differ_and_are_even():
+    orders = np.stack([randomness.permutation(20, randomness.ORDER, 0, e) for e in range(4000)])
+    counts = np.stack([np.bincount(orders[:, place], minlength=20) for place in range(20)])
+    assert stats.chisquare(counts.ravel()).pvalue > 1e-4
