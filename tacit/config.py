@@ -76,22 +76,32 @@ def read_yaml(path: Path) -> Tree:
     return tree
 
 
-def parse_overrides(arguments: Iterable[str]) -> Tree:
-    """['a.b=1', ...] as a tree; later ones win."""
-    tree: Tree = {}
+def parse_overrides(arguments: Iterable[str]) -> list[Tree]:
+    """['a.b=1', ...] as layers; one, unless a key reaches into a value given before it.
+
+    So `views=simclr views.0.size=64` names a preset and then changes it.
+    """
+    layers: list[Tree] = [{}]
     for argument in arguments:
         key, equals, value = argument.partition("=")
         if not equals or not re.fullmatch(r"[A-Za-z_][\w-]*(\.[\w-]+)*", key):
             raise UserError(f"'{argument}' is not key=value (for example method.temperature=0.2)")
-        node = tree
-        *parents, leaf = key.split(".")
-        for part in parents:
-            child = node.setdefault(part, {})
-            if not isinstance(child, dict):
-                raise UserError(f"'{argument}': '{part}' was given a value before")
-            node = child
-        node[leaf] = parse_yaml(value, f"'{argument}'")
-    return tree
+        parsed = parse_yaml(value, f"'{argument}'")
+        if not _place(layers[-1], key.split("."), parsed):
+            layers.append({})
+            _place(layers[-1], key.split("."), parsed)
+    return layers
+
+
+def _place(tree: Tree, parts: list[str], value: Any) -> bool:
+    """Put a value at a dotted key; False if something on the way is no mapping."""
+    *parents, leaf = parts
+    for part in parents:
+        tree = tree.setdefault(part, {})
+        if not isinstance(tree, dict):
+            return False
+    tree[leaf] = value
+    return True
 
 
 def merge(below: Tree, above: Tree) -> Tree:

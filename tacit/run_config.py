@@ -96,8 +96,8 @@ def compose(
     origins = Origins()
     given = layers.parse_overrides(overrides or [])
     if run is not None:
-        given["run"] = run
-    for layer, origin in [*_load(what), (given, "command line")]:
+        given.append({"run": run})
+    for layer, origin in [*_load(what), *((layer, "command line") for layer in given)]:
         tree = _lay(tree, layer, origin, origins)
     if "views" not in tree:
         name = _default_views(tree)
@@ -106,7 +106,8 @@ def compose(
     config = layers.validate(RunConfig, tree)
     if config.run is None:
         free = tuple(f"{key}." for key in FREE)
-        changed = any(not f"{key}.".startswith(free) for key, _ in layers.flatten(given))
+        keys = [key for layer in given for key, _ in layers.flatten(layer)]
+        changed = any(not f"{key}.".startswith(free) for key in keys)
         config = config.model_copy(update={"run": _default_run(what, config, changed)})
     return Composed(config, origins)
 

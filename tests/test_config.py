@@ -100,6 +100,19 @@ def test_another_backbone_drops_the_options_of_the_one_below():
     assert config.backbone.small_images
 
 
+def test_a_preset_can_be_named_and_then_changed():
+    config = compose("digits/simclr", ["views=byol", "views.1.size=64", "views.1.blur=0"]).config
+    assert [g.size for g in config.views] == [224, 64]
+    assert config.views[1].blur == 0
+
+
+def test_the_order_of_overrides_does_not_matter_to_a_new_method():
+    overrides = ["method.name=moco_v2", "method.temperature=0.5"]
+    for order in (overrides, overrides[::-1]):
+        config = compose("digits/byol", order).config
+        assert (config.method.name, config.method.temperature) == ("moco_v2", 0.5)
+
+
 def test_views_default_to_the_methods_preset():
     small = compose(None, ["method.name=byol", "backbone.small_images=true"]).config
     large = compose(None, ["method.name=byol"]).config

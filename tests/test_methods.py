@@ -91,6 +91,11 @@ def test_state_dict_gives_the_same_next_loss(name):
     assert method(follow[1]).loss.item() != method(follow[0]).loss.item()
 
 
+def _reset(module: nn.Module) -> None:
+    if hasattr(module, "reset_parameters"):
+        module.reset_parameters()
+
+
 @every_method
 def test_overfits_32_images(name):
     """The loss on one batch at least halves.
@@ -103,7 +108,7 @@ def test_overfits_32_images(name):
     method = build(name, **small)
     for module in method.children():
         if not isinstance(module, Teacher):
-            module.apply(lambda m: m.reset_parameters() if hasattr(m, "reset_parameters") else None)
+            module.apply(_reset)
     method.after_step = lambda progress: None
     losses = train(method, [batch_of(name)] * 60)
     assert losses[-1] < 0.5 * losses[0], losses[::10]

@@ -89,17 +89,23 @@ PRESETS: dict[str, list[Tree]] = {
         {**_SMALL, **_jitter(0.4, 0.4, 0.2, 0.1)},
         {**_SMALL, **_jitter(0.4, 0.4, 0.2, 0.1), "solarize": 0.2},
     ],
-    # Handwriting: every crop keeps the whole glyph, and a mirrored digit is another digit.
+    # Handwriting: the whole glyph in every view, and never mirrored, which makes another digit. Blur
+    # and contrast change the stroke's width, which says most about the hand and least about the digit.
     "digits": [
         {
             "count": 2,
             "size": 16,
-            "crop_scale": (0.7, 1.0),
+            "crop_scale": (1.0, 1.0),
+            "crop_ratio": (1.0, 1.0),
             "affine": 1.0,
             "rotation": 15.0,
             "translation": 0.08,
-            "zoom": (0.85, 1.15),
+            "zoom": (0.8, 1.2),
             "shear": 15.0,
+            **_jitter(0.4, 0.4, 0, 0, p=1.0),
+            "blur": 0.5,
+            "blur_sigma": (0.3, 1.5),
+            "blur_kernel": 5,
         }
     ],
 }

@@ -1,0 +1,120 @@
+"""Commands as a user types them, in real processes."""
+
+import json
+import re
+import sys
+
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from tacit import cli
+from tests.conftest import HEADS, TINY, tacit
+
+
+def invoke(monkeypatch, capsys, *arguments: str) -> tuple[int, str, str]:
+    """The command in this process, which spares the seconds of importing torch."""
+    monkeypatch.setattr(sys, "argv", ["tacit", *arguments])
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    captured = capsys.readouterr()
+    return end.value.code or 0, captured.out, captured.err
+
+
+def test_from_pretraining_to_the_table(tmp_path):
+    keys = [*TINY, *HEADS["simclr"], "epochs=1", "batch_size=128"]
+    done = tacit("pretrain", "digits/simclr", *keys, "--run", "r", cwd=tmp_path)
+    assert done.stdout == "Done: r/encoder.safetensors. Measure it with: tacit knn r\n"
+    plain = [line for line in done.stderr.splitlines() if line.startswith("step ")]
+    assert re.match(r"step 11/11  epoch 1/1  loss \d.*images/s  0 s left", plain[-1])
+    tacit("knn", "r", cwd=tmp_path)
+    table = tacit("linear", "r", cwd=tmp_path).stdout
+    rows = {line.split()[1]: line for line in table.splitlines() if line.startswith("│")}
+    assert {"encoder", "untrained", "pixels"} <= rows.keys()
+    numbers = [float(n) for n in re.findall(r"\d+\.\d", rows["pixels"])]
+    assert len(numbers) == 8  # four accuracies, two with a deviation
+    assert "-" not in rows["pixels"].replace("+-", "")
+    records = json.loads((tmp_path / "r" / "results.json").read_text())
+    assert len(records) == 6
+    again = tacit("pretrain", "digits/simclr", *keys, "--run", "r", cwd=tmp_path)
+    assert again.returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["pretrain", "digits/simcrl"], "Did you mean 'digits/simclr'"),
+        (["pretrain", "digits/simclr", "method.temprature=1"], "Did you mean 'temperature'?"),
+        (["pretrain", "missing.yaml"], "'missing.yaml': no such file"),
+        (["pretrain", "digits/simclr", "backbone.name=resnet81"], "timm has no such model. Did"),
+        (["pretrain", "digits/simclr", "device=tpu9"], "device=tpu9"),
+        (["pretrain", "digits/simclr", "batch_size=5000"], "only 1437 images"),
+        (["pretrain", "digits/simclr", "data.path=nowhere"], "data.path=nowhere: no such"),
+        (["knn", "nowhere"], "'nowhere' is not a run folder"),
+        (["linear", "nowhere"], "'nowhere' is not a run folder"),
+        (["show", "digits/simclr", "views=x"], "views=x: no such preset"),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_code_2(monkeypatch, capsys, tmp_path, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    code, out, err = invoke(monkeypatch, capsys, *arguments)
+    assert code == 2
+    assert out == ""
+    (line,) = err.splitlines()
+    assert line.startswith("tacit: ")
+    assert message in line
+    assert not list(tmp_path.iterdir()), "a refused command leaves nothing behind"
+
+
+def test_a_mistake_in_a_real_process(tmp_path):
+    done = tacit("pretrain", "digits/simclr", "epochs=zero", cwd=tmp_path, check=False)
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    assert "epochs=zero" in done.stderr
+
+
+def test_views_draws_a_sheet(monkeypatch, capsys, tmp_path):
+    target = tmp_path / "sheet.png"
+    arguments = ["views", "digits/simclr", "-o", str(target), "--rows", "3", "--epochs", "2"]
+    code, _, _ = invoke(monkeypatch, capsys, *arguments)
+    assert code == 0
+    sheet = Image.open(target)
+    # an original and 2 views in each of 2 epochs, 64 px and a gap each
+    assert sheet.size == (5 * 68 + 16, 3 * 68 + 4)
+    assert len(sheet.convert("L").getcolors()) > 10
+
+
+def test_show_recipes_schema(monkeypatch, capsys):
+    code, out, _ = invoke(monkeypatch, capsys, "show", "digits/simclr", "epochs=3")
+    assert code == 0
+    assert re.search(r"epochs +3 +command line", out)
+    assert re.search(r"optimizer\.momentum +0\.9 +default", out)
+    code, out, _ = invoke(monkeypatch, capsys, "recipes")
+    assert re.search(r"^cifar10/byol +BYOL on CIFAR-10", out, re.MULTILINE)
+    code, out, _ = invoke(monkeypatch, capsys, "schema")
+    assert "temperature" in json.dumps(json.loads(out)["$defs"])
+
+
+def test_help_names_every_command():
+    help_text = CliRunner().invoke(cli.app, ["--help"]).output
+    for command in ("pretrain", "knn", "linear", "views", "show", "recipes", "schema"):
+        assert command in help_text
+
+
+def test_photographs_without_labels(photographs, tmp_path):
+    keys = [*TINY, *HEADS["simclr"], "views=simclr", "views.0.size=48", "max_steps=2"]
+    keys = [k for k in keys if k != "views=digits"]
+    tacit(
+        "pretrain", "digits/simclr", *keys, f"data.path={photographs}", "--run", "p", cwd=tmp_path
+    )
+    done = tacit("knn", "p", cwd=tmp_path, check=False)
+    assert done.returncode == 2
+    assert "has no labels" in done.stderr
+
+
+def test_cifar10_from_parquet(cifar10, tmp_path):
+    keys = [*TINY, *HEADS["byol"], "views=byol-small", "max_steps=2", f"data.path={cifar10}"]
+    keys = [k for k in keys if k != "views=digits"]
+    tacit("pretrain", "cifar10/byol", *keys, "--run", "c", cwd=tmp_path)
+    assert "10 classes" not in (tmp_path / "c" / "config.yaml").read_text()
+    assert (tmp_path / "c" / "encoder.safetensors").exists()

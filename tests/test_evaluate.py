@@ -1,0 +1,288 @@
+"""Evaluation against oracles, and attempts to make it lie."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from sklearn.linear_model import LogisticRegression
+from sklearn.neighbors import KNeighborsClassifier
+from torch import nn
+
+import tacit
+from tacit import metrics
+from tacit.data.images import Images
+from tacit.data.sources import DataConfig, open_source
+from tacit.errors import UserError
+from tacit.evaluate import knn as knn_module
+from tacit.evaluate.encoder import load_encoder
+from tacit.evaluate.features import extract, plain_views, raw_pixels, weights_hash
+from tacit.evaluate.knn import knn_accuracy, neighbours
+from tacit.evaluate.linear import few_rows, linear_probe
+from tacit.run import Result, _store, read_results
+from tests.test_train import config_of
+
+CPU = torch.device("cpu")
+
+
+def blobs(n: int, classes: int = 4, d: int = 8, seed: int = 0, spread: float = 1.0):
+    """Labelled points around class centres; the centres do not depend on the seed."""
+    random = np.random.default_rng(seed)
+    centres = np.random.default_rng(123).normal(size=(classes, d))
+    y = random.integers(0, classes, n)
+    x = centres[y] + spread * random.normal(size=(n, d))
+    return x.astype(np.float32), y.astype(np.int64)
+
+
+def as_tensors(*arrays):
+    return [torch.from_numpy(a) for a in arrays]
+
+
+@pytest.mark.parametrize("k", [1, 5, 20])
+def test_knn_equals_scikit_learns_brute_force(k):
+    x, y = blobs(300)
+    q, truth = blobs(200, seed=1)
+    oracle = KNeighborsClassifier(
+        k, algorithm="brute", metric="cosine", weights=lambda d: np.exp((1 - d) / 0.07)
+    ).fit(x, y)
+    ours = knn_accuracy(*as_tensors(x, y, q, truth), ks=(k,))
+    assert ours[k] == pytest.approx(oracle.score(q, truth), abs=1e-6)
+
+
+@given(st.integers(1, 40), st.integers(1, 30), st.integers(1, 50), st.integers(1, 50))
+@settings(max_examples=30, deadline=None)
+def test_chunks_change_no_neighbour(k, queries, bank_chunk, query_chunk):
+    x, _ = blobs(100)
+    q, _ = blobs(queries, seed=1)
+    bank, ask = as_tensors(x, q)
+    whole, _ = neighbours(bank, ask, k)
+    before = knn_module.BANK, knn_module.QUERIES
+    knn_module.BANK, knn_module.QUERIES = bank_chunk, query_chunk
+    try:
+        pieces, places = neighbours(bank, ask, k)
+    finally:
+        knn_module.BANK, knn_module.QUERIES = before
+    torch.testing.assert_close(whole, pieces)
+    cosine = nn.functional.cosine_similarity(ask[:, None], bank[places], dim=2)
+    torch.testing.assert_close(cosine, pieces, rtol=1e-4, atol=1e-5)
+
+
+def test_knn_with_a_k_above_the_bank():
+    x, y = blobs(30)
+    accuracy = knn_accuracy(*as_tensors(x, y, x, y), ks=(20, 200))
+    assert set(accuracy) == {20, 200}
+
+
+def test_linear_probe_finds_scikit_learns_optimum():
+    x, y = blobs(600, spread=0.8)
+    q, truth = blobs(400, seed=1, spread=0.8)
+    result = linear_probe(x, y, q, truth, seed=0)
+    mean, std = x.mean(0), x.std(0)
+    best = max(
+        LogisticRegression(C=c, max_iter=2000)
+        .fit((x - mean) / std, y)
+        .score((q - mean) / std, truth)
+        for c in (0.01, 0.1, 1, 10, 100)
+    )
+    assert result.top1 > best - 0.02
+    assert result.top5 == 1.0
+    assert result.few[1][0] < result.few[5][0] <= result.top1 + 0.05
+
+
+def test_the_probe_cannot_see_the_test_labels():
+    x, y = blobs(300)
+    q, truth = blobs(200, seed=1)
+    honest = linear_probe(x, y, q, truth, seed=0)
+    shuffled = linear_probe(x, y, q, (truth + 1) % 4, seed=0)
+    assert honest.strength == shuffled.strength
+    assert shuffled.top1 < 0.3 < honest.top1
+
+
+@given(st.integers(0, 1000), st.integers(0, 9))
+@settings(max_examples=20, deadline=None)
+def test_few_labels_are_balanced_and_nested(seed, draw):
+    _, y = blobs(200)
+    one, five = few_rows(y, 1, seed, draw), few_rows(y, 5, seed, draw)
+    assert np.bincount(y[five]).tolist() == [5] * 4
+    assert np.bincount(y[one]).tolist() == [1] * 4
+    assert set(one) <= set(five)
+    assert not np.array_equal(five, few_rows(y, 5, seed, draw + 1))
+
+
+def test_top_k():
+    scores = torch.tensor([[0.1, 0.5, 0.4], [0.9, 0.06, 0.04]])
+    labels = torch.tensor([2, 2])
+    assert metrics.top_k(scores, labels, 1) == 0
+    assert metrics.top_k(scores, labels, 2) == 0.5
+    assert metrics.top_k(scores, labels, 5) == 1
+
+
+def test_feature_std_tells_collapse():
+    torch.manual_seed(0)
+    assert metrics.feature_std(torch.ones(64, 32)) < 1e-3
+    assert metrics.feature_std(torch.randn(4096, 256)) == pytest.approx(1, abs=0.02)
+
+
+# Features -----------------------------------------------------------------------------------------
+
+
+def digits(split: str = "test", **keys) -> Images:
+    config = DataConfig(**keys)
+    return Images(open_source(config, split), config, CPU)
+
+
+class Leaky(nn.Module):
+    """An encoder that changes while it is read, even in eval mode."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("count", torch.zeros(()))
+
+    def forward(self, x):
+        self.count += 1
+        return x.mean((2, 3))
+
+
+def test_an_encoder_that_changes_is_refused():
+    with pytest.raises(UserError, match="not frozen"):
+        extract(Leaky(), digits(), 8, (0.5,) * 3, (0.5,) * 3)
+
+
+def test_batch_norm_is_in_eval_mode_and_comes_back_in_training():
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten()).train()
+    before = weights_hash(net)
+    a = extract(net, digits(), 8, (0.5,) * 3, (0.5,) * 3)
+    b = extract(net, digits(), 8, (0.5,) * 3, (0.5,) * 3, rows=np.array([7]))
+    torch.testing.assert_close(a[7:8], b)  # a batch's other images do not matter
+    assert net.training
+    assert weights_hash(net) == before
+
+
+def test_hash_sees_every_weight_and_buffer():
+    net = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
+    before = weights_hash(net)
+    net[1].running_mean[0] = 1e-30
+    assert weights_hash(net) != before
+
+
+def test_plain_views_decoded_or_kept_are_the_images():
+    kept = torch.cat(list(plain_views(digits(), 8)))
+    source = open_source(DataConfig(), "test")
+    expected = torch.stack([torch.from_numpy(source.read(i)).permute(2, 0, 1) for i in range(360)])
+    torch.testing.assert_close(kept, expected.float() / 255, rtol=0, atol=1e-5)
+    assert raw_pixels(digits(), 8).shape == (360, 192)
+
+
+# Encoder files ------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return tacit.pretrain(config_of(tmp_path_factory.mktemp("runs") / "a", "max_steps=3"), True)
+
+
+def rewrite(run, path, change) -> None:
+    tensors = load_file(run / "encoder.safetensors")
+    with safe_open(run / "encoder.safetensors", "pt") as file:
+        metadata = file.metadata()
+    change(tensors, metadata)
+    save_file(tensors, path, metadata)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t, m: t.pop("conv1.weight"), "Missing key"),
+        (lambda t, m: t.update(extra=torch.zeros(1)), "Unexpected key"),
+        (lambda t, m: t.update({"conv1.weight": torch.zeros(1, 3, 4, 4)}), "size mismatch"),
+        (lambda t, m: m.pop("tacit"), "not written by Tacit"),
+    ],
+)
+def test_nothing_partial_loads(run, tmp_path, change, message):
+    path = tmp_path / "encoder.safetensors"
+    rewrite(run, path, change)
+    with pytest.raises(UserError, match=message):
+        load_encoder(path)
+
+
+def test_load_encoder(run, tmp_path):
+    encoder = tacit.load_encoder(run)
+    assert not encoder.training
+    assert not any(p.requires_grad for p in encoder.parameters())
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 30, 3), np.uint8))
+    image.save(tmp_path / "a.png")
+    features = encoder.embed([tmp_path / "a.png", image, image.resize((200, 300))])
+    assert features.shape == (3, encoder.num_features)
+    torch.testing.assert_close(features[0], features[1])
+    with pytest.raises(UserError, match="holds no encoder"):
+        tacit.load_encoder(tmp_path)
+    (tmp_path / "b.safetensors").write_bytes(b"junk")
+    with pytest.raises(UserError, match="not a readable encoder"):
+        tacit.load_encoder(tmp_path / "b.safetensors")
+
+
+def test_embed_sees_what_evaluation_sees(run):
+    encoder, images = tacit.load_encoder(run), digits()
+    size, mean, std = (encoder.description[k] for k in ("image_size", "mean", "std"))
+    expected = extract(encoder.backbone, images, size, mean, std, rows=np.arange(5))
+    source = open_source(DataConfig(), "test")
+    ours = encoder.embed([Image.fromarray(source.read(i)) for i in range(5)])
+    torch.testing.assert_close(ours, expected, rtol=0.02, atol=0.02)  # crops are rounded to 1/255
+
+
+# Whole evaluations --------------------------------------------------------------------------------
+
+
+def test_knn_of_a_run(run):
+    results = tacit.knn(run)
+    assert [r.evaluated for r in results] == ["encoder", "untrained", "pixels"]
+    assert results[0].weights_sha256 == tacit.load_encoder(run).description["weights_sha256"]
+    assert results[1].weights_sha256 not in (None, results[0].weights_sha256)
+    assert results[2].metrics["k20"] > 0.9  # pixels are good at digits
+    assert results[0].data["train"] == 1437
+    tacit.knn(run)
+    records = read_results(run)
+    assert len(records) == 3, "the same evaluation again is the same record"
+    assert all({"protocol", "metrics", "seed", "cost", "evaluated"} <= r.keys() for r in records)
+
+
+def test_the_untrained_encoder_is_the_run_before_its_first_step(run):
+    from tacit.run import build_method
+    from tacit.run_config import read_run_config
+
+    before = build_method(read_run_config(run)).backbone
+    (untrained,) = (r for r in tacit.knn(run) if r.evaluated == "untrained")
+    assert untrained.weights_sha256 == weights_hash(before)
+
+
+def test_unlabelled_data_is_refused(run, tmp_path):
+    np.save(tmp_path / "x.npy", np.zeros((9, 8, 8, 3), np.uint8))
+    with pytest.raises(UserError, match="has no labels"):
+        tacit.knn(run, [f"data.path={tmp_path / 'x.npy'}"])
+    with pytest.raises(UserError, match="'epochs' cannot change in an evaluation"):
+        tacit.knn(run, ["epochs=3"])
+
+
+def test_an_unfinished_run_is_refused(run, tmp_path):
+    (tmp_path / "config.yaml").write_text((run / "config.yaml").read_text())
+    with pytest.raises(UserError, match="not finished"):
+        tacit.knn(tmp_path)
+    with pytest.raises(UserError, match="not a run folder"):
+        tacit.linear(tmp_path / "nowhere")
+
+
+def test_records_are_kept(tmp_path):
+    one = Result("knn", 1, "encoder", {"k20": 0.5}, 0, {"seconds": 1.0}, "abc", {"train": 3})
+    _store(tmp_path, [one])
+    _store(tmp_path, [Result(**{**vars(one), "protocol": "linear"})])
+    _store(tmp_path, [Result(**{**vars(one), "metrics": {"k20": 0.6}})])
+    records = json.loads((tmp_path / "results.json").read_text())
+    assert {(r["protocol"], r["metrics"]["k20"]) for r in records} == {
+        ("linear", 0.5),
+        ("knn", 0.6),
+    }
