@@ -320,13 +320,13 @@ def _evaluate(
 
 def _data(data: DataConfig, overrides: list[str]) -> DataConfig:
     """The run's data with overridden keys; only data.* can change in an evaluation."""
-    tree = layers.parse_overrides(overrides)
-    others = [key for key in tree if key != "data"]
-    if others:
-        raise UserError(f"'{others[0]}' cannot change in an evaluation; only data.key=value can")
-    return layers.validate(
-        DataConfig, layers.merge(data.model_dump(), with_source(tree.get("data", {})))
-    )
+    tree = {"data": data.model_dump()}
+    for layer in layers.parse_overrides(overrides):
+        other = next((key for key, _ in layers.flatten(layer) if not key.startswith("data.")), None)
+        if other:
+            raise UserError(f"'{other}' cannot change in an evaluation; only data.key=value can")
+        tree = layers.merge(tree, {"data": with_source(layer.get("data", {}))})
+    return layers.validate(DataConfig, tree["data"])
 
 
 def _labelled_splits(data: DataConfig, device: torch.device) -> tuple[Images, Images]:

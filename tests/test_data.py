@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from tacit import distributed, randomness
-from tacit.data.images import Images, center_box, cut, decode
+from tacit.data.images import Images, center_box, cut, decode, to_rgb
 from tacit.data.loader import ViewLoader
 from tacit.data.sources import DataConfig, Part, open_source
 from tacit.errors import UserError
@@ -200,6 +200,29 @@ def test_a_broken_image_is_named(tmp_path, content):
     (tmp_path / "broken.jpg").write_bytes(content)
     source, _ = open_both(path=str(tmp_path))
     with pytest.raises(UserError, match=r"Cannot decode .*broken\.jpg"):
+        decode(source, 0)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+def test_jpeg_pixels_are_pillows(tmp_path, mode):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for turned in (False, True):
+        picture(0, 60, 44).convert(mode).save(
+            tmp_path / f"{turned}.jpg", **({"exif": exif} if turned else {})
+        )
+    source, _ = open_both(path=str(tmp_path))
+    for i in range(2):
+        with Image.open(source.name(i)) as image:
+            assert np.array_equal(decode(source, i), np.array(to_rgb(image)))
+
+
+def test_a_cut_jpeg_is_broken(tmp_path):
+    picture(0, 60, 44).save(tmp_path / "whole.jpg")
+    content = (tmp_path / "whole.jpg").read_bytes()
+    (tmp_path / "cut.jpg").write_bytes(content[: len(content) // 2])
+    source, _ = open_both(path=str(tmp_path))
+    with pytest.raises(UserError, match=r"cut\.jpg: image file is truncated"):
         decode(source, 0)
 
 

@@ -100,8 +100,8 @@ def _reset(module: nn.Module) -> None:
 def test_overfits_32_images(name):
     """The loss on one batch at least halves.
 
-    Teachers and queues are held still and the student starts apart from its teacher: a queue full of
-    the very images that are shown again and again would be nothing but false negatives.
+    Teachers and queues are held still and the student starts apart from its teacher: a queue full
+    of the images that are shown again and again would hold nothing but false negatives.
     """
     cls = METHODS[name]
     small = {"queue_size": 32} if "queue_size" in cls.Config.model_fields else {}

@@ -56,7 +56,7 @@ def test_parameter_groups(name, decay):
 
 @pytest.mark.parametrize("decay", [0.0, 1e-2])
 def test_lars_is_the_papers_and_leaves_out_biases(decay):
-    """v = m v + trust (g + decay w), w -= lr v; trust = eta |w| / (|g| + decay |w|) for matrices."""
+    """v = m v + trust (g + decay w); w -= lr v; trust = eta |w| / (|g| + decay |w|), or 1"""
     torch.manual_seed(0)
     net, lr, eta, momentum = nn.Linear(5, 4), 0.3, 0.001, 0.9
     config = OptimizerConfig(name="lars", lr=lr, weight_decay=decay, momentum=momentum)
@@ -238,10 +238,8 @@ def test_a_folder_of_something_else_is_refused(tmp_path):
 
 
 def test_a_run_folder_holds_what_it_promises(tmp_path):
-    folder = jobs.pretrain(
-        config_of(tmp_path / "run", "epochs=2", "batch_size=256", "evaluate.every_epochs=1"),
-        quiet=True,
-    )
+    keys = ["epochs=2", "batch_size=256", "evaluate.every_epochs=1", "checkpoint.every_epochs=1"]
+    folder = jobs.pretrain(config_of(tmp_path / "run", *keys), quiet=True)
     head, *lines = (folder / "config.yaml").read_text().splitlines()
     assert re.match(r"# python 3\.\d+.* torch \d", head)
     assert any(line.startswith("seed: 0") for line in lines)

@@ -89,8 +89,8 @@ PRESETS: dict[str, list[Tree]] = {
         {**_SMALL, **_jitter(0.4, 0.4, 0.2, 0.1)},
         {**_SMALL, **_jitter(0.4, 0.4, 0.2, 0.1), "solarize": 0.2},
     ],
-    # Handwriting: the whole glyph in every view, and never mirrored, which makes another digit. Blur
-    # and contrast change the stroke's width, which says most about the hand and least about the digit.
+    # Handwriting: always the whole glyph, never mirrored, which makes another digit. Blur and
+    # contrast change the stroke's width, which says much of the hand and little of the digit.
     "digits": [
         {
             "count": 2,
