@@ -43,8 +43,8 @@ def where(mask: Tensor, op: Callable[..., Tensor], x: Tensor, *parameters: Tenso
 
 def crop_boxes(
     u: Tensor,
-    height: Tensor | int,
-    width: Tensor | int,
+    height: int,
+    width: int,
     scale: tuple[float, float],
     ratio: tuple[float, float],
 ) -> Tensor:
@@ -55,32 +55,25 @@ def crop_boxes(
 
     Args:
         u: (B, CROP_SLOTS) uniform numbers in [0, 1).
-        height, width: of the images in pixels, an int or (B,).
+        height, width: of all images, in pixels.
         scale: bounds of the crop's area as a fraction of the image's.
         ratio: bounds of width / height.
     Returns: (B, 4) int64: top, left, height, width.
     """
-    height, width = (torch.as_tensor(n, device=u.device).expand(len(u)) for n in (height, width))
-    h, w = (
-        height.double()[:, None],
-        width.double()[:, None],
-    )  # float32 would round whole pixels wrongly
-    u = u.double()
-    area = h * w * (scale[0] + (scale[1] - scale[0]) * u[:, :CROP_TRIES])
+    device = u.device  # float32 would round some pixels wrongly, and MPS has no float64
+    u = (u.cpu() if device.type == "mps" else u).double()
+    area = height * width * (scale[0] + (scale[1] - scale[0]) * u[:, :CROP_TRIES])
     low, high = math.log(ratio[0]), math.log(ratio[1])
     aspect = torch.exp(low + (high - low) * u[:, CROP_TRIES : 2 * CROP_TRIES])
-    crop_w, crop_h = (area * aspect).sqrt().round(), (area / aspect).sqrt().round()  # (B, tries)
-    fits = (crop_w > 0) & (crop_w <= w) & (crop_h > 0) & (crop_h <= h)
-    first = fits.int().argmax(1, keepdim=True)
-    whole = w / h
-    back_w = torch.where(whole > ratio[1], (h * ratio[1]).round(), w)
-    back_h = torch.where(whole < ratio[0], (w / ratio[0]).round(), h)
-    found = fits.any(1, keepdim=True)
-    crop_w = torch.where(found, crop_w.gather(1, first), back_w)
-    crop_h = torch.where(found, crop_h.gather(1, first), back_h)
-    top = torch.where(found, (u[:, -2:-1] * (h - crop_h + 1)).floor(), ((h - crop_h) / 2).floor())
-    left = torch.where(found, (u[:, -1:] * (w - crop_w + 1)).floor(), ((w - crop_w) / 2).floor())
-    return torch.cat([top, left, crop_h, crop_w], dim=1).long()
+    w, h = (area * aspect).sqrt().round(), (area / aspect).sqrt().round()  # (B, tries)
+    fits = (w > 0) & (w <= width) & (h > 0) & (h <= height)
+    first, found = fits.int().argmax(1, keepdim=True), fits.any(1, keepdim=True)
+    widest, tallest = min(width, height * ratio[1]), min(height, width / ratio[0])
+    w = torch.where(found, w.gather(1, first), round(widest))  # (B, 1)
+    h = torch.where(found, h.gather(1, first), round(tallest))
+    top = torch.where(found, u[:, -2:-1] * (height - h + 1), (height - h) / 2).floor()
+    left = torch.where(found, u[:, -1:] * (width - w + 1), (width - w) / 2).floor()
+    return torch.cat([top, left, h, w], dim=1).long().to(device)
 
 
 def _resize_matrix(
@@ -198,7 +191,7 @@ def adjust_hue(x: Tensor, shift: Tensor) -> Tensor:
         torch.where(value == g, (b - r) * scale + 2, (r - g) * scale + 4),
     )
     hue += 6 * shift.view(-1, 1, 1)  # in sixths of a circle
-    n = torch.tensor([5.0, 3.0, 1.0], device=x.device).view(1, 3, 1, 1)
+    n = torch.arange(5.0, 0.0, -2.0, device=x.device).view(1, 3, 1, 1)
     k = (hue[:, None] + n).remainder_(6)
     k = torch.minimum(k, 4 - k).clamp_(0, 1)
     return torch.addcmul(value[:, None], k, chroma[:, None], value=-1)
@@ -273,5 +266,5 @@ def solarize(x: Tensor, threshold: float) -> Tensor:
 
 def normalize(x: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
     """(x - mean) / std per channel."""
-    mean_, std_ = (torch.tensor(v, device=x.device).view(1, 3, 1, 1) for v in (mean, std))
-    return (x - mean_) / std_
+    planes = [(x[:, c] - m) / s for c, (m, s) in enumerate(zip(mean, std, strict=True))]
+    return torch.stack(planes, 1)

@@ -55,8 +55,8 @@ def pretrain(config: RunConfig, quiet: bool = False) -> Path:
     folder = Path(config.run)
     device = distributed.setup(pick_device(config.device))
     try:
-        images = _training_images(config, device)
-        loader = _loader(config, images)
+        images = training_images(config, device)
+        loader = make_loader(config, images)
         method = build_method(config)
         if distributed.rank() == 0:
             claim(folder, config)
@@ -95,17 +95,17 @@ def build_method(config: RunConfig) -> Method:
 
 def draw_views(config: RunConfig, output: Path, rows: int, epochs: int) -> None:
     """Write a contact sheet of the first images of epoch 0 and their views, as a PNG file."""
-    images = _training_images(config, torch.device("cpu"))
-    loader = _loader(config.model_copy(update={"batch_size": min(rows, len(images))}), images)
+    images = training_images(config, torch.device("cpu"))
+    loader = make_loader(config.model_copy(update={"batch_size": min(rows, len(images))}), images)
     sheet = contact_sheet(loader, config.data.mean, config.data.std, rows, epochs)
     write_atomically(output, lambda path: sheet.save(path, "PNG"))
 
 
-def _training_images(config: RunConfig, device: torch.device) -> Images:
+def training_images(config: RunConfig, device: torch.device) -> Images:
     return Images(open_source(config.data, "train"), config.data, device)
 
 
-def _loader(config: RunConfig, images: Images) -> ViewLoader:
+def make_loader(config: RunConfig, images: Images) -> ViewLoader:
     return ViewLoader(
         images,
         config.views,

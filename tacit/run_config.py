@@ -23,7 +23,7 @@ from tacit.views.recipe import PRESETS, ViewGroup, preset
 
 RECIPES = Path(__file__).parent / "recipes"
 # What may differ between the two halves of an interrupted run, since no result depends on it.
-FREE = ("run", "device", "compile", "log_every", "checkpoint", "data.workers", "data.in_memory")
+FREE = ("run", "device", "compile", "log_every", "checkpoint", "data.workers")
 
 MethodChoice = Annotated[
     Union[tuple(method.Config for method in METHODS.values())],  # noqa: UP007 (a union made at run time)

@@ -297,8 +297,8 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, monkeypatch):
     assert "step-00000004" in report["last_checkpoint"]
     monkeypatch.undo()
     # the coordinates are enough to make the step's batch again
-    images = jobs._training_images(config, CPU)
-    batch = jobs._loader(config, images).batch_of(report["epoch"], np.array(report["images"]))
+    images = jobs.training_images(config, CPU)
+    batch = jobs.make_loader(config, images).batch_of(report["epoch"], np.array(report["images"]))
     assert batch.index.tolist() == report["images"]
 
 

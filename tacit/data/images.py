@@ -71,7 +71,7 @@ class Images:
 
     Attributes:
         tensor: (N, 3, H, W) uint8 on the device, or None if the images are decoded when asked for.
-        labels: (N,) int64 on the CPU, or None.
+        labels: (N,) int64 on the device, or None.
         classes: names, or None.
     """
 
@@ -80,7 +80,7 @@ class Images:
         self.pool = ThreadPoolExecutor(config.workers or os.cpu_count() or 1, "decode")
         self.labels = None
         if source.classes is not None:
-            self.labels = torch.tensor([source.label(i) for i in range(len(source))])
+            self.labels = torch.tensor([source.label(i) for i in range(len(source))]).to(device)
         tensor = self._decode_all(config.in_memory)
         self.tensor = None if tensor is None else tensor.to(device)
 
@@ -123,6 +123,11 @@ def cut(image: np.ndarray, box: list[int], size: int, flip: bool = False) -> Ten
         pixels, (size, size), mode="bilinear", antialias=True, align_corners=False
     )[0]
     return resized.flip(2) if flip else resized
+
+
+def evaluation_box(height: int, width: int) -> list[int]:
+    """What evaluation sees of an image: the central square, of a photograph 0.875 of its side."""
+    return center_box(height, width, 1.0 if max(height, width) <= SMALL else CENTER)
 
 
 def center_box(height: int, width: int, fraction: float) -> list[int]:

@@ -117,16 +117,16 @@ class ViewLoader:
             index = index.pin_memory()
         return Coordinates(self.seed, epoch, index.to(device, non_blocking=True))
 
-    def _batch(self, views: list[Tensor], rows: np.ndarray, at: Coordinates) -> Batch:
+    def _batch(self, views: list[Tensor], at: Coordinates) -> Batch:
         labels = self.images.labels
         if labels is not None:
-            labels = labels[torch.from_numpy(rows)].to(self.images.device, non_blocking=True)
+            labels = labels[at.index]
         return Batch(views, labels, at.index)
 
     def _in_memory(self, epoch: int, rows: np.ndarray) -> Batch:
         at = self._coordinates(epoch, rows, self.images.device)
         pixels = self.images.tensor[at.index]
-        return self._batch(make_views(pixels, self.groups, at, self._mean, self._std), rows, at)
+        return self._batch(make_views(pixels, self.groups, at, self._mean, self._std), at)
 
     def _submit(self, epoch: int, rows: np.ndarray) -> tuple[int, np.ndarray, list[Future]]:
         """Have the pool decode and crop each image; what `_collect` takes."""
@@ -159,4 +159,4 @@ class ViewLoader:
         if device.type == "cuda":
             stacked = [crop.pin_memory() for crop in stacked]
         moved = [crop.to(device, non_blocking=True) for crop in stacked]
-        return self._batch(finish_crops(moved, self.groups, at, self._mean, self._std), rows, at)
+        return self._batch(finish_crops(moved, self.groups, at, self._mean, self._std), at)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from tacit import augment
 from tacit.backbones import BackboneConfig, build_backbone
 from tacit.config import validate
-from tacit.data.images import CENTER, SMALL, center_box, cut, to_rgb
+from tacit.data.images import cut, evaluation_box, to_rgb
 from tacit.errors import UserError
 from tacit.train.files import write_atomically, write_json
 
@@ -50,9 +50,7 @@ class Encoder(nn.Module):
                     image = to_rgb(opened)
             pixels = torch.frombuffer(bytearray(to_rgb(image).tobytes()), dtype=torch.uint8)
             array = pixels.view(image.height, image.width, 3).numpy()
-            small = max(image.size) <= SMALL
-            box = center_box(image.height, image.width, 1.0 if small else CENTER)
-            crops.append(cut(array, box, size))
+            crops.append(cut(array, evaluation_box(image.height, image.width), size))
         x = torch.stack(crops).float().div_(255)
         device = next(self.backbone.parameters()).device
         return self.backbone(augment.normalize(x.to(device), mean, std))

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from tacit import augment
-from tacit.data.images import CENTER, Images, center_box, cut, decode
+from tacit.data.images import Images, cut, decode, evaluation_box
 from tacit.errors import UserError
 
 BATCH = 500  # images
@@ -27,16 +27,14 @@ def weights_hash(module: nn.Module) -> str:
 def plain_views(images: Images, size: int, rows: np.ndarray | None = None) -> Iterator[Tensor]:
     """Images as evaluation sees them, in order: (b, 3, size, size) float32 in [0, 1].
 
-    Small fixed-size images are resized whole; photographs are cut to the central square, 0.875 of
-    the shorter side, and resized.
+    The central square, resized; of photographs 0.875 of the shorter side.
     """
     rows = np.arange(len(images)) if rows is None else rows
     for start in range(0, len(rows), BATCH):
         part = rows[start : start + BATCH]
         if images.tensor is not None:
             pixels = images.tensor[torch.from_numpy(part).to(images.device)]
-            height, width = pixels.shape[-2:]
-            box = torch.tensor([[0, 0, height, width]], device=images.device)
+            box = torch.tensor([evaluation_box(*pixels.shape[-2:])], device=images.device)
             yield augment.resized_crop(pixels, box.expand(len(part), 4), size)
         else:
             crops = images.pool.map(lambda i: _center(images, int(i), size), part)
@@ -45,7 +43,7 @@ def plain_views(images: Images, size: int, rows: np.ndarray | None = None) -> It
 
 def _center(images: Images, i: int, size: int) -> Tensor:
     image = decode(images.source, i)
-    return cut(image, center_box(image.shape[0], image.shape[1], CENTER), size)
+    return cut(image, evaluation_box(*image.shape[:2]), size)
 
 
 @torch.no_grad()

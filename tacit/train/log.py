@@ -55,6 +55,7 @@ class Display:
     def __init__(self, steps: int, steps_per_epoch: int, start: int, quiet: bool) -> None:
         self._steps, self._per_epoch, self._quiet = steps, steps_per_epoch, quiet
         self._started, self._start, self._spoke = time.perf_counter(), start, 0.0
+        self._knn: float | None = None  # of the latest check
         self._bar: Progress | None = None
         if console.is_terminal and not quiet:
             self._bar = Progress(
@@ -71,6 +72,8 @@ class Display:
         """After a logged step."""
         if self._quiet:
             return
+        if "knn" in record:
+            self._knn = record["knn"]
         text = self._describe(step, record)
         if self._bar:
             self._bar.update(self._task, completed=step, text=text)
@@ -86,11 +89,10 @@ class Display:
         epochs = math.ceil(self._steps / self._per_epoch)
         words = [f"epoch {min(epochs, (step - 1) // self._per_epoch + 1)}/{epochs}"]
         words.append(f"loss {record['loss']:.4f}")
-        words += [
-            f"{name} {record[key]:.1%}"
-            for name, key in (("knn", "knn"), ("probe", "probe_top1"))
-            if key in record
-        ]
+        if self._knn is not None:
+            words.append(f"knn {self._knn:.1%}")
+        if "probe_top1" in record:
+            words.append(f"probe {record['probe_top1']:.1%}")
         return "  ".join([*words, f"{record['images_per_second']:.0f} images/s"])
 
     def close(self) -> None:

@@ -1,0 +1,1 @@
+"""Timings against other libraries, in one run: `python -m benchmarks.augment`."""
