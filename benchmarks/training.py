@@ -1,7 +1,7 @@
 """SimCLR with ResNet-18 on CIFAR-10, batch 256, end to end: Tacit against lightly's own recipe.
 
 lightly: its transform, backbone, head and loss in a plain loop, PyTorch's DataLoader with two
-workers, FP32, as its CIFAR-10 benchmark ships. Tacit: `fit` itself, with loader, log and online probe.
+workers, FP32, as its CIFAR-10 benchmark ships. Tacit: `fit` itself, with loader, log and probe.
 """
 
 import tempfile
