@@ -96,10 +96,11 @@ def test_collectives_are_the_identity_with_one_process():
 
 def test_torchrun_trains_on_the_cpu(tmp_path):
     """A real launch: two processes, one run folder, and the same first loss as one process."""
-    keys = [*TINY, "max_steps=4", "method={name: moco_v2, queue_size: 256}", "precision=fp32"]
+    keys = [*TINY, "max_steps=5", "method={name: moco_v2, queue_size: 256}", "precision=fp32"]
     keys = [k for k in keys if not k.startswith("backbone")]  # a ViT: no batch statistics
     keys += ["backbone={name: test_vit, small_images: false, patch_size: 8}"]
-    keys += ["evaluate.every_epochs=1", "epochs=1"]
+    # two steps an epoch, so that kNN checks fall between the logged steps
+    keys += ["batch_size=700", "log_every=100", "evaluate.every_epochs=1", "epochs=9"]
 
     def launch(run: str, *prefix: str) -> list[dict]:
         command = [*prefix, "-m", "tacit", "pretrain", "digits/simclr", *keys, f"run={run}"]
@@ -116,7 +117,8 @@ def test_torchrun_trains_on_the_cpu(tmp_path):
     port = 20_000 + os.getpid() % 20_000
     two = launch("two", *torchrun, "--master-port", str(port))
     one = launch("one", sys.executable)
-    assert [r["step"] for r in two] == [1, 2, 3, 4]
+    assert [r["step"] for r in two] == [1, 2, 4, 5]
+    assert ["knn" in r for r in two] == [False, True, True, True]
     for a, b in zip(one, two, strict=True):
         assert a["loss"] == pytest.approx(b["loss"], rel=1e-4)
 

@@ -160,10 +160,10 @@ class Session:
             accuracy = self.probe.learn(output.features, labels)
         self._images += self.config.batch_size
         last = done == self.steps
-        checked = (
-            self._measure() if self.check and self._by_epochs(self.check.every_epochs, done) else {}
-        )
-        log = last or bool(checked) or done % self.config.log_every == 0 or done == self.start + 1
+        check = self.check is not None and self._by_epochs(self.check.every_epochs, done)
+        checked = self._measure() if check else {}
+        # Ranks must agree on when to log, since logging gathers; `checked` is empty on all but one.
+        log = last or check or done % self.config.log_every == 0 or done == self.start + 1
         stop = self._signal() if log or distributed.world_size() == 1 else 0
         if log:
             self._log(done, lr, output, accuracy, checked, last)
