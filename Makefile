@@ -15,7 +15,7 @@ run: setup            ## pretrain on real handwritten digits, then print what wa
 setup: $(VENV)/.installed
 
 test: $(VENV)/.installed-test   ## every test; about five minutes on two cores
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .

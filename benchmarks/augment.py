@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from lightly.transforms import SimCLRTransform
 
-from benchmarks.common import MEAN, STD, arguments, machine, pictures, report
+from benchmarks.common import MEAN, STD, arguments, machine, pictures, report, start
 from tacit.views.make import Coordinates, make_views
 from tacit.views.recipe import ViewGroup, preset
 
@@ -54,4 +54,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    start(main)

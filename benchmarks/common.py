@@ -2,6 +2,8 @@
 
 import argparse
 import platform
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 
@@ -10,6 +12,7 @@ from PIL import Image
 
 from tacit.data.images import decode
 from tacit.data.sources import DataConfig, open_source
+from tacit.errors import UserError
 
 MEAN, STD = (0.491, 0.482, 0.447), (0.247, 0.243, 0.262)  # of CIFAR-10
 
@@ -19,6 +22,14 @@ def arguments(description: str) -> argparse.ArgumentParser:
     default = Path(__file__).parent.parent.parent / "shared" / "data" / "cifar10"
     parser.add_argument("--data", default=str(default), help="CIFAR-10, in any form Tacit reads")
     return parser
+
+
+def start(main: Callable[[], None]) -> None:
+    """Run a benchmark; missing data is one line."""
+    try:
+        main()
+    except UserError as error:
+        sys.exit(f"{error}. Name CIFAR-10 with --data PATH")
 
 
 def pictures(path: str, count: int) -> list[Image.Image]:

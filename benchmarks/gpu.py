@@ -11,7 +11,7 @@ from statistics import median
 
 import torch
 
-from benchmarks.common import arguments
+from benchmarks.common import arguments, start
 from tacit.data.images import Images
 from tacit.data.sources import open_source
 from tacit.run import build_method, make_loader
@@ -72,4 +72,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    start(main)

@@ -17,9 +17,10 @@ from lightly.transforms import SimCLRTransform
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
-from benchmarks.common import arguments, machine, pictures, report
+from benchmarks.common import arguments, machine, pictures, report, start
 from tacit.data.images import Images
-from tacit.data.sources import Part, open_source
+from tacit.data.readers import Part
+from tacit.data.sources import open_source
 from tacit.run import build_method, make_loader
 from tacit.run_config import compose
 from tacit.train.engine import fit
@@ -113,4 +114,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    start(main)

@@ -42,27 +42,28 @@ def pretrain(
     try:
         folder = jobs.pretrain(config)
     except Interrupted as stop:
-        print(f"{stop} Resume with: {_this_command()}", file=sys.stderr)
+        if _is_first_rank():
+            print(f"{stop} Resume with: {_this_command()}", file=sys.stderr)
         raise typer.Exit(128 + stop.signal_number) from None
-    if int(os.environ.get("RANK", "0")) == 0:
+    if _is_first_rank():
         print(f"Done: {folder / 'encoder.safetensors'}. Measure it with: tacit knn {folder}")
 
 
 @app.command()
 def knn(run: RunFolder, overrides: DataOverrides = None) -> None:
     """Classify test images by their nearest training images; beside an untrained encoder."""
-    from tacit import run as jobs
+    from tacit import measure
 
-    jobs.knn(run, overrides)
+    measure.knn(run, overrides)
     _print_results(run)
 
 
 @app.command()
 def linear(run: RunFolder, overrides: DataOverrides = None) -> None:
     """Linear classifier on frozen features: all labels, then 1 and 5 labels per class."""
-    from tacit import run as jobs
+    from tacit import measure
 
-    jobs.linear(run, overrides)
+    measure.linear(run, overrides)
     _print_results(run)
 
 
@@ -85,18 +86,18 @@ def views(
 @app.command()
 def show(what: What, overrides: Overrides = None) -> None:
     """Print every value of a configuration and who set it."""
-    from rich.console import Console
     from rich.table import Table
 
     from tacit.run_config import compose
 
     table = Table(box=None, pad_edge=False)
-    for title in ("key", "value", "set by"):
+    table.add_column("key", no_wrap=True)
+    for title in ("value", "set by"):
         table.add_column(title, overflow="fold")
     for key, value, origin in compose(what, overrides).rows():
         style = "dim" if origin.startswith("default") else None
         table.add_row(key, str(value), origin, style=style)
-    Console().print(table, markup=False)
+    _console().print(table, markup=False)
 
 
 @app.command()
@@ -131,10 +132,9 @@ COLUMNS = (  # title, protocol, metric
 
 def _print_results(folder: Path) -> None:
     """The newest results of the run as a table, in percent on the test split."""
-    from rich.console import Console
     from rich.table import Table
 
-    from tacit.run import read_results
+    from tacit.measure import read_results
 
     records = {(r["protocol"], r["evaluated"]): r for r in read_results(folder)}
     last = list(records.values())[-1]
@@ -154,10 +154,15 @@ def _print_results(folder: Path) -> None:
             metrics = records.get((protocol, evaluated), {}).get("metrics", {})
             cells.append(_percent(metrics, metric))
         table.add_row(evaluated, *cells, style="bold" if evaluated == "encoder" else None)
+    _console().print(table)
+
+
+def _console() -> Any:
+    """As wide as the terminal; in a pipe, where no width is known, wide enough for a table."""
+    from rich.console import Console
+
     console = Console()
-    if not console.is_terminal:
-        console = Console(width=110)
-    console.print(table)
+    return console if console.is_terminal else Console(width=110)
 
 
 def _percent(metrics: dict[str, Any], name: str) -> str:
@@ -166,6 +171,11 @@ def _percent(metrics: dict[str, Any], name: str) -> str:
     text = f"{100 * metrics[name]:.1f}"
     spread = metrics.get(f"{name}_std")
     return text if spread is None else f"{text} +- {100 * spread:.1f}"
+
+
+def _is_first_rank() -> bool:
+    """Whether this is the only process, or the one of torchrun's that speaks."""
+    return int(os.environ.get("RANK", "0")) == 0
 
 
 def _this_command() -> str:

@@ -16,6 +16,15 @@ def top_k(scores: Tensor, labels: Tensor, k: int) -> Tensor:
     return (best == labels[:, None]).any(1).float().mean()
 
 
+def similarity(a: Tensor, b: Tensor) -> Tensor:
+    """The mean cosine of corresponding rows, a scalar in [-1, 1] without gradient.
+
+    Args:
+        a, b: (B, D); for two views of the same images it tells how invariant embeddings are.
+    """
+    return torch.nn.functional.cosine_similarity(a.detach().float(), b.detach().float()).mean()
+
+
 def feature_std(features: Tensor) -> Tensor:
     """sqrt(D) times the mean standard deviation of unit features: 0 collapsed, about 1 spread.
 

@@ -17,7 +17,8 @@ from PIL import Image
 from tacit import distributed, randomness
 from tacit.data.images import Images, center_box, cut, decode, to_rgb
 from tacit.data.loader import ViewLoader
-from tacit.data.sources import DataConfig, Part, open_source
+from tacit.data.readers import Part
+from tacit.data.sources import DataConfig, open_source
 from tacit.errors import UserError
 from tacit.views.recipe import ViewGroup
 

@@ -24,7 +24,7 @@ from tacit.evaluate.encoder import load_encoder
 from tacit.evaluate.features import extract, plain_views, raw_pixels, weights_hash
 from tacit.evaluate.knn import knn_accuracy, neighbours
 from tacit.evaluate.linear import few_rows, linear_probe
-from tacit.run import Result, _store, read_results
+from tacit.measure import Result, _store, read_results
 from tests.test_train import config_of
 
 CPU = torch.device("cpu")
@@ -120,6 +120,12 @@ def test_top_k():
     assert metrics.top_k(scores, labels, 1) == 0
     assert metrics.top_k(scores, labels, 2) == 0.5
     assert metrics.top_k(scores, labels, 5) == 1
+
+
+def test_similarity():
+    x = torch.randn(16, 8)
+    assert metrics.similarity(x, 3 * x).item() == pytest.approx(1)
+    assert metrics.similarity(x, -x).item() == pytest.approx(-1)
 
 
 def test_feature_std_tells_collapse():

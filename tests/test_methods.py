@@ -18,7 +18,7 @@ from tests.conftest import TinyEncoder
 
 def batch_of(name: str, n: int = 32, step: int = 0) -> Batch:
     """Real digits through the method's own default views, at 16 px."""
-    from tacit.data.sources import Digits
+    from tacit.data.readers import Digits
 
     source = Digits("train")
     index = torch.arange(n) + step * n

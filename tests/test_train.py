@@ -14,11 +14,13 @@ from torch import nn
 
 from tacit import run as jobs
 from tacit.errors import UserError
+from tacit.evaluate.encoder import load_encoder
 from tacit.evaluate.features import weights_hash
 from tacit.methods.method import Output
 from tacit.run_config import RunConfig, compose
 from tacit.train import engine, session
 from tacit.train.checkpoint import Checkpoints
+from tacit.train.files import locked
 from tacit.train.log import read_metrics
 from tacit.train.optim import OptimizerConfig, build_optimizer, parameter_groups
 from tacit.train.precision import pick_device, pick_precision
@@ -167,7 +169,7 @@ def config_of(folder, *keys: str, method: str = "moco_v2") -> RunConfig:
 
 
 def weights(folder) -> str:
-    return weights_hash(jobs.load_encoder(folder).backbone)
+    return weights_hash(load_encoder(folder).backbone)
 
 
 @pytest.mark.parametrize("method", HEADS)
@@ -237,6 +239,21 @@ def test_a_folder_of_something_else_is_refused(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["thesis.txt"]
 
 
+def test_a_crash_at_the_first_write_does_not_bar_the_folder(tmp_path):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / ".config.yaml.123.tmp").write_text("half")
+    jobs.pretrain(config_of(folder, "max_steps=1"), quiet=True)
+
+
+def test_two_processes_never_write_one_folder(tmp_path):
+    config = config_of(tmp_path / "run", "max_steps=1")
+    jobs.pretrain(config, quiet=True)
+    with locked(tmp_path / "run"), pytest.raises(UserError, match="another process is writing"):
+        jobs.pretrain(config, quiet=True)
+    jobs.pretrain(config, quiet=True)
+
+
 def test_a_run_folder_holds_what_it_promises(tmp_path):
     keys = ["epochs=2", "batch_size=256", "evaluate.every_epochs=1", "checkpoint.every_epochs=1"]
     folder = jobs.pretrain(config_of(tmp_path / "run", *keys), quiet=True)
@@ -250,7 +267,7 @@ def test_a_run_folder_holds_what_it_promises(tmp_path):
     records = read_metrics(folder / "metrics.jsonl")
     assert [r["step"] for r in records] == list(range(1, 11))
     wanted = {"step", "epoch", "loss", "lr", "images_per_second", "seconds", "feature_std"}
-    assert all(wanted | {"probe_top1"} <= r.keys() for r in records)
+    assert all(wanted | {"probe_top1", "similarity"} <= r.keys() for r in records)
     assert [r["step"] for r in records if "knn" in r] == [5, 10]
     description = json.loads((folder / "encoder.json").read_text())
     assert description["num_features"] == 16

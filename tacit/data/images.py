@@ -9,7 +9,8 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from tacit.data.sources import DataConfig, Source
+from tacit.data.readers import Source
+from tacit.data.sources import DataConfig
 from tacit.errors import UserError
 
 try:

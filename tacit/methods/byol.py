@@ -8,6 +8,7 @@ from torch import nn
 from tacit.losses import negative_cosine
 from tacit.methods.method import Batch, Method, MethodConfig, Output
 from tacit.methods.parts import Teacher, mlp
+from tacit.metrics import similarity
 from tacit.schedules import cosine
 
 
@@ -36,7 +37,7 @@ class BYOL(Method):
         z1, z2 = self.teacher(x1), self.teacher(x2)
         # 2 - 2 cos, summed over both directions (eq. 2 and its symmetric counterpart)
         loss = 4 + 2 * negative_cosine(p1, z2) + 2 * negative_cosine(p2, z1)
-        return Output(loss, features=h1)
+        return Output(loss, features=h1, metrics={"similarity": similarity(p1, z2)})
 
     def after_step(self, progress: float) -> None:
         momentum = cosine(self.config.momentum, 1.0, progress)

@@ -8,6 +8,7 @@ from torch import nn
 from tacit.losses import info_nce
 from tacit.methods.method import Batch, Method, MethodConfig, Output
 from tacit.methods.parts import Queue, Teacher, mlp
+from tacit.metrics import similarity
 
 
 class MoCoV2(Method):
@@ -43,7 +44,7 @@ class MoCoV2(Method):
         loss = info_nce(q, k, self.queue.keys, self.config.temperature)
         if self.training:
             self.queue.stage(k)
-        return Output(loss, features=h)
+        return Output(loss, features=h, metrics={"similarity": similarity(q, k)})
 
     def after_step(self, progress: float) -> None:
         self.teacher.follow(self.backbone, self.projector, momentum=self.config.momentum)

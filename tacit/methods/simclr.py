@@ -8,6 +8,7 @@ from torch import nn
 from tacit.losses import nt_xent
 from tacit.methods.method import Batch, Method, MethodConfig, Output
 from tacit.methods.parts import mlp
+from tacit.metrics import similarity
 
 
 class SimCLR(Method):
@@ -29,4 +30,5 @@ class SimCLR(Method):
         x1, x2 = batch.views
         h1, h2 = self.backbone(x1), self.backbone(x2)  # (B, D)
         z1, z2 = self.projector(h1), self.projector(h2)  # (B, output_dim)
-        return Output(nt_xent(z1, z2, self.config.temperature), features=h1)
+        loss = nt_xent(z1, z2, self.config.temperature)
+        return Output(loss, features=h1, metrics={"similarity": similarity(z1, z2)})

@@ -16,6 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 from tacit import distributed, randomness
 from tacit.config import Config
 from tacit.data.loader import Batch, ViewLoader
+from tacit.errors import UserError
 from tacit.methods.method import Method, Output
 from tacit.train.checkpoint import CheckpointConfig
 from tacit.train.optim import (
@@ -99,7 +100,9 @@ def place(method: Method, config: TrainConfig, device: torch.device) -> nn.Modul
     """
     prepare(device)
     layout = torch.preserve_format if device.type == "mps" else torch.channels_last
-    if config.sync_batchnorm and device.type == "cuda" and distributed.world_size() > 1:
+    if config.sync_batchnorm:
+        if device.type != "cuda":
+            raise UserError(f"sync_batchnorm=true: works on CUDA devices, not on {device.type}")
         method.backbone = nn.SyncBatchNorm.convert_sync_batchnorm(method.backbone)
     method.to(device=device, memory_format=layout)
     if config.compile is True or (config.compile == "auto" and device.type == "cuda"):

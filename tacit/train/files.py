@@ -1,10 +1,36 @@
 """Writing files so that a crash leaves the old one or the new one, never half of one."""
 
+import contextlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+
+from tacit.errors import UserError
+
+try:
+    import fcntl
+except ImportError:  # not on Windows
+    fcntl = None
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Only one process at a time writes into the folder; the lock goes with the process, however
+    it ends. Without effect on Windows.
+
+    Raises: UserError if another process holds it.
+    """
+    with (folder / ".lock").open("w") as file:
+        if fcntl:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise UserError(
+                    f"'{folder}': another process is writing this run; wait for it or stop it"
+                ) from None
+        yield
 
 
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
