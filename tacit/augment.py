@@ -243,9 +243,7 @@ def gaussian_blur(x: Tensor, sigma: Tensor, kernel: int) -> Tensor:
 
 
 def _blur_matrix(sigma: Tensor, kernel: int, size: int) -> Tensor:
-    """(B, size, size): the kernel's weights, those of pixels outside folded back onto their mirror
-    images.
-    """
+    """(B, size, size): weights; those of pixels outside fall back onto their mirror images."""
     reach = kernel // 2
     offset = torch.arange(-reach, reach + 1, device=sigma.device)
     weight = torch.exp(-0.5 * (offset / sigma[:, None]) ** 2)

@@ -163,9 +163,7 @@ def _announce(config: RunConfig, images: Images, device: torch.device) -> None:
 
 
 def _knn_check(config: RunConfig, images: Images, device: torch.device) -> Check | None:
-    """kNN within the training split: a fifth of its images ask the others. The test split is not
-    touched.
-    """
+    """kNN within the training split: a fifth of its images ask the others."""
     if config.evaluate.every_epochs == 0 or images.labels is None:
         return None
     order = randomness.permutation(len(images), randomness.SPLIT, config.seed)

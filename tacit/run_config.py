@@ -1,6 +1,4 @@
-"""The whole configuration of a pretraining run, composed once: default < recipe < file < command
-line.
-"""
+"""The configuration of a pretraining run, composed once: default, recipe, file, command line."""
 
 import hashlib
 import json
@@ -32,9 +30,7 @@ MethodChoice = Annotated[
 
 
 class EvaluateConfig(Config):
-    """What is measured while pretraining, on images of the training split; the test split is not
-    touched.
-    """
+    """What is measured while pretraining, on training images; the test split is not touched."""
 
     every_epochs: int = Field(10, ge=0)  # kNN check of features (0: never)
     images: int = Field(10_000, ge=10)  # at most so many training images take part in it
@@ -44,9 +40,7 @@ class EvaluateConfig(Config):
 class RunConfig(TrainConfig):
     """One pretraining run."""
 
-    run: str | None = (
-        None  # the run's folder (default: runs/<recipe>, with a hash if keys were overridden)
-    )
+    run: str | None = None  # the run's folder; default runs/<recipe>, with a hash of overrides
     data: DataConfig = DataConfig()
     backbone: BackboneConfig = BackboneConfig()
     method: MethodChoice = SimCLR.Config()
@@ -202,9 +196,7 @@ def recipe_title(name: str) -> str:
 
 
 def _default_run(what: str | None, config: RunConfig, changed: bool) -> str:
-    """runs/<recipe>; overridden keys get a hash of the whole, so that another config is another
-    folder.
-    """
+    """runs/<recipe>; with overridden keys and a hash of all, so that each config has its folder."""
     name = "default"
     if what:
         path = find(what)

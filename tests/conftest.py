@@ -18,20 +18,21 @@ settings.register_profile("repeatable", derandomize=True, database=None, deadlin
 settings.load_profile("repeatable")
 
 
+def shared_data(name: str) -> Path:
+    path = SHARED / "data" / name
+    if not path.is_dir():
+        pytest.skip(f"needs {name} beside the project, which users do not have")
+    return path
+
+
 @pytest.fixture
 def cifar10() -> Path:
-    path = SHARED / "data" / "cifar10"
-    if not path.is_dir():
-        pytest.skip("needs the CIFAR-10 parquet files beside the project, which users do not have")
-    return path
+    return shared_data("cifar10")
 
 
 @pytest.fixture
 def photographs() -> Path:
-    path = SHARED / "data" / "imagenet-sample"
-    if not path.is_dir():
-        pytest.skip("needs the photographs beside the project, which users do not have")
-    return path
+    return shared_data("imagenet-sample")
 
 
 class TinyEncoder(nn.Module):

@@ -95,9 +95,7 @@ def fit(
 
 
 def place(method: Method, config: TrainConfig, device: torch.device) -> nn.Module:
-    """The method on its device, channels last, compiled and wrapped as asked; what `fit` calls
-    forward on.
-    """
+    """The method on its device, channels last, compiled and wrapped: what `fit` calls."""
     prepare(device)
     layout = torch.preserve_format if device.type == "mps" else torch.channels_last
     if config.sync_batchnorm:
@@ -131,7 +129,5 @@ def _forward_backward(module: nn.Module, parts: list[Batch], amp: bool) -> Outpu
 
 
 def _seed_layers(seed: int, step: int) -> None:
-    """Dropout and stochastic depth draw from torch's generator: make it a function of seed, step
-    and rank.
-    """
+    """Make torch's generator, for dropout and stochastic depth, follow from seed, step, rank."""
     torch.manual_seed(randomness.key(randomness.STEP, seed, step, distributed.rank()) >> 1)

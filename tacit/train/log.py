@@ -1,6 +1,4 @@
-"""What a run tells: metrics.jsonl for programs, a progress bar in a terminal, plain lines in a
-pipe.
-"""
+"""What a run tells: metrics.jsonl for programs, a bar in a terminal, plain lines in a pipe."""
 
 import json
 import math
@@ -32,9 +30,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 class MetricsFile:
-    """metrics.jsonl, one object a line. Resuming at a step drops the lines after it, which will
-    come again.
-    """
+    """metrics.jsonl, an object a line. Resuming drops the lines after its step; they come again."""
 
     def __init__(self, path: Path, resume_step: int) -> None:
         kept = [r for r in read_metrics(path) if r["step"] <= resume_step]

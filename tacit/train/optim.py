@@ -81,9 +81,7 @@ def parameter_groups(
 def build_optimizer(
     module: nn.Module, config: OptimizerConfig, lr: float, constant_lr: tuple[str, ...] = ()
 ) -> Optimizer:
-    """SGD and AdamW are torch's fused ones; LARS (arXiv 1708.03888) and LAMB (arXiv 1904.00962) are
-    timm's.
-    """
+    """Fused SGD or AdamW of torch, LARS (arXiv 1708.03888) or LAMB (arXiv 1904.00962) of timm."""
     groups = parameter_groups(module, config, constant_lr)
     if config.name == "adamw":
         return torch.optim.AdamW(groups, lr=lr, betas=config.betas, fused=True)

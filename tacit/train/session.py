@@ -1,6 +1,4 @@
-"""The bookkeeping around the loop: resume, clock, guard against non-finite losses, log,
-checkpoints, signals.
-"""
+"""The bookkeeping around the loop: resume, guard, log, checkpoints, signals."""
 
 import contextlib
 import math
@@ -117,9 +115,7 @@ class Session:
                 self._metrics.close()
 
     def guard(self, step: int, loss: Tensor) -> None:
-        """Note a loss that is not finite; raise UserError at once on the CPU, elsewhere when the
-        host next waits.
-        """
+        """Note a loss that is not finite; the CPU stops at once, others when they next sync."""
         loss = distributed.mean(loss.detach())
         bad = ~torch.isfinite(loss) & (self._first_bad < 0)
         self._first_bad.masked_fill_(bad, step)
@@ -152,9 +148,7 @@ class Session:
         )
 
     def after(self, done: int, lr: float, output: Output, labels: Tensor | None) -> None:
-        """After `done` steps: teach the probe, measure, log, save, and stop if a signal asks for
-        it.
-        """
+        """After `done` steps: teach the probe, measure, log, save, and stop if a signal asks."""
         accuracy = None
         if self.probe and labels is not None:
             accuracy = self.probe.learn(output.features, labels)

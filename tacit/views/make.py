@@ -99,9 +99,7 @@ def finish_crops(
     mean: tuple[float, ...],
     std: tuple[float, ...],
 ) -> list[Tensor]:
-    """As make_views, from crops that were cut while decoding: for each view (B, 3, size, size)
-    uint8.
-    """
+    """As make_views, from crops cut while decoding: for each view (B, 3, size, size) uint8."""
     views = []
     for (view, group), crop in zip(expand(groups), crops, strict=True):
         u = at.draws(view)

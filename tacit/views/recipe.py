@@ -1,6 +1,4 @@
-"""What a view is, as data: groups of views, each with a size and the strengths of its
-augmentations.
-"""
+"""What a view is, as data: groups of views, each with a size and strengths of augmentations."""
 
 from pydantic import Field, model_validator
 

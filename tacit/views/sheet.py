@@ -34,9 +34,7 @@ def contact_sheet(
 
 
 def _paste(pictures: list[list[np.ndarray]], side: int) -> Image.Image:
-    """A grid on white; the first column, the originals, stands apart. Small pictures grow by whole
-    factors.
-    """
+    """A grid on white, the originals in front; small pictures grow by whole factors."""
     step = side + GAP
     width, height = len(pictures[0]) * step + (MARGIN + 1) * GAP, len(pictures) * step + GAP
     sheet = Image.new("RGB", (width, height), "white")
