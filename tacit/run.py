@@ -44,6 +44,8 @@ def pretrain(config: RunConfig, quiet: bool = False) -> Path:
         raise UserError("run=...: name a folder for the run")
     folder = Path(config.run)
     device = distributed.setup(pick_device(config.device))
+    if config.sync_batchnorm and device.type != "cuda":
+        raise UserError(f"sync_batchnorm=true: works on CUDA devices, not on {device.type}")
     try:
         images = training_images(config, device)
         loader = make_loader(config, images)

@@ -351,3 +351,16 @@ def test_devices_and_precision():
     assert pick_precision("bf16", CPU) == "bf16"
     assert pick_precision("auto", CPU) in ("fp32", "bf16")
     assert pick_precision("auto", torch.device("mps")) == "fp32"
+
+
+@pytest.mark.parametrize("method", HEADS)
+def test_sync_batchnorm_reaches_every_network(tmp_path, method):
+    """On one process it computes what batch norm does, so that only the conversion can be seen."""
+    config = config_of(tmp_path, "sync_batchnorm=true", method=method)
+    built = jobs.build_method(config)
+    before = built.state_dict()
+    engine.place(built, config, CPU)
+    norms = [m for m in built.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    assert norms
+    assert all(isinstance(m, nn.SyncBatchNorm) for m in norms)
+    assert before.keys() == built.state_dict().keys()

@@ -15,7 +15,7 @@ STRENGTHS = tuple(
 VALIDATION = 0.2  # of the training split, class by class
 SHOTS, DRAWS = (1, 5), 10
 FEW_LABELS_C = 1.0  # too few labels to choose it: fixed, the same for every encoder
-ITERATIONS = 300
+ITERATIONS = 100  # of L-BFGS, each strength starting from the one before
 
 
 @dataclass(frozen=True)

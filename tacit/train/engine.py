@@ -16,7 +16,6 @@ from torch.nn.parallel import DistributedDataParallel
 from tacit import distributed, randomness
 from tacit.config import Config
 from tacit.data.loader import Batch, ViewLoader
-from tacit.errors import UserError
 from tacit.methods.method import Method, Output
 from tacit.train.checkpoint import CheckpointConfig
 from tacit.train.optim import (
@@ -98,10 +97,8 @@ def place(method: Method, config: TrainConfig, device: torch.device) -> nn.Modul
     """The method on its device, channels last, compiled and wrapped: what `fit` calls."""
     prepare(device)
     layout = torch.preserve_format if device.type == "mps" else torch.channels_last
-    if config.sync_batchnorm:
-        if device.type != "cuda":
-            raise UserError(f"sync_batchnorm=true: works on CUDA devices, not on {device.type}")
-        method.backbone = nn.SyncBatchNorm.convert_sync_batchnorm(method.backbone)
+    if config.sync_batchnorm:  # in place, the teacher's as well
+        nn.SyncBatchNorm.convert_sync_batchnorm(method)
     method.to(device=device, memory_format=layout)
     if config.compile is True or (config.compile == "auto" and device.type == "cuda"):
         for network in method.children():
