@@ -22,7 +22,7 @@ Overrides = Annotated[
     list[str] | None, typer.Argument(help="key=value with dotted keys: method.temperature=0.2")
 ]
 DataOverrides = Annotated[
-    list[str] | None, typer.Argument(help="data.key=value, to evaluate on other data")
+    list[str] | None, typer.Argument(help="data.key=value for other data, or device=cpu")
 ]
 RunFolder = Annotated[Path, typer.Argument(help="the folder of a finished run")]
 

@@ -63,7 +63,7 @@ def knn(run: str | Path, overrides: list[str] | None = None) -> list[Result]:
     Protocol: cosine, k = 20 and 200, votes weighted with exp(cosine / 0.07) (arXiv 1805.01978).
     Args:
         run: a finished run's folder.
-        overrides: 'data.key=value', to evaluate on other data.
+        overrides: 'data.key=value' to evaluate on other data, 'device=...'.
     """
 
     def measure(x: _Features, y: Tensor, y_test: Tensor, seed: int) -> dict[str, float]:
@@ -99,11 +99,9 @@ def _evaluate(
     overrides: list[str] | None,
     measure: Callable[..., dict[str, float]],
 ) -> list[Result]:
-    config = read_run_config(folder)
-    encoder = load_encoder(folder)
-    data = _data(config.data, overrides or [])
-    device = pick_device(config.device)
-    train, test = _labelled_splits(data, device)
+    config = _overridden(read_run_config(folder), overrides or [])
+    encoder, device = load_encoder(folder), pick_device(config.device)
+    train, test = _labelled_splits(config.data, device)
     results = []
     for x in _compared(encoder, config, train, test, device):
         began = time.perf_counter()
@@ -111,7 +109,7 @@ def _evaluate(
         cost = {"features_seconds": x.seconds, "seconds": time.perf_counter() - began}
         if x.name == "encoder":
             cost["pretrain_seconds"] = read_metrics(folder / "metrics.jsonl")[-1]["seconds"]
-        described = {**data.model_dump(mode="json"), "train": len(train), "test": len(test)}
+        described = {**config.data.model_dump(mode="json"), "train": len(train), "test": len(test)}
         results.append(
             Result(
                 protocol,
@@ -128,15 +126,17 @@ def _evaluate(
     return results
 
 
-def _data(data: DataConfig, overrides: list[str]) -> DataConfig:
-    """The run's data with overridden keys; only data.* can change in an evaluation."""
-    tree = {"data": data.model_dump()}
+def _overridden(config: RunConfig, overrides: list[str]) -> RunConfig:
+    """The run's configuration with other data or another device; no other key can change."""
+    tree = config.tree()
     for layer in layers.parse_overrides(overrides):
-        other = next((key for key, _ in layers.flatten(layer) if not key.startswith("data.")), None)
-        if other:
-            raise UserError(f"'{other}' cannot change in an evaluation; only data.key=value can")
-        tree = layers.merge(tree, {"data": with_source(layer.get("data", {}))})
-    return layers.validate(DataConfig, tree["data"])
+        for key, _ in layers.flatten(layer):
+            if key != "device" and not key.startswith("data."):
+                raise UserError(
+                    f"'{key}' cannot change in an evaluation; only data.* and device can"
+                )
+        tree = layers.merge(tree, {**layer, "data": with_source(layer.get("data", {}))})
+    return layers.validate(RunConfig, tree)
 
 
 def _labelled_splits(data: DataConfig, device: torch.device) -> tuple[Images, Images]:

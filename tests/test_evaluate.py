@@ -272,6 +272,19 @@ def test_unlabelled_data_is_refused(run, tmp_path):
         tacit.knn(run, [f"data.path={tmp_path / 'x.npy'}"])
     with pytest.raises(UserError, match="'epochs' cannot change in an evaluation"):
         tacit.knn(run, ["epochs=3"])
+    with pytest.raises(UserError, match="'data' cannot change"):
+        tacit.knn(run, ["data=3"])
+
+
+def test_an_evaluation_may_run_on_another_device(run, tmp_path):
+    """A run that names the GPU it was made on can be measured where there is none."""
+    for name in ("encoder.safetensors", "metrics.jsonl"):
+        (tmp_path / name).write_bytes((run / name).read_bytes())
+    text = (run / "config.yaml").read_text().replace("device: cpu", "device: cuda:77")
+    (tmp_path / "config.yaml").write_text(text)
+    with pytest.raises(UserError, match="device=cuda:77"):
+        tacit.knn(tmp_path)
+    assert tacit.knn(tmp_path, ["device=cpu"])[0].metrics
 
 
 def test_an_unfinished_run_is_refused(run, tmp_path):

@@ -31,26 +31,19 @@ class BatchNorm(nn.BatchNorm1d):
             return x * self.weight + self.bias if self.affine else x
 
 
-def mlp(*widths: int, norm: bool = True, last_norm: bool = False) -> nn.Sequential:
-    """Linear layers of the given widths with ReLU between them.
+def mlp(*widths: int, norm: bool = True) -> nn.Sequential:
+    """Linear layers of the given widths (input, hidden ..., output) with ReLU between them.
 
     Args:
-        widths: input, hidden ..., output.
-        norm: batch normalisation before each ReLU.
-        last_norm: batch normalisation, without scale and shift, after the last layer.
-    A layer that is followed by a normalisation has no bias, which the normalisation would cancel.
+        norm: batch normalisation before each ReLU; the layer before it then has no bias, which the
+            normalisation would cancel.
     """
+    *hidden, (inputs, outputs) = pairwise(widths)
     layers: list[nn.Module] = []
-    for i, (inputs, outputs) in enumerate(pairwise(widths)):
-        last = i == len(widths) - 2
-        layers.append(nn.Linear(inputs, outputs, bias=not (last_norm if last else norm)))
-        if not last:
-            layers += (
-                [BatchNorm(outputs), nn.ReLU(inplace=True)] if norm else [nn.ReLU(inplace=True)]
-            )
-        elif last_norm:
-            layers.append(BatchNorm(outputs, affine=False))
-    return nn.Sequential(*layers)
+    for before, after in hidden:
+        layers.append(nn.Linear(before, after, bias=not norm))
+        layers += [BatchNorm(after), nn.ReLU(inplace=True)] if norm else [nn.ReLU(inplace=True)]
+    return nn.Sequential(*layers, nn.Linear(inputs, outputs))
 
 
 class Teacher(nn.Sequential):
