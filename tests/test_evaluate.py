@@ -232,6 +232,17 @@ def test_load_encoder(run, tmp_path):
         tacit.load_encoder(tmp_path / "b.safetensors")
 
 
+def test_embed_turns_a_picture_as_its_file(run, tmp_path):
+    """The same photograph, on its side by EXIF, given as a file and as an opened image."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "turned.png", exif=exif)
+    with Image.open(tmp_path / "turned.png") as opened:
+        a, b = tacit.load_encoder(run).embed([tmp_path / "turned.png", opened])
+    assert torch.equal(a, b)
+
+
 def test_embed_sees_what_evaluation_sees(run):
     encoder, images = tacit.load_encoder(run), digits()
     size, mean, std = (encoder.description[k] for k in ("image_size", "mean", "std"))

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 from safetensors import SafetensorError, safe_open
@@ -45,12 +46,12 @@ class Encoder(nn.Module):
         size, mean, std = (self.description[key] for key in ("image_size", "mean", "std"))
         crops = []
         for image in images:
-            if not isinstance(image, Image.Image):
+            if isinstance(image, Image.Image):
+                pixels = np.array(to_rgb(image))
+            else:
                 with Image.open(image) as opened:
-                    image = to_rgb(opened)
-            pixels = torch.frombuffer(bytearray(to_rgb(image).tobytes()), dtype=torch.uint8)
-            array = pixels.view(image.height, image.width, 3).numpy()
-            crops.append(cut(array, evaluation_box(image.height, image.width), size))
+                    pixels = np.array(to_rgb(opened))
+            crops.append(cut(pixels, evaluation_box(*pixels.shape[:2]), size))
         x = torch.stack(crops).float().div_(255)
         device = next(self.backbone.parameters()).device
         return self.backbone(augment.normalize(x.to(device), mean, std))
