@@ -20,7 +20,7 @@ from tacit.train.engine import TrainConfig
 from tacit.views.recipe import PRESETS, ViewGroup, preset
 
 RECIPES = Path(__file__).parent / "recipes"
-# What may differ between the two halves of an interrupted run, since no result depends on it.
+# What may differ when a run is continued, since it changes a result by rounding at most.
 FREE = ("run", "device", "compile", "log_every", "checkpoint", "data.workers")
 
 MethodChoice = Annotated[

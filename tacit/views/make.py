@@ -1,8 +1,8 @@
 """From a batch of images and its coordinates to views: draw the parameters, then apply batched ops.
 
-`crops` is the part that needs pixels as they were decoded, `finish` the part that runs on whole
-batches of equal size. Fixed-size data goes through both at once; photographs are cropped where they
-are decoded.
+`boxes_and_flips` says where to crop, `finish` does what runs on whole batches of equal size. Small
+data of one size goes through both in `make_views`; photographs are cropped where they are decoded,
+and `finish_crops` does the rest.
 """
 
 from collections.abc import Iterator
