@@ -25,11 +25,14 @@ class BackboneConfig(Config):
     options: dict[str, Any] = Field({})  # further arguments of the timm model
 
 
-def build_backbone(config: BackboneConfig, image_size: int, seed: int) -> nn.Module:
+def build_backbone(
+    config: BackboneConfig, image_size: int, seed: int, sizes_vary: bool = False
+) -> nn.Module:
     """An encoder (B, 3, s, s) -> (B, num_features); its weights are a function of the seed.
 
     Args:
         image_size: side of the images in pixels, for models that must know it.
+        sizes_vary: ViTs: also take images of other sizes, with their positions interpolated.
     Raises: UserError for a name or an option that timm does not know.
     """
     import timm  # one second: only commands that build an encoder pay for it
@@ -45,6 +48,11 @@ def build_backbone(config: BackboneConfig, image_size: int, seed: int) -> nn.Mod
     transformer = "vit" in config.name or "deit" in config.name or config.image_size
     if transformer:
         options["img_size"] = config.image_size or image_size
+        if sizes_vary:
+            options["dynamic_img_size"] = True
+        if options.get("global_pool", "token") != "token":
+            # the last normalisation stays on the tokens, where methods read them
+            options.setdefault("fc_norm", False)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(randomness.key(randomness.WEIGHTS, seed) >> 1)
         try:

@@ -111,6 +111,28 @@ def recipes() -> None:
 
 
 @app.command()
+def methods() -> None:
+    """List the methods: paper, year, what each needs, its recipes."""
+    from rich.table import Table
+
+    from tacit import run_config
+    from tacit.methods import METHODS
+
+    shipped = [name.partition("/") for name in run_config.recipes()]
+    table = Table(box=None, pad_edge=False)
+    for title in ("method", "year", "arXiv"):
+        table.add_column(title, no_wrap=True)
+    for title in ("paper", "needs", "recipes"):
+        table.add_column(title, overflow="fold")
+    for name, method in METHODS.items():
+        paper = method.paper()
+        where = ", ".join(folder for folder, _, recipe in shipped if recipe == name)
+        needs = ", ".join(method.needs)
+        table.add_row(name, str(paper.year), paper.arxiv, paper.title, needs, where)
+    _console().print(table, markup=False)
+
+
+@app.command()
 def schema() -> None:
     """Print the JSON Schema of configuration files, for editors."""
     import json

@@ -93,6 +93,14 @@ def mean(x: Tensor) -> Tensor:
     return x / world_size()
 
 
+def all_max(x: Tensor) -> Tensor:
+    """The elementwise maximum over ranks, without gradient."""
+    if world_size() > 1:
+        x = x.detach().clone()
+        dist.all_reduce(x, op=dist.ReduceOp.MAX)
+    return x
+
+
 def maximum(value: float, device: torch.device) -> float:
     """The largest value of any rank; every rank gets the same answer."""
     if world_size() == 1:

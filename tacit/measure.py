@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from tacit import config as layers
-from tacit.backbones import build_backbone
 from tacit.data.images import Images
 from tacit.data.sources import DataConfig, open_source, with_source
 from tacit.errors import UserError
@@ -19,6 +18,7 @@ from tacit.evaluate.encoder import Encoder, load_encoder
 from tacit.evaluate.features import extract, raw_pixels, weights_hash
 from tacit.evaluate.knn import knn_accuracy
 from tacit.evaluate.linear import linear_probe
+from tacit.run import build_method
 from tacit.run_config import RunConfig, read_run_config
 from tacit.train.files import write_json
 from tacit.train.log import read_metrics
@@ -163,7 +163,7 @@ def _compared(
     size, mean, std = (encoder.description[key] for key in ("image_size", "mean", "std"))
     amp = pick_precision(config.precision, device) == "bf16"
     evaluations = []
-    untrained = build_backbone(config.backbone, size, config.seed)
+    untrained = build_method(config).backbone
     for name, network in (("encoder", encoder.backbone), ("untrained", untrained)):
         network.to(device=device, memory_format=torch.channels_last)
         began = time.perf_counter()

@@ -1,6 +1,7 @@
-"""Small pure measures of predictions and features."""
+"""Small pure measures of predictions, features and embeddings."""
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -16,15 +17,6 @@ def top_k(scores: Tensor, labels: Tensor, k: int) -> Tensor:
     return (best == labels[:, None]).any(1).float().mean()
 
 
-def similarity(a: Tensor, b: Tensor) -> Tensor:
-    """The mean cosine of corresponding rows, a scalar in [-1, 1] without gradient.
-
-    Args:
-        a, b: (B, D); for two views of the same images it tells how invariant embeddings are.
-    """
-    return torch.nn.functional.cosine_similarity(a.detach().float(), b.detach().float()).mean()
-
-
 def feature_std(features: Tensor) -> Tensor:
     """sqrt(D) times the mean standard deviation of unit features: 0 collapsed, about 1 spread.
 
@@ -32,5 +24,46 @@ def feature_std(features: Tensor) -> Tensor:
         features: (B, D).
     Source: SimSiam, section 4.1 (arXiv 2011.10566): a spread output has 1 / sqrt(D).
     """
-    unit = torch.nn.functional.normalize(features.detach().float(), dim=1)
+    unit = F.normalize(features.detach().float(), dim=1)
     return unit.std(0).mean() * features.shape[1] ** 0.5
+
+
+def rank_me(features: Tensor) -> Tensor:
+    """The effective rank: exp of the entropy of the singular values, in [1, min(B, D)].
+
+    Args:
+        features: (B, D).
+    Source: RankMe, eq. 1 (arXiv 2210.02885).
+    """
+    x = features.detach().double()
+    gram = x @ x.T if x.shape[0] < x.shape[1] else x.T @ x
+    if not gram.isfinite().all():
+        return gram.new_tensor(torch.nan)
+    # its eigenvalues are the squared singular values; a small matrix, which the CPU does faster
+    values = torch.linalg.eigvalsh(gram.cpu()).clamp_min(0).sqrt()
+    p = values / values.sum().clamp_min(1e-12) + 1e-7
+    return (-(p * p.log()).sum()).exp()
+
+
+def alignment(a: Tensor, b: Tensor) -> Tensor:
+    """The mean squared distance of two views' unit embeddings: 0 equal, 2 unrelated.
+
+    Args:
+        a, b: (B, E).
+    Source: Wang and Isola, eq. 3 with alpha 2 (arXiv 2005.10242).
+    """
+    a, b = (F.normalize(x.detach().float(), dim=1) for x in (a, b))
+    return (a - b).square().sum(1).mean()
+
+
+def uniformity(features: Tensor, t: float = 2.0) -> Tensor:
+    """log of the mean Gaussian potential of pairs of unit embeddings: 0 all equal, -4 at best.
+
+        log( mean over i < j of exp(-t |x_i - x_j|^2) )
+
+    Args:
+        features: (B, E), B >= 2.
+    Source: Wang and Isola, eq. 4 (arXiv 2005.10242).
+    """
+    unit = F.normalize(features.detach().float(), dim=1)
+    return torch.pdist(unit).square().mul(-t).exp().mean().log()

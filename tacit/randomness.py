@@ -19,7 +19,7 @@ _MIX_1, _MIX_2 = 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
 
 # The first coordinate after the seed says what the number is for, so that no two purposes share
 # one.
-VIEWS, ORDER, SPLIT, SUBSET, STEP, WEIGHTS = range(6)
+VIEWS, ORDER, SPLIT, SUBSET, STEP, WEIGHTS, MASKS, DIRECTIONS = range(8)
 
 
 def _signed(value: int) -> int:
@@ -55,18 +55,27 @@ def _mix(x: Tensor) -> Tensor:
     return x ^ _shift(x, 31)
 
 
-def uniform(seed: int, epoch: int, index: Tensor, view: int, slots: int) -> Tensor:
+def uniform(
+    seed: int, epoch: int, index: Tensor, view: int, slots: int, purpose: int = VIEWS
+) -> Tensor:
     """Uniform numbers in [0, 1), one for each image of a batch and each slot.
 
     Args:
         seed, epoch, view: coordinates that the batch shares.
         index: (B,) int64, each image's index in its source.
         slots: how many numbers an image needs.
+        purpose: what the numbers are for.
     Returns: (B, slots) float32, multiples of 2^-24, on the device of `index`.
     """
-    image = _mix(index[:, None] * _signed(_GOLDEN) + _signed(key(VIEWS, seed, epoch, view)))
+    image = _mix(index[:, None] * _signed(_GOLDEN) + _signed(key(purpose, seed, epoch, view)))
     slot = torch.arange(1, slots + 1, device=index.device) * _signed(_GOLDEN)
     return _shift(_mix(image + slot), 40).to(torch.float32) * 2.0**-24  # (B, slots)
+
+
+def directions(seed: int, step: int, dim: int, count: int) -> Tensor:
+    """(dim, count) unit columns, uniform on the sphere, of a training step: equal on all ranks."""
+    generator = torch.Generator().manual_seed(key(DIRECTIONS, seed, step) >> 1)
+    return torch.nn.functional.normalize(torch.randn(dim, count, generator=generator), dim=0)
 
 
 def permutation(n: int, *coordinates: int) -> np.ndarray:

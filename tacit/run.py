@@ -21,6 +21,7 @@ from tacit.evaluate.encoder import save_encoder
 from tacit.evaluate.features import extract, weights_hash
 from tacit.evaluate.knn import knn_accuracy
 from tacit.methods import METHODS, Method
+from tacit.methods.heads import WithHead
 from tacit.run_config import RunConfig, read_run_config, to_yaml
 from tacit.train.engine import fit
 from tacit.train.files import locked, write_atomically, write_text
@@ -49,6 +50,7 @@ def pretrain(config: RunConfig, quiet: bool = False) -> Path:
     try:
         images = training_images(config, device)
         loader = make_loader(config, images)
+        _check_labels(config, images)
         method = build_method(config)
         first = distributed.rank() == 0
         if first:
@@ -71,11 +73,48 @@ def pretrain(config: RunConfig, quiet: bool = False) -> Path:
 
 
 def build_method(config: RunConfig) -> Method:
-    """The method around its encoder, all weights a function of the seed."""
-    backbone = build_backbone(config.backbone, image_size(config), config.seed)
+    """The method around its encoder, all weights a function of the seed.
+
+    Raises: UserError for views or an encoder that the method cannot work with.
+    """
+    sizes = {group.size for group in config.views}
+    backbone = build_backbone(config.backbone, image_size(config), config.seed, len(sizes) > 1)
+    _check_views(config, backbone)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(randomness.key(randomness.WEIGHTS, config.seed, 1) >> 1)
         return METHODS[config.method.name](backbone, config.method)
+
+
+def _check_views(config: RunConfig, backbone: nn.Module) -> None:
+    """The method takes so many views, and the encoder views of these sizes."""
+    name, count = config.method.name, sum(group.count for group in config.views)
+    least, most = METHODS[name].view_count
+    if count < least or (most is not None and count > most):
+        wanted = f"{least}" if least == most else f"at least {least}"
+        hint = "remove `views` for the method's own, or change views.0.count"
+        raise UserError(f"views: makes {count} of an image, {name} takes {wanted}; {hint}")
+    patch = getattr(getattr(backbone, "patch_embed", None), "patch_size", None)
+    for number, group in enumerate(config.views):
+        if patch and (group.size % patch[0] or group.size % patch[1]):
+            raise UserError(
+                f"views.{number}.size={group.size}: no multiple of {config.backbone.name}'s "
+                f"patches of {patch[0]} pixels"
+            )
+
+
+def _check_labels(config: RunConfig, images: Images) -> None:
+    """Methods that read labels get them, and as many classes as they expect."""
+    name = config.method.name
+    if "labels" not in METHODS[name].needs:
+        return
+    if images.classes is None:
+        raise UserError(
+            f"method.name={name}: learns from labels, and these images have none; name labelled "
+            f"data with data.path=..., or another method (see: tacit methods)"
+        )
+    expected, there = getattr(config.method, "classes", None), len(images.classes)
+    if expected not in (None, there):
+        raise UserError(f"method.classes={expected}: the data have {there}; set {there}")
 
 
 def draw_views(config: RunConfig, output: Path, rows: int, epochs: int) -> None:
@@ -155,11 +194,14 @@ def _git_revision() -> str | None:
 
 def _announce(config: RunConfig, images: Images, device: torch.device) -> None:
     classes = f"{len(images.classes)} classes" if images.classes else "no labels"
-    lr = scaled_lr(config.optimizer, config.batch_size)
+    optimizer = config.optimizer
+    lr = f"peak lr {scaled_lr(optimizer, config.batch_size):.4g}"
+    if optimizer.lr_scaling != "none":
+        lr += f" ({optimizer.lr:.4g} per 256 images, {optimizer.lr_scaling})"
     console.print(
         f"{config.method.name} with {config.backbone.name} on {len(images):,} images ({classes}), "
         f"{device.type} {pick_precision(config.precision, device)}, "
-        f"peak lr {lr:.4g} -> {config.run}",
+        f"{lr} -> {config.run}",
         soft_wrap=True,
     )
 
@@ -189,6 +231,7 @@ def describe(config: RunConfig, method: Method, images: Images) -> dict[str, Any
         "format": 1,
         "method": config.method.model_dump(mode="json"),
         "backbone": config.backbone.model_dump(mode="json"),
+        "head_dim": method.backbone.num_features if isinstance(method.backbone, WithHead) else None,
         "num_features": method.backbone.num_features,
         "image_size": image_size(config),
         "mean": list(config.data.mean),

@@ -12,6 +12,11 @@ def cosine(start: float, end: float, progress: float) -> float:
     return end + (start - end) * (1 + math.cos(math.pi * progress)) / 2
 
 
+def linear(start: float, end: float, progress: float, until: float = 1.0) -> float:
+    """From `start` at progress 0 in a line to `end` at progress `until`, and `end` after it."""
+    return end if progress >= until else start + (end - start) * progress / until
+
+
 def warmup_cosine(progress: float, warmup: float, final: float = 0.0) -> float:
     """Factor on the base learning rate: linear from 0 to 1, then half a cosine from 1 to `final`.
 

@@ -1,5 +1,6 @@
 """What the tests share: real data if it is there, a tiny encoder, commands as real processes."""
 
+import json
 import os
 import subprocess
 import sys
@@ -9,6 +10,8 @@ import pytest
 import torch
 from hypothesis import settings
 from torch import nn
+
+from tacit.methods import METHODS
 
 ROOT = Path(__file__).parent.parent
 SHARED = ROOT.parent / "shared"
@@ -82,8 +85,45 @@ TINY = [
     "optimizer={name: adamw, lr: 1e-3}",
     "device=cpu",
 ]
-HEADS = {
-    "simclr": ["method={name: simclr, hidden_dim: 32, output_dim: 16}"],
-    "moco_v2": ["method={name: moco_v2, hidden_dim: 32, output_dim: 16, queue_size: 256}"],
-    "byol": ["method={name: byol, hidden_dim: 32, output_dim: 16}"],
-}
+TINY_VIT = {"embed_dim": 24, "depth": 2, "num_heads": 2, "class_token": False}
+
+
+def tiny_vit(size: int = 16) -> nn.Module:
+    """16 patches of a 16 px view, pooled; other sizes go through it as well."""
+    import timm
+
+    return timm.create_model(
+        "vit_tiny_patch16_224",
+        img_size=size,
+        patch_size=4,
+        num_classes=0,
+        dynamic_img_size=True,
+        global_pool="avg",
+        fc_norm=False,
+        **TINY_VIT,
+    )
+
+
+def heads(name: str) -> list[str]:
+    """Overrides for a tiny run of a method: small heads, and a ViT where it needs one."""
+    keys = [f"method={json.dumps({'name': name, **small_heads(name)})}"]
+    if METHODS[name].view_count == (1, 1):
+        keys.append("views.0.count=1")
+    if "ViT" in METHODS[name].needs:
+        options = json.dumps({**TINY_VIT, "global_pool": "avg"})
+        keys += ["backbone.name=vit_tiny_patch16_224", "backbone.small_images=false"]
+        keys += ["backbone.patch_size=4", f"backbone.options={options}"]
+    return keys
+
+
+def small_heads(name: str) -> dict[str, int]:
+    """Keys that make a method's heads small: every width, and every queue."""
+    small = {"predictor_heads": 2, "decoder_heads": 2, "mask_size": 4, "classes": 10}
+    small |= {"prototypes": 12, "queue_size": 48, "predictor_depth": 1, "decoder_depth": 1}
+    keys = {}
+    for key in METHODS[name].Config.model_fields:
+        if key.endswith("_dim"):
+            keys[key] = 16 if key == "output_dim" else 32
+        elif key in small:
+            keys[key] = small[key]
+    return keys

@@ -9,7 +9,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from tacit import cli
-from tests.conftest import HEADS, TINY, tacit
+from tests.conftest import TINY, heads, tacit
 
 
 def invoke(monkeypatch, capsys, *arguments: str) -> tuple[int, str, str]:
@@ -22,7 +22,7 @@ def invoke(monkeypatch, capsys, *arguments: str) -> tuple[int, str, str]:
 
 
 def test_from_pretraining_to_the_table(tmp_path):
-    keys = [*TINY, *HEADS["simclr"], "epochs=1", "batch_size=128"]
+    keys = [*TINY, *heads("simclr"), "epochs=1", "batch_size=128"]
     done = tacit("pretrain", "digits/simclr", *keys, "--run", "r", cwd=tmp_path)
     assert done.stdout == "Done: r/encoder.safetensors. Measure it with: tacit knn r\n"
     plain = [line for line in done.stderr.splitlines() if line.startswith("step ")]
@@ -103,7 +103,7 @@ def test_help_names_every_command():
 
 
 def test_photographs_without_labels(photographs, tmp_path):
-    keys = [*TINY, *HEADS["simclr"], "views=simclr", "views.0.size=48", "max_steps=2"]
+    keys = [*TINY, *heads("simclr"), "views=simclr", "views.0.size=48", "max_steps=2"]
     keys = [k for k in keys if k != "views=digits"]
     tacit(
         "pretrain", "digits/simclr", *keys, f"data.path={photographs}", "--run", "p", cwd=tmp_path
@@ -114,7 +114,7 @@ def test_photographs_without_labels(photographs, tmp_path):
 
 
 def test_cifar10_from_parquet(cifar10, tmp_path):
-    keys = [*TINY, *HEADS["byol"], "views=byol-small", "max_steps=2", f"data.path={cifar10}"]
+    keys = [*TINY, *heads("byol"), "views=byol-small", "max_steps=2", f"data.path={cifar10}"]
     keys = [k for k in keys if k != "views=digits"]
     tacit("pretrain", "cifar10/byol", *keys, "--run", "c", cwd=tmp_path)
     assert "10 classes" not in (tmp_path / "c" / "config.yaml").read_text()

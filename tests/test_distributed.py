@@ -1,5 +1,6 @@
 """W ranks x batch B == 1 rank x batch W * B: loss, gradient and state, in real gloo processes."""
 
+import dataclasses
 import os
 import subprocess
 import sys
@@ -13,15 +14,17 @@ from torch.nn.parallel import DistributedDataParallel
 
 from tacit import distributed
 from tacit.methods import METHODS
+from tacit.methods.heads import BatchNorm
 from tacit.methods.method import Batch
-from tacit.methods.parts import BatchNorm
 from tests.conftest import TINY, TinyEncoder, environment
 from tests.test_methods import batch_of, build
 
 
 def part(batch: Batch, rank: int, world: int) -> Batch:
-    rows = slice(rank * len(batch.index) // world, (rank + 1) * len(batch.index) // world)
-    return Batch([v[rows].double() for v in batch.views], None, batch.index[rows])
+    n = len(batch.labels)
+    rows = slice(rank * n // world, (rank + 1) * n // world)
+    at = dataclasses.replace(batch.at, index=batch.at.index[rows])
+    return Batch([v[rows].double() for v in batch.views], batch.labels[rows], at, batch.step)
 
 
 def one_step(name: str, rank: int, world: int) -> dict[str, torch.Tensor]:
@@ -82,7 +85,8 @@ def test_two_ranks_equal_one(name, two_ranks):
         both = results[name]
         assert both.keys() == alone.keys()
         for key, value in alone.items():
-            torch.testing.assert_close(both[key], value, rtol=1e-9, atol=1e-9, msg=key)
+            # 2e-8: timm resizes positions in float32
+            torch.testing.assert_close(both[key], value, rtol=1e-9, atol=2e-8, msg=key)
 
 
 def test_collectives_are_the_identity_with_one_process():

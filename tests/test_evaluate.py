@@ -1,6 +1,7 @@
 """Evaluation against oracles, and attempts to make it lie."""
 
 import json
+import math
 
 import numpy as np
 import pytest
@@ -122,10 +123,29 @@ def test_top_k():
     assert metrics.top_k(scores, labels, 5) == 1
 
 
-def test_similarity():
-    x = torch.randn(16, 8)
-    assert metrics.similarity(x, 3 * x).item() == pytest.approx(1)
-    assert metrics.similarity(x, -x).item() == pytest.approx(-1)
+def test_alignment_and_uniformity_against_the_papers_formulas():
+    a, b = torch.randn(16, 8), torch.randn(16, 8)
+    u, v = (x / x.norm(dim=1, keepdim=True) for x in (a, b))
+    assert metrics.alignment(a, 3 * a).item() == pytest.approx(0, abs=1e-6)
+    assert metrics.alignment(a, -a).item() == pytest.approx(4)
+    assert metrics.alignment(a, b).item() == pytest.approx((2 - 2 * (u * v).sum(1)).mean().item())
+    pairs = [math.exp(-2 * (u[i] - u[j]).norm() ** 2) for i in range(16) for j in range(i)]
+    assert metrics.uniformity(a).item() == pytest.approx(
+        math.log(sum(pairs) / len(pairs)), rel=1e-4
+    )
+    assert metrics.uniformity(torch.ones(8, 3)).item() == pytest.approx(0, abs=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(20, 8), (8, 20)])
+def test_rank_me_against_the_papers_formula(shape):
+    torch.manual_seed(0)
+    x = torch.randn(shape)
+    p = torch.linalg.svdvals(x.double())
+    p = p / p.sum() + 1e-7
+    assert metrics.rank_me(x).item() == pytest.approx(math.exp(-(p * p.log()).sum()), rel=1e-6)
+    assert metrics.rank_me(torch.ones(20, 8)).item() == pytest.approx(1, abs=1e-3)
+    assert metrics.rank_me(torch.eye(8)).item() == pytest.approx(8, rel=1e-4)
+    assert math.isnan(metrics.rank_me(torch.full((4, 4), torch.nan)).item())
 
 
 def test_feature_std_tells_collapse():

@@ -11,7 +11,8 @@ PACKAGE = Path(tacit.__file__).parent
 FLOORS = [  # from the top; a module belongs to the first prefix that fits
     ["__main__", "__init__"],
     ["cli"],
-    ["run", "measure"],
+    ["measure"],
+    ["run"],
     ["run_config"],
     ["evaluate"],
     ["train"],

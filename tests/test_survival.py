@@ -9,13 +9,13 @@ import time
 import pytest
 
 from tacit.train.log import read_metrics
-from tests.conftest import HEADS, TINY, environment, tacit
+from tests.conftest import TINY, environment, heads, tacit
 
 
 def keys(precision: str) -> list[str]:
     return [
         *TINY,
-        *HEADS["moco_v2"],
+        *heads("moco_v2"),
         f"precision={precision}",
         "batch_size=128",
         "max_steps=40",

@@ -25,12 +25,19 @@ class Batch:
     Attributes:
         views: for each view (B, 3, s, s) float32, normalised.
         labels: (B,) int64 or None.
-        index: (B,) int64, each image's place in its source.
+        at: the coordinates that the views follow from, for a method's own masks.
+        step: of training, for choices that the images of a step share.
     """
 
     views: list[Tensor]
     labels: Tensor | None
-    index: Tensor
+    at: Coordinates
+    step: int = 0
+
+    @property
+    def index(self) -> Tensor:
+        """(B,) int64, each image's place in its source."""
+        return self.at.index
 
 
 class ViewLoader:
@@ -85,7 +92,7 @@ class ViewLoader:
         if self.images.tensor is not None:
             for step in range(start, stop):
                 epoch = step // self.steps_per_epoch
-                yield [self._in_memory(epoch, rows) for rows in self._own(step)]
+                yield [self._in_memory(epoch, rows, step) for rows in self._own(step)]
             return
         waiting: deque[list[tuple[int, np.ndarray, list[Future]]]] = deque()
         try:
@@ -94,7 +101,7 @@ class ViewLoader:
                     later = step + len(waiting)
                     epoch = later // self.steps_per_epoch
                     waiting.append([self._submit(epoch, rows) for rows in self._own(later)])
-                yield [self._collect(*part) for part in waiting.popleft()]
+                yield [self._collect(*part, step) for part in waiting.popleft()]
         finally:
             for _, _, crops in (part for parts in waiting for part in parts):
                 for future in crops:
@@ -117,16 +124,17 @@ class ViewLoader:
             index = index.pin_memory()
         return Coordinates(self.seed, epoch, index.to(device, non_blocking=True))
 
-    def _batch(self, views: list[Tensor], at: Coordinates) -> Batch:
+    def _batch(self, views: list[Tensor], at: Coordinates, step: int) -> Batch:
         labels = self.images.labels
         if labels is not None:
             labels = labels[at.index]
-        return Batch(views, labels, at.index)
+        return Batch(views, labels, at, step)
 
-    def _in_memory(self, epoch: int, rows: np.ndarray) -> Batch:
+    def _in_memory(self, epoch: int, rows: np.ndarray, step: int = 0) -> Batch:
         at = self._coordinates(epoch, rows, self.images.device)
         pixels = self.images.tensor[at.index]
-        return self._batch(make_views(pixels, self.groups, at, self._mean, self._std), at)
+        views = make_views(pixels, self.groups, at, self._mean, self._std)
+        return self._batch(views, at, step)
 
     def _submit(self, epoch: int, rows: np.ndarray) -> tuple[int, np.ndarray, list[Future]]:
         """Have the pool decode and crop each image; what `_collect` takes."""
@@ -151,7 +159,7 @@ class ViewLoader:
             crops.append(cut(image, boxes[0].tolist(), group.size, bool(flips[0])))
         return crops
 
-    def _collect(self, epoch: int, rows: np.ndarray, crops: list[Future]) -> Batch:
+    def _collect(self, epoch: int, rows: np.ndarray, crops: list[Future], step: int = 0) -> Batch:
         device = self.images.device
         at = self._coordinates(epoch, rows, device)
         done = [future.result() for future in crops]
@@ -159,4 +167,5 @@ class ViewLoader:
         if device.type == "cuda":
             stacked = [crop.pin_memory() for crop in stacked]
         moved = [crop.to(device, non_blocking=True) for crop in stacked]
-        return self._batch(finish_crops(moved, self.groups, at, self._mean, self._std), at)
+        views = finish_crops(moved, self.groups, at, self._mean, self._std)
+        return self._batch(views, at, step)

@@ -16,6 +16,7 @@ from tacit.backbones import BackboneConfig, build_backbone
 from tacit.config import validate
 from tacit.data.images import cut, evaluation_box, to_rgb
 from tacit.errors import UserError
+from tacit.methods.heads import WithHead
 from tacit.train.files import write_atomically, write_json
 
 FILE = "encoder.safetensors"
@@ -93,6 +94,8 @@ def load_encoder(where: str | Path) -> Encoder:
     description = json.loads(metadata["tacit"])
     config = validate(BackboneConfig, description["backbone"])
     backbone = build_backbone(config, description["image_size"], seed=0)
+    if description.get("head_dim"):
+        backbone = WithHead(backbone, description["head_dim"])
     try:
         backbone.load_state_dict(tensors, strict=True)
     except RuntimeError as error:

@@ -6,9 +6,9 @@ from pydantic import Field
 from torch import nn
 
 from tacit.losses import negative_cosine
+from tacit.methods.heads import mlp
 from tacit.methods.method import Batch, Method, MethodConfig, Output
-from tacit.methods.parts import Teacher, mlp
-from tacit.metrics import similarity
+from tacit.methods.parts import Teacher
 from tacit.schedules import cosine
 
 
@@ -16,6 +16,8 @@ class BYOL(Method):
     """Bootstrap Your Own Latent (Grill et al., NeurIPS 2020, 2006.07733), eq. 2, symmetrised."""
 
     default_views = "byol"
+    needs = ("teacher",)
+    remedy = "lower optimizer.lr, raise method.momentum or batch_size"
 
     class Config(MethodConfig):
         name: Literal["byol"] = "byol"
@@ -37,7 +39,7 @@ class BYOL(Method):
         z1, z2 = self.teacher(x1), self.teacher(x2)
         # 2 - 2 cos, summed over both directions (eq. 2 and its symmetric counterpart)
         loss = 4 + 2 * negative_cosine(p1, z2) + 2 * negative_cosine(p2, z1)
-        return Output(loss, features=h1, metrics={"similarity": similarity(p1, z2)})
+        return Output(loss, features=h1, embeddings=(p1, z2))
 
     def after_step(self, progress: float) -> None:
         momentum = cosine(self.config.momentum, 1.0, progress)

@@ -1,7 +1,8 @@
 """The contract between a method and the engine."""
 
+import re
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import ClassVar
 
 from torch import Tensor, nn
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 from tacit.config import Config
 from tacit.data.loader import Batch
 
-__all__ = ["Batch", "Method", "MethodConfig", "Output"]
+__all__ = ["Batch", "Method", "MethodConfig", "Output", "Paper"]
 
 
 class MethodConfig(Config):
@@ -23,12 +24,22 @@ class Output:
     Attributes:
         loss: scalar, the mean over this rank's samples.
         features: (B, D) the encoder's features of one view; the online probe reads them, detached.
-        metrics: scalars worth logging; tensors stay on the device until they are logged.
+        embeddings: of one or two views (B, E), in the space where the loss compares, or nothing;
+            the collapse monitor reads them, detached.
     """
 
     loss: Tensor
     features: Tensor
-    metrics: dict[str, Tensor | float] = field(default_factory=dict)
+    embeddings: tuple[Tensor, ...] = ()
+
+
+@dataclass(frozen=True)
+class Paper:
+    """Where a method comes from."""
+
+    title: str
+    year: int
+    arxiv: str
 
 
 class Method(nn.Module, ABC):
@@ -39,11 +50,17 @@ class Method(nn.Module, ABC):
 
     Class attributes:
         default_views: the preset of the paper's views.
+        view_count: the least and the greatest number of views it takes (None: any).
+        needs: of "teacher", "queue", "multi-crop", "ViT", "labels", what it cannot do without.
         constant_lr: names of members whose learning rate does not follow the schedule.
+        remedy: what to change if all embeddings become the same.
     """
 
     default_views: ClassVar[str] = "simclr"
+    view_count: ClassVar[tuple[int, int | None]] = (2, 2)
+    needs: ClassVar[tuple[str, ...]] = ()
     constant_lr: ClassVar[tuple[str, ...]] = ()
+    remedy: ClassVar[str] = "lower optimizer.lr"
 
     def __init__(self, backbone: nn.Module, config: MethodConfig) -> None:
         super().__init__()
@@ -59,3 +76,12 @@ class Method(nn.Module, ABC):
 
     def after_step(self, progress: float) -> None:
         """After the optimizer's step: teachers move, queues take the keys of the step."""
+
+    @classmethod
+    def paper(cls) -> Paper:
+        """Read from the head of the docstring: title (authors, venue, arXiv number)."""
+        text = " ".join((cls.__doc__ or "").split())
+        title, number = text.partition(" (")[0], re.search(r"\b(\d{2})\d{2}\.\d{4,5}\b", text)
+        if not number:
+            raise TypeError(f"{cls.__name__}: its docstring names no arXiv number")
+        return Paper(title, 2000 + int(number[1]), number[0])

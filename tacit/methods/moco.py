@@ -1,4 +1,4 @@
-"""MoCo v2: queries find their own key, made by a slow teacher, among a queue of earlier keys."""
+"""MoCo v1 and v2: queries find their own key, made by a slow teacher, in a queue of others."""
 
 from typing import Literal
 
@@ -6,9 +6,9 @@ from pydantic import Field
 from torch import nn
 
 from tacit.losses import info_nce
+from tacit.methods.heads import mlp
 from tacit.methods.method import Batch, Method, MethodConfig, Output
-from tacit.methods.parts import Queue, Teacher, mlp
-from tacit.metrics import similarity
+from tacit.methods.parts import Queue, Teacher
 
 
 class MoCoV2(Method):
@@ -20,10 +20,12 @@ class MoCoV2(Method):
     """
 
     default_views = "moco_v2"
+    needs = ("teacher", "queue")
+    remedy = "lower optimizer.lr, raise method.momentum"
 
     class Config(MethodConfig):
         name: Literal["moco_v2"] = "moco_v2"
-        hidden_dim: int = Field(2048, ge=1)  # width of the projector's hidden layer
+        hidden_dim: int = Field(2048, ge=0)  # width of the projector's hidden layer; 0: none
         output_dim: int = Field(128, ge=1)  # width of q and k
         temperature: float = Field(0.2, gt=0)  # tau in eq. 1
         momentum: float = Field(0.999, ge=0, le=1)  # m in eq. 2
@@ -31,9 +33,8 @@ class MoCoV2(Method):
 
     def __init__(self, backbone: nn.Module, config: Config) -> None:
         super().__init__(backbone, config)
-        self.projector = mlp(
-            backbone.num_features, config.hidden_dim, config.output_dim, norm=False
-        )
+        hidden = [config.hidden_dim] if config.hidden_dim else []
+        self.projector = mlp(backbone.num_features, *hidden, config.output_dim, norm=False)
         self.teacher = Teacher(self.backbone, self.projector)
         self.queue = Queue(config.queue_size, config.output_dim)
 
@@ -44,8 +45,21 @@ class MoCoV2(Method):
         loss = info_nce(q, k, self.queue.keys, self.config.temperature)
         if self.training:
             self.queue.stage(k)
-        return Output(loss, features=h, metrics={"similarity": similarity(q, k)})
+        return Output(loss, features=h, embeddings=(q, k))
 
     def after_step(self, progress: float) -> None:
         self.teacher.follow(self.backbone, self.projector, momentum=self.config.momentum)
         self.queue.commit()
+
+
+class MoCoV1(MoCoV2):
+    """Momentum Contrast for Unsupervised Visual Representation Learning (He et al., CVPR 2020,
+    1911.05722): a linear projector, views without blur, a lower temperature.
+    """
+
+    default_views = "moco_v1"
+
+    class Config(MoCoV2.Config):
+        name: Literal["moco_v1"] = "moco_v1"
+        hidden_dim: int = Field(0, ge=0)
+        temperature: float = Field(0.07, gt=0)

@@ -1,7 +1,6 @@
-"""Parts that methods are made of: heads, teacher, queue. All of their state is in state_dict."""
+"""What methods remember between steps: teacher, queue, centre; all of it is in state_dict."""
 
 import copy
-from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -11,47 +10,12 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from tacit import distributed
 
 
-class BatchNorm(nn.BatchNorm1d):
-    """Batch norm of (B, D) over the batch of all ranks, on any device, as in the papers."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        if not self.training or distributed.world_size() == 1:
-            return super().forward(x)
-        with torch.autocast(x.device.type, enabled=False):
-            wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
-            n = len(wide) * distributed.world_size()
-            mean = distributed.all_sum(wide.sum(0)) / n  # (D,)
-            variance = distributed.all_sum((wide - mean).square().sum(0)) / n
-            with torch.no_grad():
-                self.num_batches_tracked += 1
-                self.running_mean.lerp_(mean.to(self.running_mean), self.momentum)
-                unbiased = variance * (n / max(1, n - 1))
-                self.running_var.lerp_(unbiased.to(self.running_var), self.momentum)
-            x = (wide - mean) * torch.rsqrt(variance + self.eps)
-            return x * self.weight + self.bias if self.affine else x
-
-
-def mlp(*widths: int, norm: bool = True) -> nn.Sequential:
-    """Linear layers of the given widths (input, hidden ..., output) with ReLU between them.
-
-    Args:
-        norm: batch normalisation before each ReLU; the layer before it then has no bias, which the
-            normalisation would cancel.
-    """
-    *hidden, (inputs, outputs) = pairwise(widths)
-    layers: list[nn.Module] = []
-    for before, after in hidden:
-        layers.append(nn.Linear(before, after, bias=not norm))
-        layers += [BatchNorm(after), nn.ReLU(inplace=True)] if norm else [nn.ReLU(inplace=True)]
-    return nn.Sequential(*layers, nn.Linear(inputs, outputs))
-
-
 class Teacher(nn.Sequential):
     """A copy of modules, run in sequence, that follows them as an exponential moving average.
 
     Buffers, such as the running statistics of batch normalisation, are the teacher's own. No
-    gradient reaches it. Source: mean teacher (arXiv 1703.01780), momentum encoder of MoCo (arXiv
-    1911.05722).
+    gradient reaches it, and it drops nothing, neither units nor layers. Source: mean teacher (arXiv
+    1703.01780), momentum encoder of MoCo (arXiv 1911.05722).
     """
 
     def __init__(self, *students: nn.Module) -> None:
@@ -61,6 +25,13 @@ class Teacher(nn.Sequential):
     @torch.no_grad()
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x)
+
+    def train(self, mode: bool = True) -> "Teacher":
+        """Only batch normalisation trains; dropout and stochastic depth are for students."""
+        super().train(mode)
+        for module in self.modules():
+            module.training = mode and hasattr(module, "running_mean")
+        return self
 
     @torch.no_grad()
     def follow(self, *students: nn.Module, momentum: float) -> None:
@@ -81,13 +52,24 @@ class Queue(nn.Module):
         super().__init__()
         self.register_buffer("keys", F.normalize(torch.randn(size, dim), dim=1))
         self.register_buffer("next", torch.zeros((), dtype=torch.long))
+        self.register_buffer("seen", torch.zeros((), dtype=torch.long))
+        self._full = False
         self._staged: list[Tensor] = []
+
+    def full(self) -> bool:
+        """Whether keys of training have taken the place of all random ones."""
+        self._full = self._full or bool(self.seen >= len(self.keys))  # reads the device till then
+        return self._full
 
     @torch.no_grad()
     def stage(self, keys: Tensor) -> None:
         """(B, D) keys of this rank, normalised here."""
         keys = keys.detach().to(self.keys.dtype)
         self._staged.append(distributed.gather(F.normalize(keys, dim=1)))
+
+    def drop(self) -> None:
+        """Forget what was staged."""
+        self._staged.clear()
 
     @torch.no_grad()
     def commit(self) -> None:
@@ -99,4 +81,31 @@ class Queue(nn.Module):
         places = (self.next + torch.arange(len(new), device=new.device)) % size
         self.keys.index_copy_(0, places, new)
         self.next.add_(len(new)).remainder_(size)
+        self.seen.add_(len(new))
         self._staged.clear()
+
+
+class Center(nn.Module):
+    """A running mean of all ranks' teacher outputs; a step's own outputs enter at its end.
+
+    Source: DINO, eq. 4 (arXiv 2104.14294).
+    """
+
+    def __init__(self, dim: int, momentum: float) -> None:
+        super().__init__()
+        self.momentum = momentum
+        self.register_buffer("value", torch.zeros(dim))
+        self._staged: list[Tensor] = []
+
+    @torch.no_grad()
+    def stage(self, outputs: Tensor) -> None:
+        """(..., dim) of this rank, as many on every rank."""
+        mean = outputs.detach().flatten(0, -2).to(self.value.dtype).mean(0)
+        self._staged.append(distributed.mean(mean))
+
+    @torch.no_grad()
+    def commit(self) -> None:
+        """center = momentum * center + (1 - momentum) * mean of what was staged."""
+        if self._staged:
+            self.value.lerp_(torch.stack(self._staged).mean(0), 1 - self.momentum)
+            self._staged.clear()

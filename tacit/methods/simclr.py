@@ -6,19 +6,19 @@ from pydantic import Field
 from torch import nn
 
 from tacit.losses import nt_xent
+from tacit.methods.heads import WithHead, mlp
 from tacit.methods.method import Batch, Method, MethodConfig, Output
-from tacit.methods.parts import mlp
-from tacit.metrics import similarity
 
 
 class SimCLR(Method):
     """A Simple Framework for Contrastive Learning (Chen et al., ICML 2020, 2002.05709), eq. 1."""
 
     default_views = "simclr"
+    remedy = "lower optimizer.lr, raise batch_size or method.temperature"
 
     class Config(MethodConfig):
         name: Literal["simclr"] = "simclr"
-        hidden_dim: int = Field(2048, ge=1)  # width of the projector's hidden layer
+        hidden_dim: int = Field(2048, ge=1)  # width of the projector's hidden layers
         output_dim: int = Field(128, ge=1)  # width of z
         temperature: float = Field(0.1, gt=0)  # T in eq. 1
 
@@ -31,4 +31,16 @@ class SimCLR(Method):
         h1, h2 = self.backbone(x1), self.backbone(x2)  # (B, D)
         z1, z2 = self.projector(h1), self.projector(h2)  # (B, output_dim)
         loss = nt_xent(z1, z2, self.config.temperature)
-        return Output(loss, features=h1, metrics={"similarity": similarity(z1, z2)})
+        return Output(loss, features=h1, embeddings=(z1, z2))
+
+
+class SimCLRV2(SimCLR):
+    """Big Self-Supervised Models are Strong Semi-Supervised Learners (Chen et al., NeurIPS 2020,
+    2006.10029): SimCLR with a projector of three layers, the first of which stays in the encoder.
+    """
+
+    class Config(SimCLR.Config):
+        name: Literal["simclr_v2"] = "simclr_v2"
+
+    def __init__(self, backbone: nn.Module, config: Config) -> None:
+        super().__init__(WithHead(backbone, config.hidden_dim), config)

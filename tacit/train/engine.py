@@ -24,7 +24,8 @@ from tacit.train.optim import (
     build_optimizer,
     lr_factor,
     scaled_lr,
-    set_lr,
+    set_rates,
+    weight_decay,
 )
 from tacit.train.precision import Precision, pick_precision, prepare
 from tacit.train.probe import OnlineProbe
@@ -79,7 +80,8 @@ def fit(
         for step, parts in enumerate(loader.steps(session.start, steps), session.start):
             progress = (step + 0.5) / steps
             factor = lr_factor(config.schedule, progress, epochs)
-            set_lr(optimizer, peak, factor)
+            decay = weight_decay(config.optimizer, config.schedule, progress)
+            set_rates(optimizer, peak, factor, decay)
             _seed_layers(config.seed, step)
             output = _forward_backward(module, parts, amp)
             method.after_backward(progress)
@@ -122,7 +124,8 @@ def _forward_backward(module: nn.Module, parts: list[Batch], amp: bool) -> Outpu
                 output = module(batch)
             (output.loss / len(parts)).backward()
         losses.append(output.loss.detach())
-    return Output(torch.stack(losses).mean(), output.features.detach(), output.metrics)
+    embeddings = tuple(z.detach() for z in output.embeddings)
+    return Output(torch.stack(losses).mean(), output.features.detach(), embeddings)
 
 
 def _seed_layers(seed: int, step: int) -> None:

@@ -38,6 +38,7 @@ class ScheduleConfig(Config):
     name: Literal["cosine", "constant"] = "cosine"
     warmup_epochs: float = Field(0.0, ge=0)  # linear from 0
     final_lr: float = Field(0.0, ge=0, le=1)  # cosine: at the end, as a fraction of lr
+    final_weight_decay: float | None = Field(None, ge=0)  # half a cosine leads there, as in DINO
 
 
 def scaled_lr(config: OptimizerConfig, batch_size: int) -> float:
@@ -71,6 +72,7 @@ def parameter_groups(
             "params": [],
             "weight_decay": config.weight_decay if decay else 0.0,
             "constant_lr": constant,
+            "decayed": decay,
         }
         if config.name in ("lars", "lamb"):
             new["always_adapt"] = decay
@@ -101,6 +103,14 @@ def lr_factor(config: ScheduleConfig, progress: float, epochs: float) -> float:
     return shape(progress, min(1.0, config.warmup_epochs / epochs), config.final_lr)
 
 
-def set_lr(optimizer: Optimizer, peak: float, factor: float) -> None:
+def weight_decay(config: OptimizerConfig, schedule: ScheduleConfig, progress: float) -> float:
+    """The weight decay at this progress."""
+    final = schedule.final_weight_decay
+    start = config.weight_decay
+    return start if final is None else schedules.cosine(start, final, progress)
+
+
+def set_rates(optimizer: Optimizer, peak: float, factor: float, decay: float) -> None:
     for group in optimizer.param_groups:
         group["lr"] = peak * (1.0 if group["constant_lr"] else factor)
+        group["weight_decay"] = decay if group["decayed"] else 0.0

@@ -17,8 +17,8 @@ from tacit import distributed
 from tacit.data.loader import ViewLoader
 from tacit.errors import UserError
 from tacit.methods.method import Method, Output
-from tacit.metrics import feature_std
 from tacit.train.checkpoint import Checkpoints
+from tacit.train.collapse import CollapseMonitor
 from tacit.train.files import write_json
 from tacit.train.log import Display, MetricsFile, console
 from tacit.train.probe import OnlineProbe
@@ -65,6 +65,7 @@ class Session:
             folder / "checkpoints", config.checkpoint.keep, console.print
         )
         self.start, self.seconds = 0, 0.0
+        self._monitor = CollapseMonitor(method)
         self._device = next(method.parameters()).device
         self._first_bad = torch.full((), -1, dtype=torch.long, device=self._device)
         self._resume()
@@ -203,6 +204,7 @@ class Session:
         self._stop_if_not_finite()
         loss = float(distributed.mean(output.loss.detach()))
         top1 = {} if accuracy is None else {"probe_top1": float(distributed.mean(accuracy))}
+        seen = self._monitor.measure(output) if self._metrics else {}
         now = time.perf_counter()
         record = {
             "step": done,
@@ -211,8 +213,7 @@ class Session:
             "lr": lr,
             "images_per_second": round(self._images / max(1e-9, now - self._since), 2),
             "seconds": round(self._seconds_before + now - self._began, 3),
-            "feature_std": float(feature_std(output.features)),
-            **{name: float(value) for name, value in output.metrics.items()},
+            **seen,
             **top1,
             **checked,
         }
@@ -220,6 +221,9 @@ class Session:
         if self._metrics:
             self._metrics.write({k: v if _finite(v) else None for k, v in record.items()})
         self._display.update(done, record, last)
+        collapse = self._monitor.verdict(seen) if seen else None
+        if collapse:
+            console.print(f"Step {done}: {collapse}", soft_wrap=True)
 
 
 def total_steps(epochs: int, max_steps: int | None, loader: ViewLoader) -> int:

@@ -46,6 +46,10 @@ class Coordinates:
         """(B, SLOTS) uniform numbers of one view."""
         return randomness.uniform(self.seed, self.epoch, self.index, view, SLOTS)
 
+    def mask_draws(self, view: int, slots: int) -> Tensor:
+        """(B, slots) uniform numbers for the mask of one view."""
+        return randomness.uniform(self.seed, self.epoch, self.index, view, slots, randomness.MASKS)
+
 
 def expand(groups: list[ViewGroup]) -> Iterator[tuple[int, ViewGroup]]:
     """(view number, its group) for every view of the recipe."""

@@ -57,6 +57,19 @@ def _jitter(b: float, c: float, s: float, h: float, p: float = 0.8) -> Tree:
 _PHOTO = {"size": 224, "flip": 0.5, "grayscale": 0.2}
 _SMALL = {"size": 32, "flip": 0.5, "grayscale": 0.2}
 
+
+def _dino(
+    large: tuple[float, float], count: int, size: int, small: tuple[float, float]
+) -> list[Tree]:
+    """Two large views as BYOL's, and `count` small ones."""
+    colours = {**_PHOTO, **_jitter(0.4, 0.4, 0.2, 0.1)}
+    return [
+        {**colours, "crop_scale": large, "blur": 1.0},
+        {**colours, "crop_scale": large, "blur": 0.1, "solarize": 0.2},
+        {**colours, "count": count, "size": size, "crop_scale": small, "blur": 0.5},
+    ]
+
+
 # name -> groups. The small variants are for 32 px: no blur, weaker colours (as the CIFAR benchmarks
 # use).
 PRESETS: dict[str, list[Tree]] = {
@@ -87,6 +100,70 @@ PRESETS: dict[str, list[Tree]] = {
         {**_SMALL, **_jitter(0.4, 0.4, 0.2, 0.1)},
         {**_SMALL, **_jitter(0.4, 0.4, 0.2, 0.1), "solarize": 0.2},
     ],
+    # MoCo, section 3.1 (arXiv 1911.05722): jitter on all views, no blur.
+    "moco_v1": [
+        {"count": 2, **_PHOTO, "crop_scale": (0.2, 1.0), **_jitter(0.4, 0.4, 0.4, 0.4, p=1.0)}
+    ],
+    "moco_v1-small": [
+        {"count": 2, **_SMALL, "crop_scale": (0.2, 1.0), **_jitter(0.4, 0.4, 0.4, 0.4, p=1.0)}
+    ],
+    # VICReg, appendix C (arXiv 2105.04906): BYOL's with equal chances for both views.
+    "vicreg": [{"count": 2, **_PHOTO, **_jitter(0.4, 0.4, 0.2, 0.1), "blur": 0.5, "solarize": 0.1}],
+    "vicreg-small": [
+        {
+            "count": 2,
+            **_SMALL,
+            "crop_scale": (0.2, 1.0),
+            **_jitter(0.4, 0.4, 0.2, 0.1),
+            "solarize": 0.1,
+        }
+    ],
+    # SwAV, appendix (arXiv 2006.09882): two large and six small crops. At 32 px two are enough.
+    "swav": [
+        {
+            "count": 2,
+            **_PHOTO,
+            "crop_scale": (0.14, 1.0),
+            **_jitter(0.8, 0.8, 0.8, 0.2),
+            "blur": 0.5,
+        },
+        {
+            "count": 6,
+            **_PHOTO,
+            "size": 96,
+            "crop_scale": (0.05, 0.14),
+            **_jitter(0.8, 0.8, 0.8, 0.2),
+            "blur": 0.5,
+        },
+    ],
+    "swav-small": [{"count": 2, **_SMALL, **_jitter(0.4, 0.4, 0.4, 0.1)}],
+    # DINO, section 3.2 and its code (arXiv 2104.14294): BYOL's colours, two large, eight small.
+    "dino": _dino((0.4, 1.0), 8, 96, (0.05, 0.4)),
+    "dino-small": [
+        {**_SMALL, "crop_scale": (0.2, 1.0), **_jitter(0.4, 0.4, 0.2, 0.1)},
+        {**_SMALL, "crop_scale": (0.2, 1.0), **_jitter(0.4, 0.4, 0.2, 0.1), "solarize": 0.2},
+    ],
+    # iBOT, section 4 and its code (arXiv 2111.07832): as DINO, ten small crops.
+    "ibot": _dino((0.25, 1.0), 10, 96, (0.05, 0.25)),
+    "ibot-small": [
+        {**_SMALL, "crop_scale": (0.25, 1.0), **_jitter(0.4, 0.4, 0.2, 0.1)},
+        {**_SMALL, "crop_scale": (0.25, 1.0), **_jitter(0.4, 0.4, 0.2, 0.1), "solarize": 0.2},
+    ],
+    # LeJEPA, appendix (arXiv 2511.08544): two large, six small, colours as DINO's.
+    "lejepa": _dino((0.3, 1.0), 6, 96, (0.05, 0.3)),
+    "lejepa-small": [{"count": 4, **_SMALL, **_jitter(0.4, 0.4, 0.2, 0.1), "solarize": 0.1}],
+    # MAE, section 3 (arXiv 2111.06377): crop and flip.
+    "mae": [{"size": 224, "crop_scale": (0.2, 1.0), "flip": 0.5}],
+    "mae-small": [{"size": 32, "crop_scale": (0.2, 1.0), "flip": 0.5}],
+    # SimMIM, section 4.1 (arXiv 2111.09886).
+    "simmim": [{"size": 192, "crop_scale": (0.67, 1.0), "flip": 0.5}],
+    "simmim-small": [{"size": 32, "crop_scale": (0.67, 1.0), "flip": 0.5}],
+    # I-JEPA, appendix A (arXiv 2301.08243): a crop, and no other augmentation.
+    "ijepa": [{"size": 224, "crop_scale": (0.3, 1.0)}],
+    "ijepa-small": [{"size": 32, "crop_scale": (0.3, 1.0)}],
+    # Training a classifier, as torchvision and timm do.
+    "supervised": [{"size": 224, "flip": 0.5}],
+    "supervised-small": [{"size": 32, "crop_scale": (0.35, 1.0), "flip": 0.5}],
     # Handwriting: always the whole glyph, never mirrored, which makes another digit. Blur and
     # contrast change the stroke's width, which says much of the hand and little of the digit.
     "digits": [
