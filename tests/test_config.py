@@ -25,7 +25,7 @@ def problems(*overrides: str) -> list[str]:
         ("method.temperature=hot", "method.temperature=hot: input should be a valid number"),
         ("method.temperature=-1", "method.temperature=-1: input should be greater than 0"),
         ("epochs=0", "epochs=0: input should be greater than or equal to 1"),
-        ("method.name=simcrl", "method.name=simcrl: no such method. Did you mean 'simclr'?"),
+        ("method.name=simcrl", "method.name=simcrl: no such method. Did you mean 'simclr'"),
         ("optimizer.name=sdg", "optimizer.name=sdg: input should be 'sgd'"),
         ("views=simcrl", "views=simcrl: no such preset. Did you mean 'simclr'"),
         ("views.7.flip=0.5", "'views.7': 'views' is a list with places 0 to 0"),

@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+import torchvision
 import torchvision.transforms.v2.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -145,6 +146,33 @@ def test_arrays(tmp_path, layout):
     assert test.classes is None
 
 
+def test_torchvision_with_a_split_of_its_own(tmp_path, monkeypatch):
+    """torchvision's own reader of STL-10, on files of a few images without their checksums."""
+    monkeypatch.setattr(torchvision.datasets.STL10, "_check_integrity", lambda self: True)
+    folder = tmp_path / "stl10_binary"
+    folder.mkdir()
+    labels = {"train": [1, 2, 2, 1], "test": [2, 2, 1], "unlabeled": [0] * 5}
+    for name, numbers in labels.items():
+        pixels = np.random.default_rng(len(numbers)).integers(0, 256, (len(numbers), 3 * 96 * 96))
+        pixels.astype(np.uint8).tofile(folder / f"{name}_X.bin")
+        if name != "unlabeled":
+            np.array(numbers, np.uint8).tofile(folder / f"{name}_y.bin")
+    (folder / "class_names.txt").write_text("airplane\nbird\n")
+
+    train, test = open_both(source="torchvision:STL10", path=str(tmp_path))
+    assert train.classes == test.classes == ["airplane", "bird"]
+    assert [train.label(i) for i in range(4)] == [0, 1, 1, 0]
+    for split, count in (("unlabeled", 5), ("train+unlabeled", 9)):
+        train, test = open_both(source=f"torchvision:STL10:{split}", path=str(tmp_path))
+        assert (len(train), len(test)) == (count, 3)
+        assert train.read(count - 1).shape == (96, 96, 3)
+        assert train.classes is None
+        assert train.label(0) is None
+        assert [test.label(i) for i in range(3)] == [1, 1, 0]
+    with pytest.raises(UserError, match=r"torchvision:STL10, .*Unknown value 'labelled'"):
+        open_both(source="torchvision:STL10:labelled", path=str(tmp_path))
+
+
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
@@ -158,6 +186,7 @@ def test_arrays(tmp_path, layout):
         ({"path": "float.npy"}, "images must be uint8"),
         ({"path": "objects.npy"}, "not readable as NumPy arrays"),
         ({"source": "torchvision:CIFAR11"}, "Did you mean 'CIFAR10'"),
+        ({"source": "torchvision:CIFAR10:unlabeled"}, "has a train and a test split only"),
     ],
 )
 def test_mistakes_are_named(tmp_path, monkeypatch, keys, message):

@@ -4,18 +4,21 @@ import dataclasses
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+import torch.nn.functional as F
 from torch.nn.parallel import DistributedDataParallel
 
 from tacit import distributed
 from tacit.methods import METHODS
 from tacit.methods.heads import BatchNorm
-from tacit.methods.method import Batch
+from tacit.methods.method import Batch, Method
+from tacit.methods.parts import Queue
 from tests.conftest import TINY, TinyEncoder, environment
 from tests.test_methods import batch_of, build
 
@@ -27,9 +30,31 @@ def part(batch: Batch, rank: int, world: int) -> Batch:
     return Batch([v[rows].double() for v in batch.views], batch.labels[rows], at, batch.step)
 
 
+def full_queues(method: Method) -> None:
+    """As if earlier batches had filled them with other keys."""
+    generator = torch.Generator().manual_seed(5)
+    for queue in method.queues:
+        keys = torch.randn(queue.keys.shape, generator=generator, dtype=torch.float64)
+        queue.keys.copy_(F.normalize(keys, dim=1))
+        queue.seen.fill_(len(queue.keys))
+        assert queue.full()
+
+
+# What only some sizes or states reach: a method, its keys, what is done before the step.
+SPECIAL: dict[str, tuple[str, dict, Callable[[Method], None]]] = {
+    "swav, full queues": ("swav", {}, full_queues),
+    "swav, full queues of unequal shares": ("swav", {"queue_size": 47}, full_queues),
+    # more features than twice the samples of all ranks: sums over samples, not over features
+    "barlow_twins, wide": ("barlow_twins", {"output_dim": 80}, lambda method: None),
+    "vicreg, wide": ("vicreg", {"output_dim": 80}, lambda method: None),
+}
+
+
 def one_step(name: str, rank: int, world: int) -> dict[str, torch.Tensor]:
     """Loss, gradients and the state after one step, in float64."""
-    method = build(name).double()
+    name, keys, prepare = SPECIAL.get(name, (name, {}, lambda method: None))
+    method = build(name, **keys).double()
+    prepare(method)
     wrapped = method
     if world > 1:
         wrapped = DistributedDataParallel(method, broadcast_buffers=False)
@@ -60,13 +85,33 @@ def batch_norm(rank: int, world: int) -> dict[str, torch.Tensor]:
     }
 
 
+def pushed() -> torch.Tensor:
+    """(3, 2, 4, 3) keys of three batches, each in two parts as when gradients are accumulated."""
+    return torch.randn(3, 2, 4, 3, generator=torch.Generator().manual_seed(2))
+
+
+def queue(rank: int, world: int) -> dict[str, torch.Tensor]:
+    """The state of a queue of 20 after each of the batches."""
+    torch.manual_seed(1)
+    queue, states = Queue(20, 3), {}
+    for number, batch in enumerate(pushed()):
+        for whole in batch:
+            queue.stage(whole.chunk(world)[rank])
+        queue.commit()
+        states |= {f"{key} {number}": value.clone() for key, value in queue.state_dict().items()}
+    return states
+
+
+PARTS = {"batch norm": batch_norm, "queue": queue}  # of methods, alone
+
+
 def worker(rank: int, world: int, folder: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group(
         "gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=world
     )
-    results = {name: one_step(name, rank, world) for name in METHODS}
-    results["batch norm"] = batch_norm(rank, world)
+    results = {name: one_step(name, rank, world) for name in (*METHODS, *SPECIAL)}
+    results |= {name: part(rank, world) for name, part in PARTS.items()}
     torch.save(results, f"{folder}/rank{rank}.pt")
     dist.destroy_process_group()
 
@@ -78,15 +123,37 @@ def two_ranks(tmp_path_factory):
     return [torch.load(folder / f"rank{r}.pt", weights_only=True) for r in (0, 1)]
 
 
-@pytest.mark.parametrize("name", [*METHODS, "batch norm"])
+@pytest.mark.parametrize("name", [*METHODS, *SPECIAL, *PARTS])
 def test_two_ranks_equal_one(name, two_ranks):
-    alone = batch_norm(0, 1) if name == "batch norm" else one_step(name, 0, 1)
+    alone = PARTS[name](0, 1) if name in PARTS else one_step(name, 0, 1)
     for results in two_ranks:
         both = results[name]
         assert both.keys() == alone.keys()
         for key, value in alone.items():
             # 2e-8: timm resizes positions in float32
             torch.testing.assert_close(both[key], value, rtol=1e-9, atol=2e-8, msg=key)
+
+
+def test_queues_hold_the_keys_of_all_ranks_in_rank_order(two_ranks):
+    keys = F.normalize(pushed(), dim=-1).flatten(0, 2)  # 24 in 20 places
+    for results in two_ranks:
+        torch.testing.assert_close(results["queue"]["keys 1"][:16], keys[:16])
+        last = torch.cat([keys[20:], keys[4:20]])
+        torch.testing.assert_close(results["queue"]["keys 2"], last)
+        assert results["queue"]["next 2"] == 4
+        # and of a method the keys of the whole batch
+        assert torch.equal(results["moco_v2"]["state queue.next"], torch.tensor(32.0).double())
+
+
+def test_special_cases_reach_what_they_are_named_for():
+    for name, (method, keys, prepare) in SPECIAL.items():
+        built = build(method, **keys)
+        prepare(built)
+        if method == "swav":
+            assert all(q.full() for q in built.queues)
+            assert len(built.queues[0].keys) % 2 == ("unequal" in name)
+        else:
+            assert built.config.output_dim > 2 * len(batch_of(method).labels)
 
 
 def test_collectives_are_the_identity_with_one_process():

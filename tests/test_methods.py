@@ -1,6 +1,5 @@
-"""The contract, for every method in METHODS; and the papers' algorithm boxes, replayed."""
+"""The contract, for every method in METHODS, and the parts they are made of."""
 
-import copy
 import math
 import re
 
@@ -10,9 +9,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from tacit.methods import METHODS, Method
-from tacit.methods.heads import BatchNorm, mlp
+from tacit.methods.heads import BatchNorm, Cosines, encode, mlp
 from tacit.methods.method import Batch
-from tacit.methods.parts import Queue, Teacher
+from tacit.methods.parts import Center, Queue, Teacher
 from tacit.run_config import compose
 from tacit.views.make import Coordinates, make_views
 from tests.conftest import TinyEncoder, small_heads, tiny_vit
@@ -124,7 +123,7 @@ def test_overfits_32_images(name):
         if not isinstance(module, Teacher):
             module.apply(_reset)
     method.after_step = lambda progress: None
-    losses = train(method, [batch_of(name)] * 600, until=0.5)
+    losses = train(method, [batch_of(name)] * 1200, until=0.5)
     assert losses[-1] < 0.5 * losses[0], losses[::20]
 
 
@@ -133,94 +132,6 @@ def test_defaults_are_valid_and_named(name):
     assert METHODS[name].Config().name == name
     assert METHODS[name].__doc__
     assert re.search(r"\d{4}\.\d{5}", METHODS[name].__doc__), "name the paper's arXiv number"
-
-
-# Replays of the papers' algorithms ----------------------------------------------------------------
-
-
-def sgd(modules: list[nn.Module], lr: float) -> None:
-    with torch.no_grad():
-        for parameter in (p for m in modules for p in m.parameters()):
-            parameter -= lr * parameter.grad
-            parameter.grad = None
-
-
-def step(method: Method, batch: Batch, lr: float, progress: float) -> float:
-    loss = method(batch).loss
-    loss.backward()
-    method.after_backward(progress)
-    sgd([m for name, m in method.named_children() if name not in ("teacher", "queue")], lr)
-    method.after_step(progress)
-    return loss.item()
-
-
-def test_moco_replays_algorithm_1():
-    method = build("moco_v2", hidden_dim=32, output_dim=16, queue_size=80, momentum=0.9).double()
-    f_q = nn.Sequential(copy.deepcopy(method.backbone), copy.deepcopy(method.projector))
-    f_k = copy.deepcopy(f_q)
-    queue, m, t, lr = method.queue.keys.clone(), 0.9, 0.2, 0.1
-    for number in range(4):
-        batch = batch_of("moco_v2", step=number)
-        x_q, x_k = (v.double() for v in batch.views)
-        # Algorithm 1 of arXiv 1911.05722, line by line
-        q = F.normalize(f_q(x_q), dim=1)
-        with torch.no_grad():
-            k = F.normalize(f_k(x_k), dim=1)
-        l_pos = torch.einsum("nc,nc->n", q, k)[:, None]
-        l_neg = torch.einsum("nc,kc->nk", q, queue)
-        logits = torch.cat([l_pos, l_neg], dim=1) / t
-        loss = F.cross_entropy(logits, torch.zeros(32, dtype=torch.long))
-        loss.backward()
-        sgd([f_q], lr)
-        with torch.no_grad():
-            for a, b in zip(f_k.parameters(), f_q.parameters(), strict=True):
-                a.copy_(m * a + (1 - m) * b)
-        order = list(range(80))
-        place = number * 32 % 80
-        for row in range(32):
-            queue[order[(place + row) % 80]] = k[row]
-
-        before = method.queue.keys.clone()
-        ours = step(method, Batch([x_q, x_k], None, batch.at), lr, number / 4)
-        assert ours == pytest.approx(loss.item(), rel=1e-9)
-        new = method.queue.keys
-        # no query met its own key: until the step was over the queue held none of this batch
-        assert not (before[:, None] - F.normalize(k, dim=1)).abs().sum(2).lt(1e-6).any()
-        torch.testing.assert_close(new, queue)
-        for a, b in zip(method.teacher.parameters(), f_k.parameters(), strict=True):
-            torch.testing.assert_close(a, b)
-        for a, b in zip(method.backbone.parameters(), f_q[0].parameters(), strict=True):
-            torch.testing.assert_close(a, b)
-
-
-def test_byol_replays_its_algorithm():
-    method = build("byol", hidden_dim=32, output_dim=16, momentum=0.9).double()
-    online = nn.Sequential(copy.deepcopy(method.backbone), copy.deepcopy(method.projector))
-    predictor, target = copy.deepcopy(method.predictor), copy.deepcopy(online)
-    lr, steps = 0.05, 4
-    for number in range(3):
-        batch = batch_of("byol", step=number)
-        v1, v2 = (v.double() for v in batch.views)
-        # eq. 2 and 3 and the target's update, with tau of section 3.1
-        loss = 0
-        for a, b in ((v1, v2), (v2, v1)):
-            q = predictor(online(a))
-            with torch.no_grad():
-                z = target(b)
-            loss = loss + (F.normalize(q, dim=1) - F.normalize(z, dim=1)).square().sum(1).mean()
-        loss.backward()
-        sgd([online, predictor], lr)
-        tau = 1 - (1 - 0.9) * (math.cos(math.pi * number / steps) + 1) / 2
-        with torch.no_grad():
-            for a, b in zip(target.parameters(), online.parameters(), strict=True):
-                a.copy_(tau * a + (1 - tau) * b)
-
-        ours = step(method, Batch([v1, v2], None, batch.at), lr, number / steps)
-        assert ours == pytest.approx(loss.item(), rel=1e-9)
-        for a, b in zip(method.teacher.parameters(), target.parameters(), strict=True):
-            torch.testing.assert_close(a, b)
-        for a, b in zip(method.predictor.parameters(), predictor.parameters(), strict=True):
-            torch.testing.assert_close(a, b)
 
 
 # Parts --------------------------------------------------------------------------------------------
@@ -269,3 +180,67 @@ def test_heads():
     assert [type(m) for m in mlp(4, 8, 2, norm=False)] == [nn.Linear, nn.ReLU, nn.Linear]
     assert mlp(4, 8, 2)[0].bias is None
     assert mlp(4, 8, 2)[-1].bias is not None
+
+
+def test_queue_is_full_after_as_many_keys_and_can_drop():
+    queue = Queue(8, 3)
+    for number in range(3):
+        assert queue.full() == (number == 2)
+        queue.stage(torch.randn(4, 3))
+        queue.commit()
+    before = queue.keys.clone()
+    queue.stage(torch.randn(4, 3))
+    queue.drop()
+    queue.commit()
+    assert torch.equal(queue.keys, before)
+    torch.testing.assert_close(queue.keys.norm(dim=1), torch.ones(8))
+    resumed = Queue(8, 3)
+    resumed.load_state_dict(queue.state_dict())
+    assert resumed.full()
+
+
+def test_center_moves_by_the_mean_of_all_parts_at_the_end():
+    """Eq. 4 of DINO: c = m c + (1 - m) mean; an accumulated batch is one batch."""
+    center, outputs = Center(3, 0.9), torch.randn(2, 8, 5, 3)
+    center.value.fill_(2.0)
+    for part in outputs:
+        center.stage(part)
+        assert torch.equal(center.value, torch.full((3,), 2.0))
+    center.commit()
+    torch.testing.assert_close(center.value, 0.9 * 2 + 0.1 * outputs.mean((0, 1, 2)))
+    before = center.value.clone()
+    center.commit()
+    assert torch.equal(center.value, before)
+
+
+def test_cosines_are_a_weight_normalised_layer_with_gains_of_one():
+    ours, theirs = Cosines(6, 4).double(), nn.Linear(6, 4, bias=False).double()
+    theirs = nn.utils.parametrizations.weight_norm(theirs)
+    gain, direction = theirs.parametrizations.weight.parameters()
+    with torch.no_grad():
+        gain.fill_(1.0)
+        direction.copy_(ours.weight)
+    x = torch.randn(5, 3, 6).double()
+    y, expected = ours(x), theirs(x / x.norm(dim=-1, keepdim=True))
+    torch.testing.assert_close(y, expected)
+    assert y.abs().max() <= 1
+    a, b = (
+        torch.autograd.grad(v.exp().sum(), p)[0]
+        for v, p in ((y, ours.weight), (expected, direction))
+    )
+    torch.testing.assert_close(a, b)
+
+
+def test_encode_keeps_the_order_of_views():
+    """Neighbours of one size go through together, as in SwAV and DINO; the outputs do not tell."""
+    sizes = []
+
+    class Means(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            sizes.append((len(x), x.shape[-1]))
+            return x.mean((2, 3))
+
+    views = [torch.randn(2, 3, s, s) for s in (16, 16, 8, 8, 8, 16)]
+    for got, view in zip(encode(Means(), views), views, strict=True):
+        torch.testing.assert_close(got, view.mean((2, 3)))
+    assert sizes == [(4, 16), (6, 8), (2, 16)]

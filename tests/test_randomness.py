@@ -91,3 +91,14 @@ def test_permutations_of_epochs_differ_and_are_even():
     orders = np.stack([randomness.permutation(20, randomness.ORDER, 0, e) for e in range(4000)])
     counts = np.stack([np.bincount(orders[:, place], minlength=20) for place in range(20)])
     assert stats.chisquare(counts.ravel()).pvalue > 1e-4
+
+
+def test_directions_are_uniform_on_the_sphere_and_change_with_every_step():
+    a = torch.stack([randomness.directions(0, step, 5, 64) for step in range(50)])
+    assert torch.equal(a[3], randomness.directions(0, 3, 5, 64))
+    assert not torch.equal(a[3], randomness.directions(1, 3, 5, 64))
+    torch.testing.assert_close(a.norm(dim=1), torch.ones(50, 64))
+    assert len({tuple(x) for x in a[:, :, 0].tolist()}) == 50
+    points = a.transpose(1, 2).flatten(0, 1)  # of 3200
+    assert points.mean(0).abs().max() < 4.5 * (0.2 / 3200) ** 0.5
+    assert (points.T @ points / 3200 - torch.eye(5) / 5).abs().max() < 0.02

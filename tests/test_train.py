@@ -58,11 +58,15 @@ def test_parameter_groups(name, decay):
 
 
 @pytest.mark.parametrize("decay", [0.0, 1e-2])
-def test_lars_is_the_papers_and_leaves_out_biases(decay):
-    """v = m v + trust (g + decay w); w -= lr v; trust = eta |w| / (|g| + decay |w|), or 1"""
+@pytest.mark.parametrize(("eta", "clip"), [(0.001, False), (0.001, True), (10.0, True)])
+def test_lars_is_the_papers_and_leaves_out_biases(decay, eta, clip):
+    """v = m v + trust (g + decay w); w -= lr v; trust = eta |w| / (|g| + decay |w|), or 1;
+    clipped: min(trust, lr) in place of lr * trust
+    """
     torch.manual_seed(0)
-    net, lr, eta, momentum = nn.Linear(5, 4), 0.3, 0.001, 0.9
-    config = OptimizerConfig(name="lars", lr=lr, weight_decay=decay, momentum=momentum)
+    net, lr, momentum = nn.Linear(5, 4), 0.3, 0.9
+    keys = {"weight_decay": decay, "momentum": momentum}
+    config = OptimizerConfig(name="lars", lr=lr, trust_coefficient=eta, clip_trust=clip, **keys)
     optimizer = build_optimizer(net, config, lr)
     w, b = net.weight.detach().clone(), net.bias.detach().clone()
     vw, vb = torch.zeros_like(w), torch.zeros_like(b)
@@ -71,6 +75,7 @@ def test_lars_is_the_papers_and_leaves_out_biases(decay):
         net.weight.grad, net.bias.grad = gw.clone(), gb.clone()
         optimizer.step()
         trust = eta * w.norm() / (gw.norm() + decay * w.norm())
+        trust = min(trust / lr, 1) if clip else trust
         vw = momentum * vw + trust * (gw + decay * w)
         vb = momentum * vb + gb
         w, b = w - lr * vw, b - lr * vb
@@ -352,6 +357,20 @@ def test_devices_and_precision():
     assert pick_precision("bf16", CPU) == "bf16"
     assert pick_precision("auto", CPU) in ("fp32", "bf16")
     assert pick_precision("auto", torch.device("mps")) == "fp32"
+
+
+@pytest.mark.parametrize("method", ["simclr", "mae", "ijepa"])
+def test_compile_reaches_what_runs(tmp_path, method):
+    """Transformers block by block, teachers and decoders too: methods call blocks one by one."""
+    built = jobs.build_method(config_of(tmp_path, method=method))
+    for network in built.children():
+        engine._compile(network)
+    compiled = [name for name, m in built.named_modules() if m._compiled_call_impl is not None]
+    blocks = {"simclr": [], "mae": ["backbone", "decoder"], "ijepa": ["backbone", "teacher.0"]}
+    for owner in blocks[method]:
+        assert f"{owner}.blocks.0" in compiled
+        assert owner not in compiled
+    assert ("backbone" in compiled) == (method == "simclr")
 
 
 @pytest.mark.parametrize("method", METHODS)

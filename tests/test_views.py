@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from tacit import augment
 from tacit.config import validate
 from tacit.errors import UserError
+from tacit.methods import METHODS
 from tacit.views import make
 from tacit.views.make import Coordinates, finish_crops, make_views
 from tacit.views.recipe import PRESETS, ViewGroup, preset
@@ -124,10 +125,20 @@ def test_jitter_draws_every_order_equally():
     assert counts.max() < 1150
 
 
+def test_every_method_has_its_preset_in_two_sizes():
+    wanted = {method.default_views for method in METHODS.values()}
+    assert wanted | {f"{name}-small" for name in wanted} <= set(PRESETS)
+
+
 @pytest.mark.parametrize("name", PRESETS)
 def test_presets_are_valid(name):
     groups = [validate(ViewGroup, g) for g in preset(name)]
-    assert sum(g.count for g in groups) == 2
+    count = sum(g.count for g in groups)
+    for method in METHODS.values():
+        if method.default_views == name.removesuffix("-small"):
+            least, most = method.view_count
+            assert least <= count
+            assert most is None or count <= most
     if name.startswith("byol"):
         assert groups[0] != groups[1]
 

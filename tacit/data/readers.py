@@ -235,7 +235,11 @@ def _load_arrays(path: Path) -> Any:
 
 
 class Torchvision:
-    """A data set of torchvision that yields (image, label); downloaded if there is a network."""
+    """A data set of torchvision that yields (image, label); downloaded if there is a network.
+
+    Args:
+        split: "train", "test" or, of a data set that has others, its own name for one of them.
+    """
 
     def __init__(self, name: str, root: str | None, split: str, labels: bool = True) -> None:
         import torchvision.datasets as datasets
@@ -246,6 +250,10 @@ class Torchvision:
             raise UserError(f"data.source=torchvision:{name}: no such data set.{hint}")
         folder = root or str(Path.home() / ".cache" / "tacit")
         by_split = {"split": split} if "split" in cls.__init__.__annotations__ else {}
+        if not by_split and split not in ("train", "test"):
+            raise UserError(
+                f"data.source=torchvision:{name}:{split}: {name} has a train and a test split only"
+            )
         by_train = {} if by_split else {"train": split == "train"}
         try:
             self._data = cls(folder, download=True, **by_split, **by_train)
@@ -263,6 +271,8 @@ class Torchvision:
         self._name = name
         targets = getattr(self._data, "targets", getattr(self._data, "labels", None))
         self._targets = None if targets is None else np.asarray(targets)
+        if self.classes and self._targets is not None and self._targets.min() < 0:
+            self.classes = None  # -1 says that an image has no label, as in parts of STL-10
 
     def __len__(self) -> int:
         return len(self._data)

@@ -29,9 +29,9 @@ SOURCES = ("auto", "digits", "folder", "parquet", "arrays", "torchvision:NAME")
 class DataConfig(Config):
     """Which images; see `open_source` for how a path is read."""
 
-    source: str = (
-        "auto"  # auto, digits, folder, parquet, arrays, or torchvision:CIFAR10 and its like
-    )
+    # auto, digits, folder, parquet, arrays, or torchvision:CIFAR10 and its like; a third part names
+    # the split to train on, where it is not "train": torchvision:STL10:unlabeled
+    source: str = "auto"
     path: str | None = None  # file or folder; for torchvision the folder to download to
     labels: bool = True  # false: read no labels even where there are some
     test_fraction: float = Field(0.2, gt=0, lt=1)  # held out of a labelled set without a test split
@@ -59,7 +59,9 @@ def open_source(config: DataConfig, split: str) -> Source | None:
     if config.source == "digits" or (config.source == "auto" and config.path is None):
         return Digits(split)
     if config.source.startswith("torchvision:"):
-        name = config.source.partition(":")[2]
+        _, name, *own = config.source.split(":", 2)  # torchvision:STL10:unlabeled
+        if split == "train" and own:
+            split = own[0]
         return Torchvision(name, config.path, split, config.labels)
     if config.path is None:
         raise UserError(f"data.source={config.source} needs data.path=...")

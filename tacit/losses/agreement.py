@@ -46,9 +46,10 @@ def sinkhorn(scores: Tensor, epsilon: float, iterations: int) -> Tensor:
     Source: SwAV, eq. 3 and appendix A (arXiv 2006.09882); Cuturi (arXiv 1306.0895).
     """
     largest = distributed.all_max(scores.max())
-    q = ((scores - largest) / epsilon).exp()  # a common factor, which the next line cancels
+    # the common factor is cancelled by the first line of the loop; e^-80 still is a float32
+    q = (scores - largest).div_(epsilon).clamp_min_(-80).exp_()
     for _ in range(iterations):
-        q /= distributed.all_sum(q.sum(0)).clamp_min(torch.finfo(q.dtype).tiny)
+        q /= distributed.all_sum(q.sum(0))
         q /= q.sum(1, keepdim=True)
     return q
 

@@ -13,8 +13,8 @@ BLOCK = 2**24  # logits at a time: 64 MiB in float32
 class _Contrast(torch.autograd.Function):
     """The mean over anchors i of -log softmax of a_i . k_j / T, j != excluded_i, at its positive.
 
-    A block of anchors at a time and its gradient with it: the matrix of all logits is never whole,
-    at the cost of the same three matrix products.
+    A block of anchors at a time and its gradient with it, in place: the matrix of all logits is
+    never whole, at the cost of the same three matrix products.
     """
 
     @staticmethod
@@ -30,18 +30,21 @@ class _Contrast(torch.autograd.Function):
         grad_anchors = torch.empty_like(anchors) if to_anchors else None
         grad_keys = torch.zeros_like(keys) if to_keys else None
         total = anchors.new_zeros(())
-        rows = max(1, BLOCK // len(keys))
+        rows = min(len(anchors), max(1, BLOCK // len(keys)))
+        block = anchors.new_empty(rows, len(keys))
         for start in range(0, len(anchors), rows):
             part = slice(start, start + rows)
             a, p = anchors[part], positive[part, None]
-            logits = (a @ keys.T).div_(temperature)  # (rows, K)
+            logits = torch.mm(a, keys.T, out=block[: len(a)]).div_(temperature)  # (rows, K)
             if excluded is not None:
                 logits.scatter_(1, excluded[part, None], float("-inf"))
-            normaliser = logits.logsumexp(1, keepdim=True)
-            total += (normaliser - logits.gather(1, p)).sum()
+            at_positive, largest = logits.gather(1, p), logits.amax(1, keepdim=True)
+            weights = logits.sub_(largest).exp_()
+            sums = weights.sum(1, keepdim=True)
+            total += (sums.log() + largest - at_positive).sum()
             if not (to_anchors or to_keys):
                 continue
-            residual = logits.sub_(normaliser).exp_()  # softmax - one-hot of the positive
+            residual = weights.div_(sums)  # softmax - one-hot of the positive
             residual.scatter_add_(1, p, residual.new_full(p.shape, -1.0))
             if to_anchors:
                 torch.mm(residual, keys, out=grad_anchors[part])
@@ -94,9 +97,9 @@ def info_nce(q: Tensor, k: Tensor, queue: Tensor, temperature: float) -> Tensor:
         temperature: T > 0.
     Source: MoCo, eq. 1 (arXiv 1911.05722).
     """
-    q, k = F.normalize(q, dim=1), F.normalize(k.detach(), dim=1)
+    q, k = F.normalize(q, dim=1) / temperature, F.normalize(k.detach(), dim=1)
     positive = (q * k).sum(1, keepdim=True)  # (B, 1)
-    logits = torch.cat([positive, q @ queue.to(q.dtype).T], dim=1) / temperature  # (B, 1 + K)
+    logits = torch.cat([positive, q @ queue.to(q.dtype).T], dim=1)  # (B, 1 + K)
     return F.cross_entropy(logits, torch.zeros(len(q), dtype=torch.long, device=q.device))
 
 

@@ -23,8 +23,9 @@ def _energy(a: Tensor, b: Tensor) -> Tensor:
     It is also that of AA' * BB', elementwise, which is less work where rows are few.
     """
     if 2 * _rows(a) < a.shape[1]:
-        rows_a, rows_b = distributed.gather(a), distributed.gather(b)
-        return distributed.all_sum(((a @ rows_a.T) * (b @ rows_b.T)).sum())
+        gram_a = a @ distributed.gather(a).T
+        gram_b = gram_a if b is a else b @ distributed.gather(b).T
+        return distributed.all_sum((gram_a * gram_b).sum())
     return torch.linalg.vector_norm(distributed.all_sum(a.T @ b)).square()
 
 
@@ -61,7 +62,8 @@ def vicreg(z1: Tensor, z2: Tensor, invariance: float, variance: float, covarianc
     Args:
         z1, z2: (B, D) embeddings; variance and covariance are unbiased.
         invariance, variance, covariance: the weights (lambda, mu, nu in eq. 6).
-    Source: VICReg, eq. 1 to 6 (arXiv 2105.04906), with the halves of its code.
+    Source: VICReg, eq. 1 to 6 (arXiv 2105.04906); as in its code the hinge is halved and the
+    invariance a mean over features, too.
     """
     loss = invariance * F.mse_loss(z1, z2)
     n, d = _rows(z1), z1.shape[1]

@@ -31,8 +31,8 @@ class DINO(Method):
         head_norm: bool = False  # batch normalisation in the head (for ResNets)
         temperature: float = Field(0.1, gt=0)  # the student's
         teacher_temperature: float = Field(0.04, gt=0)  # at the start
-        final_teacher_temperature: float = Field(0.04, gt=0)  # after the warm-up
-        temperature_warmup: float = Field(0.0, ge=0, le=1)  # fraction of training, linear
+        final_teacher_temperature: float = Field(0.07, gt=0)  # after the warm-up
+        temperature_warmup: float = Field(0.1, ge=0, le=1)  # linear, until then: 30 of 300 epochs
         center_momentum: float = Field(0.9, ge=0, le=1)  # m in eq. 4
         momentum: float = Field(0.996, ge=0, le=1)  # the teacher's; grows to 1 by half a cosine
         freeze_last_layer: float = Field(0.01, ge=0, le=1)  # until then: one of 100 epochs

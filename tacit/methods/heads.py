@@ -12,9 +12,11 @@ from tacit import distributed
 
 
 class BatchNorm(nn.BatchNorm1d):
-    """Batch norm of (B, D) over the batch of all ranks, on any device, as in the papers."""
+    """Batch norm of (..., D) over the batch of all ranks, on any device, as in the papers."""
 
     def forward(self, x: Tensor) -> Tensor:
+        if x.ndim > 2:  # tokens count as samples
+            return self(x.flatten(0, -2)).view_as(x)
         if not self.training or distributed.world_size() == 1:
             return super().forward(x)
         with torch.autocast(x.device.type, enabled=False):

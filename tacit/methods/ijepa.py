@@ -59,7 +59,8 @@ class IJEPA(Method):
         predicted = self.predictor(seen, keep, real, wanted, counted)  # (B M, m, D)
         with torch.no_grad():
             full = vit.run(self.teacher[0], x)[:, prefix:]  # (B, N, D)
-            full = F.layer_norm(full.float(), full.shape[-1:]).repeat_interleave(c.targets, 0)
+            full = full.to(torch.promote_types(full.dtype, torch.float32))
+            full = F.layer_norm(full, full.shape[-1:]).repeat_interleave(c.targets, 0)
             target = vit.pick(full, wanted)
         loss = masked_smooth_l1(predicted, target, counted)
         features = (seen * real[..., None]).sum(1) / real.sum(1, keepdim=True)

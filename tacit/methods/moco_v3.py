@@ -28,7 +28,7 @@ class MoCoV3(Method):
         output_dim: int = Field(256, ge=1)  # width of q and k
         temperature: float = Field(0.2, gt=0)  # tau in eq. 1 (ResNet-50: 1.0)
         momentum: float = Field(0.99, ge=0, le=1)  # m; grows to 1 by half a cosine
-        freeze_patch_embed: bool = True  # ViTs: section 3.1, against instability
+        freeze_patch_embed: bool = True  # ViTs: section 4.2, against instability
 
     def __init__(self, backbone: nn.Module, config: Config) -> None:
         super().__init__(backbone, config)

@@ -7,14 +7,18 @@ from tacit.errors import UserError
 
 
 def check(backbone: nn.Module, method: str, pooled: bool = False) -> None:
-    """Raises: UserError if the encoder is no Vision Transformer with positions that are added.
+    """Raises: UserError if the encoder is no plain Vision Transformer with added positions.
 
     Args:
         pooled: nor may its features be the class token's, which this method does not train.
     """
-    if not hasattr(backbone, "patch_embed") or getattr(backbone, "pos_embed", None) is None:
+    from timm.layers import PatchEmbed
+    from timm.models.vision_transformer import VisionTransformer
+
+    plain = isinstance(backbone, VisionTransformer) and isinstance(backbone.patch_embed, PatchEmbed)
+    if not plain or backbone.pos_embed is None or backbone.attn_pool is not None:
         raise UserError(
-            f"method.name={method}: works on the patches of a Vision Transformer; "
+            f"method.name={method}: works on the patches of a plain Vision Transformer; "
             f"set for example backbone.name=vit_small_patch16_224"
         )
     if pooled and backbone.global_pool == "token":
@@ -27,7 +31,7 @@ def check(backbone: nn.Module, method: str, pooled: bool = False) -> None:
 def sincos(rows: int, columns: int, dim: int) -> Tensor:
     """(rows * columns, dim) fixed positions: sines and cosines of the row, then of the column.
 
-    Source: MAE, section 3 (arXiv 2111.06377), MoCo v3, section 4 (arXiv 2104.02057).
+    Source: MAE, section 3 (arXiv 2111.06377), MoCo v3, section 5 (arXiv 2104.02057).
     Raises: UserError if dim is no multiple of 4.
     """
     if dim % 4:

@@ -4,10 +4,10 @@ from tacit import metrics
 from tacit.methods.method import Method, Output
 
 ROWS = 256  # of a batch that are looked at
-# Below these all images look the same. A healthy run has a standard deviation near 1 and a rank in
-# the tens; the first steps of a small network are allowed to be poor, so it must stay so.
-LEAST_STD, LEAST_RANK = 0.1, 1.5
 TIMES = 3  # logged steps in a row
+# Below these all images look the same: of embeddings the standard deviation (1 is spread out) or
+# the effective rank; of features, which transformers begin with nearly alike, the deviation only.
+LEAST_STD, LEAST_RANK, LEAST_FEATURE_STD = 0.1, 2.0, 0.02
 
 
 class CollapseMonitor:
@@ -41,7 +41,10 @@ class CollapseMonitor:
         """A line about a collapse when it has lasted; None before, and after it was said."""
         kind = "embedding" if "embedding_std" in values else "feature"
         std, rank = values[f"{kind}_std"], values[f"{kind}_rank"]
-        bad = std < LEAST_STD or rank < LEAST_RANK
+        if kind == "embedding":
+            bad = std < LEAST_STD or rank < LEAST_RANK
+        else:
+            bad = std < LEAST_FEATURE_STD
         self._times = self._times + 1 if bad else 0
         if self._said or self._times < TIMES:
             return None

@@ -104,13 +104,20 @@ def place(method: Method, config: TrainConfig, device: torch.device) -> nn.Modul
     method.to(device=device, memory_format=layout)
     if config.compile is True or (config.compile == "auto" and device.type == "cuda"):
         for network in method.children():
-            network.compile()
+            _compile(network)
     if distributed.world_size() == 1:
         return method
     ids = [device.index] if device.type == "cuda" else None
     return DistributedDataParallel(
         method, device_ids=ids, broadcast_buffers=False, gradient_as_bucket_view=True
     )
+
+
+def _compile(network: nn.Module) -> None:
+    """As a whole; transformers block by block, since methods also run their blocks one by one."""
+    lists = (m for name, m in network.named_modules() if name.split(".")[-1] == "blocks")
+    for part in [block for blocks in lists for block in blocks] or [network]:
+        part.compile()
 
 
 def _forward_backward(module: nn.Module, parts: list[Batch], amp: bool) -> Output:

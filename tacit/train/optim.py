@@ -24,6 +24,7 @@ class OptimizerConfig(Config):
     nesterov: bool = False  # sgd, lars
     betas: tuple[float, float] = (0.9, 0.999)  # adamw, lamb
     trust_coefficient: float = Field(0.001, gt=0)  # lars
+    clip_trust: bool = False  # lars: no tensor moves at more than lr, as in LARC
 
     @model_validator(mode="after")
     def _betas(self) -> "OptimizerConfig":
@@ -94,7 +95,8 @@ def build_optimizer(
 
     if config.name == "lamb":
         return Lamb(groups, lr=lr, betas=config.betas)
-    return Lars(groups, lr=lr, **momentum, trust_coeff=config.trust_coefficient)
+    trust = {"trust_coeff": config.trust_coefficient, "trust_clip": config.clip_trust}
+    return Lars(groups, lr=lr, **momentum, **trust)
 
 
 def lr_factor(config: ScheduleConfig, progress: float, epochs: float) -> float:

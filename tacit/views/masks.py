@@ -49,7 +49,7 @@ def block_mask(
     Args:
         masked: (B,) how many patches of each image.
         tries: rectangles tried for an image.
-    Source: BEiT, algorithm 1 (arXiv 2106.08254); iBOT (arXiv 2111.07832).
+    Source: BEiT, algorithm 1 (arXiv 2106.08254), there with areas from 16; iBOT (arXiv 2111.07832).
     """
     rows, columns = grid
     u = at.mask_draws(view, 4 * tries).unflatten(1, (tries, 4))

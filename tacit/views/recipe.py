@@ -70,6 +70,8 @@ def _dino(
     ]
 
 
+_LEJEPA = {**_PHOTO, **_jitter(0.4, 0.4, 0.2, 0.1), "blur": 0.5, "solarize": 0.2}
+
 # name -> groups. The small variants are for 32 px: no blur, weaker colours (as the CIFAR benchmarks
 # use).
 PRESETS: dict[str, list[Tree]] = {
@@ -149,8 +151,12 @@ PRESETS: dict[str, list[Tree]] = {
         {**_SMALL, "crop_scale": (0.25, 1.0), **_jitter(0.4, 0.4, 0.2, 0.1)},
         {**_SMALL, "crop_scale": (0.25, 1.0), **_jitter(0.4, 0.4, 0.2, 0.1), "solarize": 0.2},
     ],
-    # LeJEPA, appendix (arXiv 2511.08544): two large, six small, colours as DINO's.
-    "lejepa": _dino((0.3, 1.0), 6, 96, (0.05, 0.3)),
+    # LeJEPA, the code of arXiv 2511.08544: two large, six small, all with the same colours. The
+    # small ones have 98 px, seven patches of 14.
+    "lejepa": [
+        {"count": 2, **_LEJEPA, "crop_scale": (0.3, 1.0)},
+        {"count": 6, **_LEJEPA, "size": 98, "crop_scale": (0.05, 0.3)},
+    ],
     "lejepa-small": [{"count": 4, **_SMALL, **_jitter(0.4, 0.4, 0.2, 0.1), "solarize": 0.1}],
     # MAE, section 3 (arXiv 2111.06377): crop and flip.
     "mae": [{"size": 224, "crop_scale": (0.2, 1.0), "flip": 0.5}],

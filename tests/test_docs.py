@@ -1,0 +1,75 @@
+"""What the documentation shows is taken from it and run."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from tests.conftest import ROOT, environment
+from tests.test_losses import compare
+
+PAGE = (ROOT / "docs" / "adding-a-method.md").read_text(encoding="utf-8")
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", PAGE, re.DOTALL)
+
+
+@pytest.fixture(scope="module")
+def package(tmp_path_factory) -> Path:
+    """A copy of the package to which the page's method was added as the page says."""
+    folder = tmp_path_factory.mktemp("copy")
+    ignore = shutil.ignore_patterns("__pycache__")
+    shutil.copytree(ROOT / "tacit", folder / "tacit", ignore=ignore)
+    file, line, _ = blocks("python")
+    (recipe,) = blocks("yaml")
+    paths = re.findall(r"^`(tacit/[\w/.]+)`$", PAGE, re.MULTILINE)
+    for path, text in zip(paths, (file, recipe), strict=True):
+        (folder / path).write_text(text)
+    imported, entry = line.splitlines()
+    listing = folder / "tacit" / "methods" / "__init__.py"
+    text = listing.read_text().replace('    "simclr": ', f'{entry}\n    "simclr": ', 1)
+    first = "from tacit.methods.barlow_twins"
+    listing.write_text(text.replace(first, f"{imported}\n{first}", 1))
+    return folder
+
+
+def tacit(package: Path, *arguments: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-m", "tacit", *arguments],
+        cwd=package,
+        env={**environment(), "PYTHONPATH": str(package), "PWD": os.fspath(package)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_the_pages_method_trains(package):
+    assert "2005.10242" in tacit(package, "methods")
+    tacit(package, "pretrain", "digits/align_uniform", "max_steps=3", "--run", "runs/added")
+    assert (package / "runs/added/encoder.safetensors").exists()
+
+
+def test_the_pages_loss_equals_the_pages_oracle():
+    file, _, oracle = blocks("python")
+    names: dict = {"__name__": "page"}
+    exec(file, names)
+    exec(oracle, names)
+    torch.manual_seed(0)
+    z1, z2 = (torch.randn(6, 4, dtype=torch.float64, requires_grad=True) for _ in range(2))
+    unit = [F.normalize(z, dim=1).detach().requires_grad_() for z in (z1, z2)]
+    naive = names["naive_align_uniform"]
+    compare(
+        lambda a, b: names["align_uniform"](a, b, 0.7),
+        lambda a, b: naive(F.normalize(a, dim=1), F.normalize(b, dim=1), 0.7),
+        *unit,
+    )
