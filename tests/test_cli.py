@@ -9,6 +9,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from tacit import cli
+from tacit.methods import METHODS
 from tests.conftest import TINY, heads, tacit
 
 
@@ -19,6 +20,24 @@ def invoke(monkeypatch, capsys, *arguments: str) -> tuple[int, str, str]:
         cli.main()
     captured = capsys.readouterr()
     return end.value.code or 0, captured.out, captured.err
+
+
+def test_methods_lists_papers_needs_and_recipes(monkeypatch, capsys):
+    code, out, _ = invoke(monkeypatch, capsys, "methods")
+    assert code == 0
+    rows = {line.split()[0]: line for line in out.splitlines() if line and line[0] != " "}
+    assert rows.keys() == {"method", *METHODS}
+    assert "2020" in rows["byol"]
+    assert "2006.07733" in rows["byol"]
+    assert "teacher" in rows["byol"]
+    assert "digits" in out
+
+
+def test_the_rule_of_the_learning_rate_is_said(tmp_path):
+    keys = [*TINY, *heads("simclr"), "max_steps=1", "batch_size=128"]
+    rate = "optimizer={lr: 0.4, lr_scaling: sqrt}"
+    done = tacit("pretrain", "digits/simclr", *keys, rate, "--run", "r", cwd=tmp_path)
+    assert "peak lr 0.2828 (0.4 per 256 images, sqrt)" in done.stderr
 
 
 def test_from_pretraining_to_the_table(tmp_path):
@@ -54,6 +73,29 @@ def test_from_pretraining_to_the_table(tmp_path):
         (["knn", "nowhere"], "'nowhere' is not a run folder"),
         (["linear", "nowhere"], "'nowhere' is not a run folder"),
         (["show", "digits/simclr", "views=x"], "views=x: no such preset"),
+        (
+            ["pretrain", "digits/simclr", "method.name=mae"],
+            "makes 2 of an image, mae takes 1",
+        ),
+        (["pretrain", "digits/simclr", "views.0.count=3"], "an image, simclr takes 2"),
+        (
+            ["pretrain", "digits/dino", "views.0.count=1"],
+            "dino takes at least 2",
+        ),
+        (
+            ["pretrain", "digits/simclr", "method.name=simmim", "views.0.count=1"],
+            "simmim: works on the patches of a plain Vision Transformer; set for example",
+        ),
+        (["pretrain", "digits/ibot", "views.0.size=18"], "views.0.size=18: no multiple of"),
+        (["pretrain", "digits/mae", "method.decoder_dim=66"], "that 4 divides, not 66"),
+        (["pretrain", "digits/mae", "method.decoder_heads=5"], "decoder_heads=5 does not divide"),
+        (["pretrain", "digits/ijepa", "method.predictor_heads=5"], "predictor_heads=5 does not"),
+        (["pretrain", "digits/lejepa", "method.knots=4"], "knots=4 is not odd"),
+        (["pretrain", "digits/supervised", "method.classes=7"], "data have 10; set 10"),
+        (
+            ["pretrain", "digits/supcon", "data.labels=false"],
+            "have none; name labelled",
+        ),
     ],
 )
 def test_a_mistake_is_one_line_and_exit_code_2(monkeypatch, capsys, tmp_path, arguments, message):

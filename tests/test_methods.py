@@ -1,5 +1,6 @@
 """The contract, for every method in METHODS, and the parts they are made of."""
 
+import dataclasses
 import math
 import re
 
@@ -8,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from tacit.errors import UserError
 from tacit.methods import METHODS, Method
 from tacit.methods.heads import BatchNorm, Cosines, encode, mlp
 from tacit.methods.method import Batch
@@ -131,7 +133,28 @@ def test_overfits_32_images(name):
 def test_defaults_are_valid_and_named(name):
     assert METHODS[name].Config().name == name
     assert METHODS[name].__doc__
-    assert re.search(r"\d{4}\.\d{5}", METHODS[name].__doc__), "name the paper's arXiv number"
+    paper = METHODS[name].paper()
+    assert re.fullmatch(r"\d{4}\.\d{5}", paper.arxiv)
+    assert paper.title.istitle() or len(paper.title.split()) > 1
+
+
+@every_method
+def test_needs_are_what_the_method_has(name):
+    """What `tacit methods` says of it."""
+    cls, method = METHODS[name], build(name)
+    parts = [type(m) for m in method.modules()]
+    assert ("teacher" in cls.needs) == (Teacher in parts)
+    assert ("queue" in cls.needs) == (Queue in parts)
+    assert ("multi-crop" in cls.needs) == (cls.view_count == (2, None))
+    unlabelled = dataclasses.replace(batch_of(name), labels=None)
+    if "labels" in cls.needs:
+        with pytest.raises((TypeError, AttributeError)):
+            method(unlabelled)
+    else:
+        method(unlabelled)
+    if "ViT" in cls.needs:
+        with pytest.raises(UserError, match="Vision Transformer"):
+            cls(TinyEncoder(), cls.Config())
 
 
 # Parts --------------------------------------------------------------------------------------------

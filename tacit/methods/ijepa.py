@@ -4,7 +4,7 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from tacit.losses import masked_smooth_l1
@@ -37,6 +37,15 @@ class IJEPA(Method):
         target_ratio: tuple[float, float] = (0.75, 1.5)  # height / width of a target
         context_scale: tuple[float, float] = (0.85, 1.0)  # area of the context
         momentum: float = Field(0.996, ge=0, le=1)  # the teacher's; grows to 1 in a line
+
+        @model_validator(mode="after")
+        def _heads(self) -> "IJEPA.Config":
+            if self.predictor_dim % self.predictor_heads:
+                raise ValueError(
+                    f"predictor_heads={self.predictor_heads} does not divide "
+                    f"predictor_dim={self.predictor_dim}"
+                )
+            return self
 
     def __init__(self, backbone: nn.Module, config: Config) -> None:
         super().__init__(backbone, config)

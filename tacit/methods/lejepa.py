@@ -3,7 +3,7 @@
 from typing import Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, field_validator
 from torch import nn
 
 from tacit.losses import centre_distance, sigreg
@@ -29,6 +29,13 @@ class LeJEPA(Method):
         sigreg_weight: float = Field(0.05, ge=0, le=1)  # lambda; prediction has 1 - lambda
         directions: int = Field(1024, ge=1)  # that a step looks along
         knots: int = Field(17, ge=3)  # of the integral over [-5, 5], odd
+
+        @field_validator("knots")
+        @classmethod
+        def _odd(cls, knots: int) -> int:
+            if knots % 2 == 0:
+                raise ValueError(f"knots={knots} is not odd")
+            return knots
 
     def __init__(self, backbone: nn.Module, config: Config) -> None:
         super().__init__(backbone, config)

@@ -3,7 +3,7 @@
 from typing import Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from tacit import losses
@@ -27,6 +27,15 @@ class MAE(Method):
         decoder_dim: int = Field(512, ge=4)  # width of the decoder; a multiple of its heads and 4
         decoder_depth: int = Field(8, ge=1)  # blocks
         decoder_heads: int = Field(16, ge=1)  # of attention
+
+        @model_validator(mode="after")
+        def _heads(self) -> "MAE.Config":
+            if self.decoder_dim % self.decoder_heads:
+                raise ValueError(
+                    f"decoder_heads={self.decoder_heads} does not divide "
+                    f"decoder_dim={self.decoder_dim}"
+                )
+            return self
 
     def __init__(self, backbone: nn.Module, config: Config) -> None:
         super().__init__(backbone, config)
