@@ -24,6 +24,8 @@ lint: $(VENV)/.installed-test
 bench: $(VENV)/.installed-bench ## timings against other libraries, in one run
 	$(BIN)/python -m benchmarks.augment
 	$(BIN)/python -m benchmarks.training
+	$(BIN)/python -m benchmarks.steps
+	$(BIN)/python -m benchmarks.memory
 
 $(BIN)/uv:
 	$(PYTHON) -m venv $(VENV)
