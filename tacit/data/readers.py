@@ -3,7 +3,7 @@
 import json
 import os
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, Protocol
 from zipfile import BadZipFile
 
 import numpy as np
@@ -35,11 +35,12 @@ class Source(Protocol):
 class Digits:
     """scikit-learn's 1,797 handwritten digits, 8x8 pixels; the last 360 are the test split."""
 
-    classes: ClassVar[list[str]] = [str(n) for n in range(10)]
     TEST = 360
 
-    def __init__(self, split: str) -> None:
+    def __init__(self, split: str, labels: bool = True) -> None:
         from sklearn.datasets import load_digits
+
+        self.classes = [str(n) for n in range(10)] if labels else None
 
         digits = load_digits()
         rows = slice(-self.TEST, None) if split == "test" else slice(0, -self.TEST)
@@ -54,8 +55,8 @@ class Digits:
     def read(self, i: int) -> np.ndarray:
         return self._images[i]
 
-    def label(self, i: int) -> int:
-        return int(self._labels[i])
+    def label(self, i: int) -> int | None:
+        return int(self._labels[i]) if self.classes else None
 
     def name(self, i: int) -> str:
         return f"digits {self._split} {i}"

@@ -57,7 +57,7 @@ def open_source(config: DataConfig, split: str) -> Source | None:
     Raises: UserError for a source or path that is not there or not readable.
     """
     if config.source == "digits" or (config.source == "auto" and config.path is None):
-        return Digits(split)
+        return Digits(split, config.labels)
     if config.source.startswith("torchvision:"):
         _, name, *own = config.source.split(":", 2)  # torchvision:STL10:unlabeled
         if split == "train" and own:
