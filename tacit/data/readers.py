@@ -8,7 +8,6 @@ from zipfile import BadZipFile
 
 import numpy as np
 
-from tacit.config import near
 from tacit.errors import UserError
 
 EXTENSIONS = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
@@ -233,61 +232,6 @@ def _load_arrays(path: Path) -> Any:
         return np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError, BadZipFile):
         raise UserError(f"data.path={path}: not readable as NumPy arrays of numbers") from None
-
-
-class Torchvision:
-    """A data set of torchvision that yields (image, label); downloaded if there is a network.
-
-    Args:
-        split: "train", "test" or, of a data set that has others, its own name for one of them.
-    """
-
-    def __init__(self, name: str, root: str | None, split: str, labels: bool = True) -> None:
-        import torchvision.datasets as datasets
-
-        cls = getattr(datasets, name, None)
-        if not isinstance(cls, type):
-            hint = near(name, [n for n in dir(datasets) if n[0].isupper()])
-            raise UserError(f"data.source=torchvision:{name}: no such data set.{hint}")
-        folder = root or str(Path.home() / ".cache" / "tacit")
-        by_split = {"split": split} if "split" in cls.__init__.__annotations__ else {}
-        if not by_split and split not in ("train", "test"):
-            raise UserError(
-                f"data.source=torchvision:{name}:{split}: {name} has a train and a test split only"
-            )
-        by_train = {} if by_split else {"train": split == "train"}
-        try:
-            self._data = cls(folder, download=True, **by_split, **by_train)
-        except (
-            Exception
-        ) as error:  # a download fails in too many ways to name; each is the user's to see
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise UserError(
-                f"data.source=torchvision:{name}, data.path={folder}: {reason}. Without a network, "
-                f"put the files there or use another source"
-            ) from None
-        self.classes = (
-            list(self._data.classes) if labels and hasattr(self._data, "classes") else None
-        )
-        self._name = name
-        targets = getattr(self._data, "targets", getattr(self._data, "labels", None))
-        self._targets = None if targets is None else np.asarray(targets)
-        if self.classes and self._targets is not None and self._targets.min() < 0:
-            self.classes = None  # -1 says that an image has no label, as in parts of STL-10
-
-    def __len__(self) -> int:
-        return len(self._data)
-
-    def read(self, i: int) -> np.ndarray:
-        return np.asarray(self._data[i][0].convert("RGB"))
-
-    def label(self, i: int) -> int | None:
-        if self.classes is None:
-            return None
-        return int(self._data[i][1] if self._targets is None else self._targets[i])
-
-    def name(self, i: int) -> str:
-        return f"torchvision:{self._name} {i}"
 
 
 class Part:

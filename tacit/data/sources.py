@@ -19,8 +19,8 @@ from tacit.data.readers import (
     Parquet,
     Part,
     Source,
-    Torchvision,
 )
+from tacit.data.torchvision_sets import Torchvision
 from tacit.errors import UserError
 
 SOURCES = ("auto", "digits", "folder", "parquet", "arrays", "torchvision:NAME")

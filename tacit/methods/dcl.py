@@ -3,7 +3,7 @@
 from typing import Literal
 
 from pydantic import Field
-from torch import nn
+from torch import Tensor, nn
 
 from tacit import losses
 from tacit.methods.heads import mlp
@@ -30,9 +30,10 @@ class DCL(Method):
         x1, x2 = batch.views
         h1, h2 = self.backbone(x1), self.backbone(x2)  # (B, D)
         z1, z2 = self.projector(h1), self.projector(h2)  # (B, output_dim)
-        sigma = getattr(self.config, "sigma", None)
-        loss = losses.dcl(z1, z2, self.config.temperature, sigma)
-        return Output(loss, features=h1, embeddings=(z1, z2))
+        return Output(self.loss(z1, z2), features=h1, embeddings=(z1, z2))
+
+    def loss(self, z1: Tensor, z2: Tensor) -> Tensor:
+        return losses.dcl(z1, z2, self.config.temperature)
 
 
 class DCLW(DCL):
@@ -43,3 +44,6 @@ class DCLW(DCL):
     class Config(DCL.Config):
         name: Literal["dclw"] = "dclw"
         sigma: float = Field(0.5, gt=0)  # of the von Mises-Fisher weights
+
+    def loss(self, z1: Tensor, z2: Tensor) -> Tensor:
+        return losses.dcl(z1, z2, self.config.temperature, self.config.sigma)

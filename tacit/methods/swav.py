@@ -54,7 +54,7 @@ class SwAV(Method):
         scores = [self.prototypes(x) for x in z]  # (B, K)
         targets = [self.assign(number, scores[number].detach()) for number in range(2)]
         if self.training:
-            for queue, x in zip(self.queues, z, strict=False):
+            for queue, x in zip(self.queues, z[: len(self.queues)], strict=True):
                 queue.stage(x)
         loss = swapped_prediction(scores, targets, self.config.temperature)
         return Output(loss, features=h[0], embeddings=(z[0], z[1]))
