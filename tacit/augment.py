@@ -60,6 +60,20 @@ def crop_boxes(
         ratio: bounds of width / height.
     Returns: (B, 4) int64: top, left, height, width.
     """
+    widest, tallest = min(width, height * ratio[1]), min(height, width / ratio[0])
+    return random_boxes(u, height, width, scale, ratio, (round(tallest), round(widest)))
+
+
+def random_boxes(
+    u: Tensor,
+    height: int,
+    width: int,
+    scale: tuple[float, float],
+    ratio: tuple[float, float],
+    otherwise: tuple[int, int],
+) -> Tensor:
+    """As crop_boxes, but where none of the ten draws fits, a centred box of height and width
+    `otherwise`."""
     device = u.device  # float32 would round some pixels wrongly, and MPS has no float64
     u = (u.cpu() if device.type == "mps" else u).double()
     area = height * width * (scale[0] + (scale[1] - scale[0]) * u[:, :CROP_TRIES])
@@ -68,9 +82,8 @@ def crop_boxes(
     w, h = (area * aspect).sqrt().round(), (area / aspect).sqrt().round()  # (B, tries)
     fits = (w > 0) & (w <= width) & (h > 0) & (h <= height)
     first, found = fits.int().argmax(1, keepdim=True), fits.any(1, keepdim=True)
-    widest, tallest = min(width, height * ratio[1]), min(height, width / ratio[0])
-    w = torch.where(found, w.gather(1, first), round(widest))  # (B, 1)
-    h = torch.where(found, h.gather(1, first), round(tallest))
+    h = torch.where(found, h.gather(1, first), otherwise[0])  # (B, 1)
+    w = torch.where(found, w.gather(1, first), otherwise[1])
     top = torch.where(found, u[:, -2:-1] * (height - h + 1), (height - h) / 2).floor()
     left = torch.where(found, u[:, -1:] * (width - w + 1), (width - w) / 2).floor()
     return torch.cat([top, left, h, w], dim=1).long().to(device)

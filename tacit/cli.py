@@ -3,12 +3,18 @@
 import os
 import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from tacit.errors import UserError
+
+if TYPE_CHECKING:
+    from tacit.measure import Result
 
 app = typer.Typer(
     add_completion=False,
@@ -21,10 +27,18 @@ What = Annotated[str, typer.Argument(help="a shipped recipe (see `tacit recipes`
 Overrides = Annotated[
     list[str] | None, typer.Argument(help="key=value with dotted keys: method.temperature=0.2")
 ]
-DataOverrides = Annotated[
-    list[str] | None, typer.Argument(help="data.key=value for other data, or device=cpu")
+EvaluationKeys = Annotated[
+    list[str] | None,
+    typer.Argument(help="key=value: data.path=..., fraction=0.1, device=cpu, allow_overlap=true"),
 ]
-RunFolder = Annotated[Path, typer.Argument(help="the folder of a finished run")]
+Subject = Annotated[
+    Path,
+    typer.Argument(
+        help="a finished run's folder, an encoder.safetensors, or a checkpoint of another library "
+        "(then with backbone.name=...)"
+    ),
+]
+Results = Annotated[str | None, typer.Option("--run", help="folder of the results")]
 
 
 @app.command()
@@ -36,35 +50,138 @@ def pretrain(
     """Pretrain an encoder; the same command again continues a stopped run."""
     from tacit import run as jobs
     from tacit.run_config import compose
-    from tacit.train.session import Interrupted
 
     config = compose(what, overrides, run).config
-    try:
+    with _continuing():
         folder = jobs.pretrain(config)
-    except Interrupted as stop:
-        if _is_first_rank():
-            print(f"{stop} Resume with: {_this_command()}", file=sys.stderr)
-        raise typer.Exit(128 + stop.signal_number) from None
     if _is_first_rank():
         print(f"Done: {folder / 'encoder.safetensors'}. Measure it with: tacit knn {folder}")
 
 
 @app.command()
-def knn(run: RunFolder, overrides: DataOverrides = None) -> None:
+def knn(where: Subject, keys: EvaluationKeys = None, run: Results = None) -> None:
     """Classify test images by their nearest training images; beside an untrained encoder."""
     from tacit import measure
 
-    measure.knn(run, overrides)
-    _print_results(run)
+    _print(measure.knn(where, keys, run))
 
 
 @app.command()
-def linear(run: RunFolder, overrides: DataOverrides = None) -> None:
-    """Linear classifier on frozen features: all labels, then 1 and 5 labels per class."""
+def linear(where: Subject, keys: EvaluationKeys = None, run: Results = None) -> None:
+    """Linear classifier on cached features: all labels, then 1 and 5 labels per class."""
     from tacit import measure
 
-    measure.linear(run, overrides)
-    _print_results(run)
+    _print(measure.linear(where, keys, run))
+
+
+@app.command(name="linear-augmented")
+def linear_augmented(
+    where: Subject,
+    keys: EvaluationKeys = None,
+    run: Results = None,
+    protocol: Annotated[
+        str, typer.Option(help="a shipped protocol (see `tacit protocols`) or a YAML file")
+    ] = "linear-augmented",
+) -> None:
+    """Linear classifier on a frozen encoder, trained with crop and flip; continues if stopped."""
+    from tacit import measure
+
+    with _continuing():
+        _print(measure.linear_augmented(where, keys, run, protocol))
+
+
+@app.command()
+def finetune(
+    where: Subject,
+    keys: EvaluationKeys = None,
+    run: Results = None,
+    protocol: Annotated[
+        str, typer.Option(help="a shipped protocol (see `tacit protocols`) or a YAML file")
+    ] = "finetune",
+) -> None:
+    """Train the whole network as a classifier, beside one from scratch; continues if stopped."""
+    from tacit import measure
+
+    with _continuing():
+        _print(measure.finetune(where, keys, run, protocol))
+
+
+@app.command()
+def protocols() -> None:
+    """List the shipped protocols of `linear-augmented` and `finetune`."""
+    from tacit.measure import config
+
+    names = config.protocols()
+    for name in names:
+        print(f"{name:{max(map(len, names))}}  {config.title(name)}")
+
+
+@app.command()
+def bench(
+    grid: Annotated[str, typer.Argument(help="a shipped grid (see `tacit grids`) or a YAML file")],
+    keys: Annotated[
+        list[str] | None, typer.Argument(help="key=value of every pretraining: data.path=...")
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="folder (default: runs/bench-GRID)")
+    ] = None,
+    jobs: Annotated[
+        int | None, typer.Option(min=1, help="cells at a time (default: one a GPU, one a core)")
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, or cuda:1")] = "auto",
+    compare: Annotated[
+        tuple[str, str] | None, typer.Option(help="two rows to compare, seed by seed")
+    ] = None,
+    column: Annotated[
+        str | None, typer.Option(help="of --compare (default: the one that ranks)")
+    ] = None,
+) -> None:
+    """Run a grid of pretrainings and evaluations, what is missing of it, and print its table."""
+    from tacit.grid import bench as work
+    from tacit.grid.plan import read_grid
+    from tacit.grid.rows import compare_rows, rows
+    from tacit.grid.table import to_rich, write_all
+    from tacit.printing import console
+
+    config = read_grid(grid, keys)
+    folder = output or Path(f"runs/bench-{Path(grid).stem}")
+    say = partial(console(stderr=True).print, soft_wrap=True, markup=False)
+    try:
+        cells = work.bench(config, folder, jobs, device, say)
+    except work.Stopped:
+        print(f"Stopped; what is done is saved. Resume with: {_this_command()}", file=sys.stderr)
+        raise typer.Exit(128 + signal.SIGINT) from None
+    about = work.about(config, folder)
+    write_all(folder, cells, about)
+    found = rows(cells)
+    console().print(to_rich(found, about))
+    if compare:
+        line = compare_rows(cells, *compare, column or found[0].main or "")
+        console().print(line, soft_wrap=True, markup=False)
+    print(f"Wrote {folder}/table.md, table.csv, table.json")
+    if any(cell.error for cell in cells):
+        raise typer.Exit(1)
+
+
+@app.command()
+def grids() -> None:
+    """List the shipped grids."""
+    from tacit.grid import plan
+
+    names = plan.grids()
+    for name in names:
+        print(f"{name:{max(map(len, names))}}  {plan.title(name)}")
+
+
+@app.command()
+def compare(
+    runs: Annotated[list[Path], typer.Argument(help="folders of two or more runs")],
+) -> None:
+    """Print what differs between runs, in configuration and in results."""
+    from tacit import compare as comparing
+    from tacit.printing import console
+
+    console().print(comparing.render(comparing.compare(runs)))
 
 
 @app.command()
@@ -88,6 +205,7 @@ def show(what: What, overrides: Overrides = None) -> None:
     """Print every value of a configuration and who set it."""
     from rich.table import Table
 
+    from tacit.printing import console
     from tacit.run_config import compose
 
     table = Table(box=None, pad_edge=False)
@@ -97,7 +215,7 @@ def show(what: What, overrides: Overrides = None) -> None:
     for key, value, origin in compose(what, overrides).rows():
         style = "dim" if origin.startswith("default") else None
         table.add_row(key, str(value), origin, style=style)
-    _console().print(table, markup=False)
+    console().print(table, markup=False)
 
 
 @app.command()
@@ -117,6 +235,7 @@ def methods() -> None:
 
     from tacit import run_config
     from tacit.methods import METHODS
+    from tacit.printing import console
 
     shipped = [name.partition("/") for name in run_config.recipes()]
     table = Table(box=None, pad_edge=False)
@@ -129,7 +248,7 @@ def methods() -> None:
         where = ", ".join(folder for folder, _, recipe in shipped if recipe == name)
         needs = ", ".join(method.needs)
         table.add_row(name, str(paper.year), paper.arxiv, paper.title, needs, where)
-    _console().print(table, markup=False)
+    console().print(table, markup=False)
 
 
 @app.command()
@@ -142,57 +261,24 @@ def schema() -> None:
     print(json.dumps(json_schema(), indent=2))
 
 
-COLUMNS = (  # title, protocol, metric
-    ("kNN k=20", "knn", "k20"),
-    ("kNN k=200", "knn", "k200"),
-    ("linear top-1", "linear", "top1"),
-    ("top-5", "linear", "top5"),
-    ("1 label/class", "linear", "shots1"),
-    ("5 labels/class", "linear", "shots5"),
-)
+def _print(results: "list[Result]") -> None:
+    from tacit.printing import print_results
+
+    if _is_first_rank():
+        print_results(results)
 
 
-def _print_results(folder: Path) -> None:
-    """The newest results of the run as a table, in percent on the test split."""
-    from rich.table import Table
+@contextmanager
+def _continuing() -> Iterator[None]:
+    """A signal ends the command with the line that continues it."""
+    from tacit.train.session import Interrupted
 
-    from tacit.measure import read_results
-
-    records = {(r["protocol"], r["evaluated"]): r for r in read_results(folder)}
-    last = list(records.values())[-1]
-    data = last["data"]
-    table = Table(
-        title=f"{folder}: test accuracy in % ({data['test']} images, seed {last['seed']})",
-        title_justify="left",
-        caption="few labels: mean +- standard deviation over 10 draws",
-        caption_justify="left",
-    )
-    table.add_column("features", no_wrap=True)
-    for title, _, _ in COLUMNS:
-        table.add_column(title, justify="right")
-    for evaluated in ("encoder", "untrained", "pixels"):
-        cells = []
-        for _, protocol, metric in COLUMNS:
-            metrics = records.get((protocol, evaluated), {}).get("metrics", {})
-            cells.append(_percent(metrics, metric))
-        table.add_row(evaluated, *cells, style="bold" if evaluated == "encoder" else None)
-    _console().print(table)
-
-
-def _console() -> Any:
-    """As wide as the terminal; in a pipe, where no width is known, wide enough for a table."""
-    from rich.console import Console
-
-    console = Console()
-    return console if console.is_terminal else Console(width=110)
-
-
-def _percent(metrics: dict[str, Any], name: str) -> str:
-    if name not in metrics:
-        return "-"
-    text = f"{100 * metrics[name]:.1f}"
-    spread = metrics.get(f"{name}_std")
-    return text if spread is None else f"{text} +- {100 * spread:.1f}"
+    try:
+        yield
+    except Interrupted as stop:
+        if _is_first_rank():
+            print(f"{stop} Resume with: {_this_command()}", file=sys.stderr)
+        raise typer.Exit(128 + stop.signal_number) from None
 
 
 def _is_first_rank() -> bool:

@@ -7,6 +7,7 @@ gradient of the mean over the global batch.
 
 import os
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -99,6 +100,15 @@ def all_max(x: Tensor) -> Tensor:
         x = x.detach().clone()
         dist.all_reduce(x, op=dist.ReduceOp.MAX)
     return x
+
+
+def share(value: Any) -> Any:
+    """Rank 0's value, whatever it is, on every rank."""
+    if world_size() == 1:
+        return value
+    box = [value]
+    dist.broadcast_object_list(box, src=0)
+    return box[0]
 
 
 def maximum(value: float, device: torch.device) -> float:

@@ -19,7 +19,7 @@ _MIX_1, _MIX_2 = 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
 
 # The first coordinate after the seed says what the number is for, so that no two purposes share
 # one.
-VIEWS, ORDER, SPLIT, SUBSET, STEP, WEIGHTS, MASKS, DIRECTIONS = range(8)
+VIEWS, ORDER, SPLIT, SUBSET, STEP, WEIGHTS, MASKS, DIRECTIONS, MIX, ERASE = range(10)
 
 
 def _signed(value: int) -> int:

@@ -22,8 +22,8 @@ from tacit.evaluate.features import extract, weights_hash
 from tacit.evaluate.knn import knn_accuracy
 from tacit.methods import METHODS, Method
 from tacit.methods.heads import WithHead
-from tacit.run_config import RunConfig, read_run_config, to_yaml
-from tacit.train.engine import fit
+from tacit.run_config import RunConfig, to_yaml
+from tacit.train.engine import TrainConfig, fit
 from tacit.train.files import locked, write_atomically, write_text
 from tacit.train.log import console
 from tacit.train.optim import scaled_lr
@@ -70,6 +70,20 @@ def pretrain(config: RunConfig, quiet: bool = False) -> Path:
         return folder
     finally:
         distributed.teardown()
+
+
+def untrained(config: RunConfig) -> Path:
+    """A run folder whose encoder is the configuration's before its first step: the row that every
+    table of results needs."""
+    folder = Path(config.run)
+    images = training_images(config, torch.device("cpu"))
+    method = build_method(config)
+    description = describe(config, method, images)
+    description["pretrained_on"] = {"images": 0, "epochs": 0}
+    claim(folder, config)
+    with locked(folder):
+        save_encoder(folder, method.backbone, description)
+    return folder
 
 
 def build_method(config: RunConfig) -> Method:
@@ -146,11 +160,12 @@ def image_size(config: RunConfig) -> int:
     return max(group.size for group in config.views)
 
 
-def claim(folder: Path, config: RunConfig) -> None:
+def claim(folder: Path, config: TrainConfig) -> None:
     """Take a folder for this configuration, or make sure that it is already this one's."""
     path = folder / "config.yaml"
     if path.is_file():
-        before, now = read_run_config(folder).identity(), config.identity()
+        there = layers.validate(type(config), layers.read_yaml(path))
+        before, now = there.identity(), config.identity()
         lines = layers.differences(before, now)
         if lines:
             shown = "\n".join(f"  {line}" for line in lines)

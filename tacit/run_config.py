@@ -1,7 +1,5 @@
 """The configuration of a pretraining run, composed once: default, recipe, file, command line."""
 
-import hashlib
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Union
@@ -16,12 +14,10 @@ from tacit.data.sources import DataConfig, with_source
 from tacit.errors import UserError
 from tacit.methods import METHODS
 from tacit.methods.simclr import SimCLR
-from tacit.train.engine import TrainConfig
+from tacit.train.engine import FREE, TrainConfig
 from tacit.views.recipe import PRESETS, ViewGroup, preset
 
 RECIPES = Path(__file__).parent / "recipes"
-# What may differ when a run is continued, since it changes a result by rounding at most.
-FREE = ("run", "device", "compile", "log_every", "checkpoint", "data.workers")
 
 MethodChoice = Annotated[
     Union[tuple(method.Config for method in METHODS.values())],  # noqa: UP007 (a union made at run time)
@@ -46,21 +42,6 @@ class RunConfig(TrainConfig):
     method: MethodChoice = SimCLR.Config()
     views: list[ViewGroup] = Field(min_length=1)  # or the name of a preset (default: the method's)
     evaluate: EvaluateConfig = EvaluateConfig()
-
-    def tree(self) -> Tree:
-        """As plain data: what config.yaml holds."""
-        return self.model_dump(mode="json")
-
-    def identity(self) -> Tree:
-        """As plain data without what may differ when a run is continued."""
-        tree = self.tree()
-        for key in FREE:
-            *parents, leaf = key.split(".")
-            node = tree
-            for part in parents:
-                node = node[part]
-            node.pop(leaf, None)
-        return tree
 
 
 @dataclass(frozen=True)
@@ -204,11 +185,10 @@ def _default_run(what: str | None, config: RunConfig, changed: bool) -> str:
         name = "-".join(inside.with_suffix("").parts)
     if not changed:
         return f"runs/{name}"
-    text = json.dumps(config.identity(), sort_keys=True)
-    return f"runs/{name}-{hashlib.sha256(text.encode()).hexdigest()[:6]}"
+    return f"runs/{name}-{config.fingerprint()}"
 
 
-def to_yaml(config: RunConfig) -> str:
+def to_yaml(config: TrainConfig) -> str:
     return yaml.safe_dump(config.tree(), sort_keys=False, allow_unicode=True)
 
 

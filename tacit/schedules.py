@@ -32,6 +32,6 @@ def warmup_cosine(progress: float, warmup: float, final: float = 0.0) -> float:
     return cosine(1.0, final, (progress - warmup) / max(1e-12, 1.0 - warmup))
 
 
-def warmup_constant(progress: float, warmup: float, final: float = 1.0) -> float:
-    """Factor on the base learning rate: linear from 0 to 1, then constant (`final` is not used)."""
+def warmup_constant(progress: float, warmup: float) -> float:
+    """Factor on the base learning rate: linear from 0 to 1, then constant."""
     return progress / warmup if progress < warmup else 1.0

@@ -11,6 +11,8 @@ PACKAGE = Path(tacit.__file__).parent
 FLOORS = [  # from the top; a module belongs to the first prefix that fits
     ["__main__", "__init__"],
     ["cli"],
+    ["printing"],
+    ["grid", "compare"],
     ["measure"],
     ["run"],
     ["run_config"],
@@ -23,7 +25,16 @@ FLOORS = [  # from the top; a module belongs to the first prefix that fits
     ["data"],
     ["backbones"],
     ["config"],
-    ["losses", "augment", "randomness", "schedules", "metrics", "distributed", "errors"],
+    [
+        "losses",
+        "augment",
+        "randaugment",
+        "randomness",
+        "schedules",
+        "metrics",
+        "distributed",
+        "errors",
+    ],
 ]
 
 

@@ -20,10 +20,10 @@ def test_bounded(progress, warmup, final):
 
 @given(st.floats(0.001, 0.999), fractions)
 def test_continuous_at_the_end_of_warmup(warmup, final):
-    for shape in (schedules.warmup_cosine, schedules.warmup_constant):
-        before = shape(warmup * (1 - 1e-9), warmup, final)
-        assert before == pytest.approx(shape(warmup, warmup, final), abs=1e-6)
-        assert shape(warmup, warmup, final) == pytest.approx(1.0)
+    for shape, more in ((schedules.warmup_cosine, (final,)), (schedules.warmup_constant, ())):
+        before = shape(warmup * (1 - 1e-9), warmup, *more)
+        assert before == pytest.approx(shape(warmup, warmup, *more), abs=1e-6)
+        assert shape(warmup, warmup, *more) == pytest.approx(1.0)
 
 
 def test_cosine_is_the_papers():

@@ -1,12 +1,15 @@
 """A view is a function of its coordinates; probabilities, presets and the two code paths."""
 
+import hashlib
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import stats
 
-from tacit import augment
+from tacit import augment, randaugment
 from tacit.config import validate
 from tacit.errors import UserError
 from tacit.methods import METHODS
@@ -21,17 +24,20 @@ EVERYTHING = ViewGroup(
     solarize=0.2,
 )  # fmt: skip
 
+# Whole images, whose pixels are exact: RandAugment rounds to levels, where a last bit may decide.
+FINETUNE = ViewGroup(
+    count=2, size=20, crop_scale=(1, 1), crop_ratio=(1, 1), flip=0.5, rand_augment=3, erase=0.5,
+)  # fmt: skip
+
 
 def pictures(n: int, size: int = 20) -> torch.Tensor:
     generator = torch.Generator().manual_seed(0)
     return torch.randint(0, 256, (n, 3, size, size), generator=generator).to(torch.uint8)
 
 
-def views_of(rows: list[int], epoch: int = 0, seed: int = 0) -> list[torch.Tensor]:
-    x = pictures(64)
-    return make_views(
-        x[rows], [EVERYTHING], Coordinates(seed, epoch, torch.tensor(rows)), MEAN, STD
-    )
+def views_of(rows: list[int], epoch: int = 0) -> list[torch.Tensor]:
+    at = Coordinates(0, epoch, torch.tensor(rows))
+    return make_views(pictures(64)[rows], [EVERYTHING, FINETUNE], at, MEAN, STD)
 
 
 @given(st.lists(st.integers(0, 63), min_size=1, max_size=40), st.integers(0, 1000))
@@ -58,17 +64,35 @@ def test_dense_path_of_other_devices_equals_the_cpus(monkeypatch):
         torch.testing.assert_close(a, b, rtol=0, atol=5e-5)
 
 
+def test_numbers_of_the_first_steps_are_the_ones_they_always_were():
+    """New steps take new slots: a run of before resumes with the same views."""
+    slots = make.Slot
+    assert (slots.FLIP, slots.JITTER, slots.SOLARIZE) == (22, 29, 41)
+    assert (slots.ERASE, slots.ERASE_BOX, slots.RAND_AUGMENT, make.SLOTS) == (42, 43, 65, 85)
+    u = Coordinates(1, 2, torch.arange(5)).draws(3)[:, : make.Slot.SOLARIZE + 1]
+    assert hashlib.sha256(u.numpy().tobytes()).hexdigest()[:16] == "d65ae6eb065958fd"
+
+
+@pytest.mark.parametrize("name", [name for name in PRESETS if not name.startswith("finetune")])
+def test_no_other_preset_has_the_steps_of_finetuning(name, monkeypatch):
+    for step in ("rand_augment", "erase"):
+        monkeypatch.delattr(randaugment, step)
+    groups = [validate(ViewGroup, {**group, "size": 8}) for group in preset(name)]
+    make_views(pictures(4), groups, Coordinates(0, 0, torch.arange(4)), MEAN, STD)
+
+
+@pytest.mark.parametrize("group", [EVERYTHING, FINETUNE], ids=["everything", "finetune"])
 @pytest.mark.parametrize("change", ["seed", "epoch", "index", "view"])
-def test_other_coordinates_other_view(change):
+def test_other_coordinates_other_view(change, group):
     x = pictures(1)
     at = {"seed": 0, "epoch": 0, "index": 0}
-    one, two = make_views(x, [EVERYTHING], Coordinates(0, 0, torch.tensor([0])), MEAN, STD)
+    one, two = make_views(x, [group], Coordinates(0, 0, torch.tensor([0])), MEAN, STD)
     if change == "view":
         assert not torch.allclose(one, two)
         return
     at[change] = 1
     other = Coordinates(at["seed"], at["epoch"], torch.tensor([at["index"]]))
-    assert not torch.allclose(one, make_views(x, [EVERYTHING], other, MEAN, STD)[0])
+    assert not torch.allclose(one, make_views(x, [group], other, MEAN, STD)[0])
 
 
 def test_output_is_normalised_and_channels_last():
@@ -84,9 +108,10 @@ def test_crops_cut_while_decoding_get_the_same_colours():
     group = EVERYTHING.model_copy(
         update={"crop_scale": (1, 1), "crop_ratio": (1, 1), "size": 20, "flip": 0}
     )
+    groups = [group, FINETUNE.model_copy(update={"flip": 0})]
     at = Coordinates(0, 0, torch.arange(8))
-    whole = make_views(pictures(8), [group], at, MEAN, STD)
-    cut = finish_crops([pictures(8)] * 2, [group], at, MEAN, STD)
+    whole = make_views(pictures(8), groups, at, MEAN, STD)
+    cut = finish_crops([pictures(8)] * 4, groups, at, MEAN, STD)
     for a, b in zip(whole, cut, strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=5e-5)
 
@@ -100,6 +125,7 @@ def test_crops_cut_while_decoding_get_the_same_colours():
         ("blur", lambda before, after: bool((after - before).abs().max() > 1e-3)),
         ("jitter", lambda before, after: bool((after - before).abs().max() > 1e-3)),
         ("affine", lambda before, after: bool((after - before).abs().max() > 1e-3)),
+        ("erase", lambda before, after: bool((after - before).abs().max() > 1e-3)),
     ],
 )
 def test_probability_is_the_rate(name, detect):
@@ -123,6 +149,91 @@ def test_jitter_draws_every_order_equally():
     assert len(counts) == 24
     assert counts.min() > 850
     assert counts.max() < 1150
+
+
+def erased(mean: tuple[float, ...], std: tuple[float, ...]) -> tuple[torch.Tensor, ...]:
+    """Views of 200 black images, 3/4 of them erased, and what would be without erasing."""
+    group = ViewGroup(count=2, size=20, crop_scale=(1, 1), crop_ratio=(1, 1), erase=0.75)
+    x, at = torch.zeros(200, 3, 20, 20, dtype=torch.uint8), Coordinates(0, 0, torch.arange(200))
+    plain = augment.normalize(x[:1].float(), mean, std)
+    return *make_views(x, [group], at, mean, std), plain
+
+
+def test_erased_pixels_are_standard_normal_after_the_normalisation():
+    one, two, plain = erased((30.0, 40.0, 50.0), (7.0, 8.0, 9.0))
+    hit, hit_too = (view != plain for view in (one, two))
+    for view, mask in ((one, hit), (two, hit_too)):
+        for channel in range(3):
+            noise = view[:, channel][mask[:, channel]]
+            assert stats.kstest(noise.numpy(), "norm").pvalue > 1e-3
+    assert torch.equal(hit.all(1), hit.any(1))  # the box is one for the three channels
+    share = hit[:, 0].float().mean((1, 2))
+    assert abs(float((share > 0).float().mean()) - 0.75) < 4 * (0.75 * 0.25 / 200) ** 0.5
+    assert share[share > 0].min() > 0.01
+    assert 0.28 < share.max() < 0.37
+    u = Coordinates(0, 0, torch.arange(200)).draws(0)[:, make.Slot.ERASE_BOX :]
+    u = u[:, : augment.CROP_SLOTS]
+    boxes = randaugment.erase_boxes(u, 20, (0.02, 1 / 3), (0.3, 10 / 3))
+    for mask, (top, left, height, width) in zip(hit[:, 0], boxes.tolist(), strict=True):
+        assert mask.sum() in (0, height * width)
+        assert mask.sum() == mask[top : top + height, left : left + width].sum()
+    both = hit & hit_too  # nothing is drawn twice: not in another view, channel or image
+    assert abs(np.corrcoef(one[both].numpy(), two[both].numpy())[0, 1]) < 0.05
+    values = torch.cat([one[hit], two[hit_too]])
+    assert len(values.unique()) > 0.98 * len(values)
+
+
+def test_noise_shares_no_number_with_the_choices():
+    at = Coordinates(0, 0, torch.arange(5000))
+    noise, draws = at.noise(0, 2 * make.SLOTS) ** 2, at.draws(0)
+    for slot in range(make.SLOTS):
+        assert abs(stats.spearmanr(noise[:, slot], draws[:, slot]).statistic) < 5 / 5000**0.5
+
+
+@pytest.mark.parametrize("at", [(1, 0, 0, 0), (0, 1, 0, 0), (0, 0, 1, 0), (0, 0, 0, 1)])
+def test_noise_follows_from_all_coordinates(at):
+    def noise(seed: int, epoch: int, index: int, view: int) -> torch.Tensor:
+        return Coordinates(seed, epoch, torch.tensor([index])).noise(view, 75)
+
+    assert noise(*at).shape == (1, 75)
+    assert not (noise(*at) == noise(0, 0, 0, 0)).any()
+
+
+def test_finetune_is_the_papers():
+    for name, size, scale in (("finetune", 224, (0.08, 1)), ("finetune-small", 32, (0.35, 1))):
+        (group,) = (validate(ViewGroup, g) for g in preset(name))
+        assert (group.count, group.size, group.crop_scale, group.flip) == (1, size, scale, 0.5)
+        strength = group.rand_augment, group.rand_magnitude, group.rand_magnitude_std
+        assert strength == (2, 9.0, 0.5)
+        assert (group.erase, group.erase_area) == (0.25, (0.02, 1 / 3))
+        assert (group.jitter, group.grayscale, group.blur, group.solarize) == (0, 0, 0, 0)
+
+
+def test_randaugment_precedes_colours_and_brings_in_the_mean():
+    plain = {"size": 20, "crop_scale": (1, 1), "crop_ratio": (1, 1)}
+    group = ViewGroup(**plain, rand_augment=4, rand_magnitude=10, rand_magnitude_std=0)
+    x, at = pictures(300), Coordinates(0, 0, torch.arange(300))
+    (view,) = make_views(x, [group], at, MEAN, STD)
+    filled = (view.abs() < 1e-5).all(1).float().mean((1, 2))  # the mean, normalised, is 0
+    assert (filled > 0.1).sum() > 30
+    (gray,) = make_views(x, [group.model_copy(update={"grayscale": 1.0})], at, (0,) * 3, (1,) * 3)
+    torch.testing.assert_close(gray[:, 0], gray[:, 2], rtol=0, atol=0)
+    assert gray.min() >= 0
+    assert gray.max() <= 1
+
+
+def test_magnitude_and_count_of_operations_count():
+    def change(**fields: float) -> float:
+        group = FINETUNE.model_copy(update={"erase": 0.0, **fields})
+        x, at = pictures(64), Coordinates(0, 0, torch.arange(64))
+        none = make_views(x, [group.model_copy(update={"rand_augment": 0})], at, MEAN, STD)
+        some = make_views(x, [group], at, MEAN, STD)
+        return float((torch.stack(some) != torch.stack(none)).any((2, 3, 4)).float().mean())
+
+    for ops in (1, 2, 4):
+        assert abs(change(rand_augment=ops) - (1 - 0.5**ops)) < 0.15
+    still = change(rand_augment=1, rand_magnitude=0.0, rand_magnitude_std=0.0)
+    assert still < change(rand_augment=1, rand_magnitude=0.0, rand_magnitude_std=3.0)
 
 
 def test_every_method_has_its_preset_in_two_sizes():
@@ -150,3 +261,11 @@ def test_mistakes_are_named():
         validate(ViewGroup, {"crop_scale": [0.5, 0.2]})
     with pytest.raises(UserError, match="flip=2"):
         validate(ViewGroup, {"flip": 2})
+    with pytest.raises(UserError, match=r"erase_area=\[\.\.\., 1\.5\] is more than all"):
+        validate(ViewGroup, {"erase_area": [0.5, 1.5]})
+    with pytest.raises(UserError, match="erase_ratio"):
+        validate(ViewGroup, {"erase_ratio": [3, 0.3]})
+    with pytest.raises(UserError, match="rand_augment=5"):
+        validate(ViewGroup, {"rand_augment": 5})
+    with pytest.raises(UserError, match="rand_magnitude=11"):
+        validate(ViewGroup, {"rand_magnitude": 11})

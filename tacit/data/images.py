@@ -1,5 +1,6 @@
 """Decoded images: small ones as one uint8 tensor on the device, others decoded when asked for."""
 
+import copy
 import io
 import os
 from concurrent.futures import ThreadPoolExecutor
@@ -9,7 +10,7 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from tacit.data.readers import Source
+from tacit.data.readers import Part, Source
 from tacit.data.sources import DataConfig
 from tacit.errors import UserError
 
@@ -87,6 +88,15 @@ class Images:
 
     def __len__(self) -> int:
         return len(self.source)
+
+    def part(self, rows: np.ndarray) -> "Images":
+        """Some of the images, in this order; what is decoded stays decoded."""
+        some = copy.copy(self)
+        some.source = Part(self.source, rows)
+        at = torch.from_numpy(rows).to(self.device)
+        some.labels = None if self.labels is None else self.labels[at]
+        some.tensor = None if self.tensor is None else self.tensor[at]
+        return some
 
     def _decode_all(self, wanted: bool | None) -> Tensor | None:
         """All images as one (N, 3, H, W) tensor, or None where they are large or differ in size."""

@@ -170,7 +170,7 @@ class Arrays:
     IMAGES, LABELS = ("images", "image", "x", "data"), ("labels", "label", "y", "targets")
 
     def __init__(self, path: Path, split: str, labels: bool = True) -> None:
-        images, target = self._pick(_load_arrays(path), split, path)
+        images, target, self._key = self._pick(_load_arrays(path), split, path)
         if images.ndim == 3:
             images = np.repeat(images[..., None], 3, axis=3)
         if images.ndim == 4 and images.shape[1] == 3 and images.shape[3] != 3:
@@ -192,15 +192,18 @@ class Arrays:
         if self._labels is not None:
             self.classes = [str(n) for n in range(int(self._labels.max()) + 1)]
 
-    def _pick(self, loaded: Any, split: str, path: Path) -> tuple[np.ndarray, np.ndarray | None]:
+    def _pick(
+        self, loaded: Any, split: str, path: Path
+    ) -> tuple[np.ndarray, np.ndarray | None, str]:
+        """Images, labels or None, and what the images are called."""
         if isinstance(loaded, np.ndarray):
-            return loaded, None
+            return loaded, None, "image"
         prefixes = [f"{n}_" for n in (TRAIN_NAMES if split == "train" else TEST_NAMES)] + [""]
         for prefix in prefixes:
             image = next((prefix + n for n in self.IMAGES if prefix + n in loaded.files), None)
             if image:
                 label = next((prefix + n for n in self.LABELS if prefix + n in loaded.files), None)
-                return loaded[image], loaded[label] if label else None
+                return loaded[image], loaded[label] if label else None, image
         raise UserError(
             f"data.path={path}: no array named {', '.join(self.IMAGES)} among {loaded.files}"
         )
@@ -223,7 +226,7 @@ class Arrays:
         return int(self._labels[i]) if self._labels is not None else None
 
     def name(self, i: int) -> str:
-        return f"{self._path} image {i}"
+        return f"{self._path} {self._key} {i}"
 
 
 def _load_arrays(path: Path) -> Any:

@@ -42,7 +42,7 @@ class Torchvision:
         self.classes = (
             list(self._data.classes) if labels and hasattr(self._data, "classes") else None
         )
-        self._name = name
+        self._name, self._split = name, split
         targets = getattr(self._data, "targets", getattr(self._data, "labels", None))
         self._targets = None if targets is None else np.asarray(targets)
         if self.classes and self._targets is not None and self._targets.min() < 0:
@@ -60,4 +60,4 @@ class Torchvision:
         return int(self._data[i][1] if self._targets is None else self._targets[i])
 
     def name(self, i: int) -> str:
-        return f"torchvision:{self._name} {i}"
+        return f"torchvision:{self._name} {self._split} {i}"

@@ -1,6 +1,7 @@
 """The pretrained encoder as a file: weights, and a description to build it again, strictly."""
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -75,14 +76,72 @@ def load_encoder(where: str | Path) -> Encoder:
 
     Raises: UserError if the run is not finished or names or shapes of the weights do not fit.
     """
+    network = read_network(encoder_file(where))
+    return Encoder(network.build(), network.description)
+
+
+@dataclass(frozen=True)
+class Network:
+    """An encoder that can be built again and again, always with the same weights.
+
+    Attributes:
+        description: as in encoder.safetensors.
+        tensors: its state dict.
+        where: what an error message calls it.
+    """
+
+    description: dict[str, Any]
+    tensors: dict[str, Tensor]
+    where: str
+
+    @property
+    def image_size(self) -> int:
+        return self.description["image_size"]
+
+    def build(self, drop_path: float = 0.0) -> nn.Module:
+        """A new module with these weights.
+
+        Args:
+            drop_path: stochastic depth in training; of the pretraining's nothing stays.
+        Raises: UserError if a name or a shape does not fit.
+        """
+        config = validate(BackboneConfig, self.description["backbone"])
+        config = config.model_copy(update={"drop_path": drop_path})
+        backbone = build_backbone(config, self.image_size, seed=0)
+        if self.description.get("head_dim"):
+            backbone = WithHead(backbone, self.description["head_dim"])
+        try:
+            backbone.load_state_dict(self.tensors, strict=True)
+        except RuntimeError as error:
+            reason = " ".join(str(error).split())
+            raise UserError(f"'{self.where}': weights do not fit {config.name}: {reason}") from None
+        return backbone
+
+
+def encoder_file(where: str | Path) -> Path:
+    """The encoder.safetensors of a run's folder, or the file itself."""
     path = Path(where)
-    if path.is_dir():
-        if not (path / FILE).is_file():
-            raise UserError(
-                f"'{path}' holds no {FILE}: the run is not finished; "
-                f"the `tacit pretrain` command that began it goes on"
-            )
-        path = path / FILE
+    if not path.is_dir():
+        return path
+    if not (path / FILE).is_file():
+        raise UserError(
+            f"'{path}' holds no {FILE}: the run is not finished; "
+            f"the `tacit pretrain` command that began it goes on"
+        )
+    return path / FILE
+
+
+def is_ours(path: Path) -> bool:
+    """Whether the file was written by save_encoder."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return "tacit" in (file.metadata() or {})
+    except (OSError, SafetensorError):
+        return False
+
+
+def read_network(path: Path) -> Network:
+    """The content of an encoder.safetensors."""
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
@@ -91,13 +150,4 @@ def load_encoder(where: str | Path) -> Encoder:
         raise UserError(f"'{path}': not a readable encoder: {error}") from None
     if "tacit" not in metadata:
         raise UserError(f"'{path}': was not written by Tacit (no description in it)")
-    description = json.loads(metadata["tacit"])
-    config = validate(BackboneConfig, description["backbone"])
-    backbone = build_backbone(config, description["image_size"], seed=0)
-    if description.get("head_dim"):
-        backbone = WithHead(backbone, description["head_dim"])
-    try:
-        backbone.load_state_dict(tensors, strict=True)
-    except RuntimeError as error:
-        raise UserError(f"'{path}': weights do not fit {config.name}: {error}") from None
-    return Encoder(backbone, description)
+    return Network(json.loads(metadata["tacit"]), tensors, str(path))

@@ -53,14 +53,14 @@ class Method(nn.Module, ABC):
         view_count: the least and the greatest number of views it takes (None: any).
         needs: of "teacher", "queue", "multi-crop", "ViT", "labels", what it cannot do without.
         constant_lr: names of members whose learning rate does not follow the schedule.
-        remedy: what to change if all embeddings become the same.
+        remedy: what to change if all embeddings become the same; None: nobody watches them.
     """
 
     default_views: ClassVar[str] = "simclr"
     view_count: ClassVar[tuple[int, int | None]] = (2, 2)
     needs: ClassVar[tuple[str, ...]] = ()
     constant_lr: ClassVar[tuple[str, ...]] = ()
-    remedy: ClassVar[str] = "lower optimizer.lr"
+    remedy: ClassVar[str | None] = "lower optimizer.lr"
 
     def __init__(self, backbone: nn.Module, config: MethodConfig) -> None:
         super().__init__()
@@ -76,6 +76,10 @@ class Method(nn.Module, ABC):
 
     def after_step(self, progress: float) -> None:
         """After the optimizer's step: teachers move, queues take the keys of the step."""
+
+    def rate(self, name: str) -> float:
+        """The factor on the learning rate of the parameter of this name."""
+        return 1.0
 
     @classmethod
     def paper(cls) -> Paper:

@@ -5,6 +5,8 @@ save
 """
 
 import contextlib
+import hashlib
+import json
 from pathlib import Path
 from typing import Literal
 
@@ -14,7 +16,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from tacit import distributed, randomness
-from tacit.config import Config
+from tacit.config import Config, Tree
 from tacit.data.loader import Batch, ViewLoader
 from tacit.methods.method import Method, Output
 from tacit.train.checkpoint import CheckpointConfig
@@ -31,9 +33,12 @@ from tacit.train.precision import Precision, pick_precision, prepare
 from tacit.train.probe import OnlineProbe
 from tacit.train.session import Check, Session
 
+# What may differ when a run is continued, since it changes a result by rounding at most.
+FREE = ("run", "device", "compile", "log_every", "checkpoint", "data.workers")
+
 
 class TrainConfig(Config):
-    """What the loop itself reads."""
+    """What the loop itself reads; base of all that a run folder's config.yaml can hold."""
 
     seed: int = Field(0, ge=0)
     device: str = "auto"  # cuda, mps or cpu; auto takes the first that is there
@@ -49,6 +54,26 @@ class TrainConfig(Config):
     optimizer: OptimizerConfig = OptimizerConfig()
     schedule: ScheduleConfig = ScheduleConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
+
+    def tree(self) -> Tree:
+        """As plain data: what config.yaml holds."""
+        return self.model_dump(mode="json")
+
+    def identity(self) -> Tree:
+        """As plain data without what may differ when a run is continued."""
+        tree = self.tree()
+        for key in FREE:
+            *parents, leaf = key.split(".")
+            node = tree
+            for part in parents:
+                node = node.get(part, {})
+            node.pop(leaf, None)
+        return tree
+
+    def fingerprint(self) -> str:
+        """Six letters that another identity does not share."""
+        text = json.dumps(self.identity(), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:6]
 
 
 def fit(
@@ -69,7 +94,7 @@ def fit(
     """
     module = place(method, config, device)
     peak = scaled_lr(config.optimizer, config.batch_size)
-    optimizer = build_optimizer(method, config.optimizer, peak, method.constant_lr)
+    optimizer = build_optimizer(method, config.optimizer, peak, method.constant_lr, method.rate)
     probe = probe.to(device) if probe else None
     session = Session(method, optimizer, loader, config, folder, probe, check)
     steps, epochs = session.steps, session.steps / loader.steps_per_epoch
@@ -92,6 +117,7 @@ def fit(
             optimizer.zero_grad(set_to_none=True)
             method.after_step(progress)
             session.after(step + 1, peak * factor, output, parts[-1].labels)
+        session.finish()
     return session.seconds
 
 

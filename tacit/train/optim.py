@@ -1,5 +1,6 @@
 """Optimizer, parameter groups and learning rate."""
 
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -36,10 +37,21 @@ class OptimizerConfig(Config):
 class ScheduleConfig(Config):
     """How the learning rate changes."""
 
-    name: Literal["cosine", "constant"] = "cosine"
+    name: Literal["cosine", "constant", "step"] = "cosine"
     warmup_epochs: float = Field(0.0, ge=0)  # linear from 0
     final_lr: float = Field(0.0, ge=0, le=1)  # cosine: at the end, as a fraction of lr
+    milestones: tuple[float, ...] = ()  # step: epochs after which the rate falls
+    gamma: float = Field(0.1, gt=0, le=1)  # step: the factor at each of them
     final_weight_decay: float | None = Field(None, ge=0)  # half a cosine leads there, as in DINO
+
+    @model_validator(mode="after")
+    def _milestones(self) -> "ScheduleConfig":
+        if (self.name == "step") != bool(self.milestones):
+            raise ValueError(
+                f"milestones={list(self.milestones)}: name the epochs where name=step lowers the "
+                f"rate, and none for another schedule"
+            )
+        return self
 
 
 def scaled_lr(config: OptimizerConfig, batch_size: int) -> float:
@@ -49,10 +61,13 @@ def scaled_lr(config: OptimizerConfig, batch_size: int) -> float:
 
 
 def parameter_groups(
-    module: nn.Module, config: OptimizerConfig, constant_lr: tuple[str, ...] = ()
+    module: nn.Module,
+    config: OptimizerConfig,
+    constant_lr: tuple[str, ...] = (),
+    rate: Callable[[str], float] = lambda name: 1.0,
 ) -> list[dict]:
     """All trainable parameters: with and without decay, following the schedule or at a constant
-    rate.
+    rate, and grouped by their factor on it, `rate(name)`.
 
     Without decay: fewer than two dimensions, and what a timm model lists in no_weight_decay(). LARS
         and LAMB adapt the rate of decayed tensors only, at weight_decay 0 as well.
@@ -63,29 +78,35 @@ def parameter_groups(
         if hasattr(m, "no_weight_decay")
         for name in m.no_weight_decay()
     }
-    groups: dict[tuple[bool, bool], dict] = {}
+    groups: dict[tuple[bool, bool, float], dict] = {}
     for name, parameter in module.named_parameters():
         if not parameter.requires_grad:
             continue
         decay = parameter.ndim >= 2 and name not in exempt
         constant = name.startswith(tuple(f"{member}." for member in constant_lr))
+        scale = rate(name)
         new = {
             "params": [],
+            "lr_scale": scale,
             "weight_decay": config.weight_decay if decay else 0.0,
             "constant_lr": constant,
             "decayed": decay,
         }
         if config.name in ("lars", "lamb"):
             new["always_adapt"] = decay
-        groups.setdefault((decay, constant), new)["params"].append(parameter)
+        groups.setdefault((decay, constant, scale), new)["params"].append(parameter)
     return list(groups.values())
 
 
 def build_optimizer(
-    module: nn.Module, config: OptimizerConfig, lr: float, constant_lr: tuple[str, ...] = ()
+    module: nn.Module,
+    config: OptimizerConfig,
+    lr: float,
+    constant_lr: tuple[str, ...] = (),
+    rate: Callable[[str], float] = lambda name: 1.0,
 ) -> Optimizer:
     """Fused SGD or AdamW of torch, LARS (arXiv 1708.03888) or LAMB (arXiv 1904.00962) of timm."""
-    groups = parameter_groups(module, config, constant_lr)
+    groups = parameter_groups(module, config, constant_lr, rate)
     if config.name == "adamw":
         return torch.optim.AdamW(groups, lr=lr, betas=config.betas, fused=True)
     momentum = {"momentum": config.momentum, "nesterov": config.nesterov and config.momentum > 0}
@@ -94,15 +115,19 @@ def build_optimizer(
     from timm.optim import Lamb, Lars
 
     if config.name == "lamb":
-        return Lamb(groups, lr=lr, betas=config.betas)
+        # clipping is the engine's, by clip_gradient: timm's own would be a second one
+        return Lamb(groups, lr=lr, betas=config.betas, max_grad_norm=None)
     trust = {"trust_coeff": config.trust_coefficient, "trust_clip": config.clip_trust}
     return Lars(groups, lr=lr, **momentum, **trust)
 
 
 def lr_factor(config: ScheduleConfig, progress: float, epochs: float) -> float:
     """The factor on the peak rate at this progress of a training of so many epochs."""
-    shape = {"cosine": schedules.warmup_cosine, "constant": schedules.warmup_constant}[config.name]
-    return shape(progress, min(1.0, config.warmup_epochs / epochs), config.final_lr)
+    warmup = min(1.0, config.warmup_epochs / epochs)
+    if config.name == "cosine":
+        return schedules.warmup_cosine(progress, warmup, config.final_lr)
+    passed = sum(progress * epochs >= milestone for milestone in config.milestones)
+    return schedules.warmup_constant(progress, warmup) * config.gamma**passed
 
 
 def weight_decay(config: OptimizerConfig, schedule: ScheduleConfig, progress: float) -> float:
@@ -114,5 +139,5 @@ def weight_decay(config: OptimizerConfig, schedule: ScheduleConfig, progress: fl
 
 def set_rates(optimizer: Optimizer, peak: float, factor: float, decay: float) -> None:
     for group in optimizer.param_groups:
-        group["lr"] = peak * (1.0 if group["constant_lr"] else factor)
+        group["lr"] = peak * group["lr_scale"] * (1.0 if group["constant_lr"] else factor)
         group["weight_decay"] = decay if group["decayed"] else 0.0

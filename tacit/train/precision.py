@@ -1,10 +1,18 @@
 """Which device, and which number format it is fast in."""
 
+import os
+import platform
+import sys
 from typing import Literal
 
 import torch
 
 from tacit.errors import UserError
+
+try:
+    import resource
+except ImportError:  # not on Windows
+    resource = None
 
 Precision = Literal["auto", "fp32", "bf16"]
 
@@ -39,6 +47,24 @@ def _cpu_multiplies_bf16() -> bool:
     """Whether the CPU has AVX512-BF16 or AMX; older ones emulate bf16 and lose time by it."""
     names = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
     return any(getattr(torch.cpu, name, lambda: False)() for name in names)
+
+
+def device_name(device: torch.device) -> str:
+    """What a result should say that it was measured on."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{device.type} {platform.machine()}, {os.cpu_count()} cores"
+
+
+def peak_memory(device: torch.device) -> float:
+    """MiB: of a GPU what was allocated at most, else the largest resident memory of this
+    process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    if resource is None:
+        return 0.0
+    kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return kib / 2**20 if sys.platform == "darwin" else kib / 2**10  # macOS counts bytes
 
 
 def prepare(device: torch.device) -> None:

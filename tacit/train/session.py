@@ -1,6 +1,7 @@
 """The bookkeeping around the loop: resume, guard, log, checkpoints, signals."""
 
 import contextlib
+import json
 import math
 import signal
 import threading
@@ -21,6 +22,7 @@ from tacit.train.checkpoint import Checkpoints
 from tacit.train.collapse import CollapseMonitor
 from tacit.train.files import write_json
 from tacit.train.log import Display, MetricsFile, console
+from tacit.train.precision import device_name, peak_memory
 from tacit.train.probe import OnlineProbe
 
 
@@ -65,7 +67,7 @@ class Session:
             folder / "checkpoints", config.checkpoint.keep, console.print
         )
         self.start, self.seconds = 0, 0.0
-        self._monitor = CollapseMonitor(method)
+        self._monitor = CollapseMonitor(method) if method.remedy else None
         self._device = next(method.parameters()).device
         self._first_bad = torch.full((), -1, dtype=torch.long, device=self._device)
         self._resume()
@@ -114,6 +116,28 @@ class Session:
             self._display.close()
             if self._metrics:
                 self._metrics.close()
+
+    def finish(self) -> None:
+        """Write cost.json: seconds, images per second, peak memory of this process and its device.
+
+        Of a run in several parts, seconds count them all and memory is the largest.
+        """
+        path = self.folder / "cost.json"
+        before = json.loads(path.read_text("utf-8")) if path.is_file() else {}
+        if self.start == self.steps and before:
+            return  # there was nothing left to do
+        peak = max(before.get("peak_memory_mib", 0), peak_memory(self._device))
+        if distributed.rank() == 0:
+            seen = self.steps * self.config.batch_size
+            cost = {
+                "seconds": round(self.seconds, 3),
+                "images_per_second": round(seen / max(1e-9, self.seconds), 2),
+                "peak_memory_mib": round(peak, 1),
+                "device": device_name(self._device),
+                "threads": torch.get_num_threads(),
+                "processes": distributed.world_size(),
+            }
+            write_json(path, cost)
 
     def guard(self, step: int, loss: Tensor) -> None:
         """Note a loss that is not finite; the CPU stops at once, others when they next sync."""
@@ -204,7 +228,8 @@ class Session:
         self._stop_if_not_finite()
         loss = float(distributed.mean(output.loss.detach()))
         top1 = {} if accuracy is None else {"probe_top1": float(distributed.mean(accuracy))}
-        seen = self._monitor.measure(output) if self._metrics else {}
+        watched = self._metrics is not None and self._monitor is not None
+        seen = self._monitor.measure(output) if watched else {}
         now = time.perf_counter()
         record = {
             "step": done,

@@ -6,13 +6,13 @@ and `finish_crops` does the rest.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum
 
 import torch
 from torch import Tensor
 
-from tacit import augment, randomness
+from tacit import augment, randaugment, randomness
 from tacit.views.recipe import ViewGroup
 
 
@@ -26,9 +26,12 @@ class Slot(IntEnum):
     ORDER = HUE + 1  # ... 4 numbers
     GRAYSCALE = ORDER + 4
     BLUR, SIGMA, SOLARIZE = range(GRAYSCALE + 1, GRAYSCALE + 4)
+    ERASE = SOLARIZE + 1
+    ERASE_BOX = ERASE + 1  # ... CROP_SLOTS numbers
+    RAND_AUGMENT = ERASE_BOX + augment.CROP_SLOTS  # ... OP_SLOTS numbers for each operation
 
 
-SLOTS = Slot.SOLARIZE + 1
+SLOTS = Slot.RAND_AUGMENT + randaugment.MOST_OPS * randaugment.OP_SLOTS
 CHUNK = (
     2**20
 )  # values at a time on the CPU: larger chunks leave the cache, smaller ones wait for Python
@@ -45,6 +48,16 @@ class Coordinates:
     def draws(self, view: int) -> Tensor:
         """(B, SLOTS) uniform numbers of one view."""
         return randomness.uniform(self.seed, self.epoch, self.index, view, SLOTS)
+
+    def noise(self, view: int, count: int) -> Tensor:
+        """(B, count) standard normal numbers for the erased pixels of one view."""
+        slots = count + count % 2  # they come in pairs
+        u = randomness.uniform(self.seed, self.epoch, self.index, view, slots, randomness.ERASE)
+        return randaugment.normals(u)[:, :count]
+
+    def part(self, rows: slice) -> "Coordinates":
+        """Those of some images of the batch."""
+        return replace(self, index=self.index[rows])
 
     def mask_draws(self, view: int, slots: int) -> Tensor:
         """(B, slots) uniform numbers for the mask of one view."""
@@ -91,7 +104,7 @@ def make_views(
         out = _empty(len(images), group.size, images.device)
         for rows in _chunks(out):
             x = augment.resized_crop(images[rows], boxes[rows], group.size, flips[rows])
-            out[rows] = augment.normalize(finish(x, group, u[rows]), mean, std)
+            out[rows] = finish(x, group, u[rows], at.part(rows), view, mean, std)
         views.append(out)
     return views
 
@@ -110,7 +123,7 @@ def finish_crops(
         out = _empty(len(crop), group.size, crop.device)
         for rows in _chunks(out):
             x = crop[rows].float().div_(255)
-            out[rows] = augment.normalize(finish(x, group, u[rows]), mean, std)
+            out[rows] = finish(x, group, u[rows], at.part(rows), view, mean, std)
         views.append(out)
     return views
 
@@ -127,13 +140,32 @@ def _chunks(out: Tensor) -> Iterator[slice]:
         yield slice(start, start + step)
 
 
-def finish(x: Tensor, group: ViewGroup, u: Tensor) -> Tensor:
-    """Everything after crop and flip except the normalisation; may write into x.
+def finish(
+    x: Tensor,
+    group: ViewGroup,
+    u: Tensor,
+    at: Coordinates,
+    view: int,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+) -> Tensor:
+    """Everything after crop and flip; may write into x.
 
     Args:
         x: (B, 3, s, s) float32 in [0, 1].
         u: (B, SLOTS) the view's uniform numbers.
+    Returns: (B, 3, s, s) float32, normalised.
     """
+    if group.rand_augment:
+        numbers = u[:, Slot.RAND_AUGMENT :][:, : group.rand_augment * randaugment.OP_SLOTS]
+        strength = group.rand_magnitude, group.rand_magnitude_std
+        x = randaugment.rand_augment(x, numbers, *strength, fill=mean)
+    x = augment.normalize(_distort(x, group, u), mean, std)
+    return _erase(x, group, u, at, view) if group.erase else x
+
+
+def _distort(x: Tensor, group: ViewGroup, u: Tensor) -> Tensor:
+    """The steps from affine to solarize; may write into x."""
     if group.affine:
         x = augment.where(u[:, Slot.AFFINE] < group.affine, augment.affine, x, *_affine(group, u))
     if group.jitter:
@@ -149,6 +181,16 @@ def finish(x: Tensor, group: ViewGroup, u: Tensor) -> Tensor:
         mask = u[:, Slot.SOLARIZE] < group.solarize
         x = augment.where(mask, lambda x: augment.solarize(x, group.solarize_threshold), x)
     return x
+
+
+def _erase(x: Tensor, group: ViewGroup, u: Tensor, at: Coordinates, view: int) -> Tensor:
+    def fill(x: Tensor, boxes: Tensor, index: Tensor) -> Tensor:
+        noise = replace(at, index=index).noise(view, x[0].numel())
+        return randaugment.erase(x, boxes, noise.view_as(x))
+
+    numbers = u[:, Slot.ERASE_BOX :][:, : augment.CROP_SLOTS]
+    boxes = randaugment.erase_boxes(numbers, x.shape[-1], group.erase_area, group.erase_ratio)
+    return augment.where(u[:, Slot.ERASE] < group.erase, fill, x, boxes, at.index)
 
 
 def _between(u: Tensor, low: float, high: float) -> Tensor:

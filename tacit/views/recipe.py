@@ -4,6 +4,7 @@ from pydantic import Field, model_validator
 
 from tacit.config import Config, Tree, near
 from tacit.errors import UserError
+from tacit.randaugment import MOST_OPS, STRONGEST
 
 Probability = Field(0.0, ge=0, le=1)
 Strength = Field(0.0, ge=0)
@@ -17,6 +18,9 @@ class ViewGroup(Config):
     crop_scale: tuple[float, float] = (0.08, 1.0)  # area of the crop, fraction of the image's
     crop_ratio: tuple[float, float] = (0.75, 4 / 3)  # width / height of the crop
     flip: float = Probability  # mirrored left to right
+    rand_augment: int = Field(0, ge=0, le=MOST_OPS)  # operations in sequence, each applied or not
+    rand_magnitude: float = Field(9.0, ge=0, le=STRONGEST)  # strength of all operations
+    rand_magnitude_std: float = Field(0.5, ge=0)  # its noise, own for each image and operation
     affine: float = Probability  # of the next five
     rotation: float = Strength  # at most so many degrees either way
     translation: float = Strength  # at most this fraction of the side, in each direction
@@ -33,15 +37,20 @@ class ViewGroup(Config):
     blur_kernel: int = Field(0, ge=0)  # width in pixels, made odd (0: a tenth of the size)
     solarize: float = Probability
     solarize_threshold: float = Field(0.5, ge=0, le=1)
+    erase: float = Probability  # of a box of normal noise, after the normalisation
+    erase_area: tuple[float, float] = (0.02, 1 / 3)  # fraction of the view's, uniform
+    erase_ratio: tuple[float, float] = (0.3, 10 / 3)  # width / height of the box
 
     @model_validator(mode="after")
     def _ranges(self) -> "ViewGroup":
-        for name in ("crop_scale", "crop_ratio", "zoom", "blur_sigma"):
+        ranges = ("crop_scale", "crop_ratio", "zoom", "blur_sigma", "erase_area", "erase_ratio")
+        for name in ranges:
             low, high = getattr(self, name)
             if not 0 < low <= high:
                 raise ValueError(f"{name}=[{low}, {high}] is not 0 < low <= high")
-        if self.crop_scale[1] > 1:
-            raise ValueError(f"crop_scale=[..., {self.crop_scale[1]}] is larger than the image (1)")
+        for name in ("crop_scale", "erase_area"):
+            if getattr(self, name)[1] > 1:
+                raise ValueError(f"{name}=[..., {getattr(self, name)[1]}] is more than all (1)")
         return self
 
     @property
@@ -71,6 +80,8 @@ def _dino(
 
 
 _LEJEPA = {**_PHOTO, **_jitter(0.4, 0.4, 0.2, 0.1), "blur": 0.5, "solarize": 0.2}
+
+_FINETUNE = {"flip": 0.5, "rand_augment": 2, "erase": 0.25}
 
 # name -> groups. The small variants are for 32 px: no blur, weaker colours (as the CIFAR benchmarks
 # use).
@@ -170,6 +181,9 @@ PRESETS: dict[str, list[Tree]] = {
     # Training a classifier, as torchvision and timm do.
     "supervised": [{"size": 224, "flip": 0.5}],
     "supervised-small": [{"size": 32, "crop_scale": (0.35, 1.0), "flip": 0.5}],
+    # Fine-tuning: MAE, table 9 (arXiv 2111.06377), RandAugment (9, 0.5); erasing as in its code.
+    "finetune": [{"size": 224, **_FINETUNE}],
+    "finetune-small": [{"size": 32, "crop_scale": (0.35, 1.0), **_FINETUNE}],
     # Handwriting: always the whole glyph, never mirrored, which makes another digit. Blur and
     # contrast change the stroke's width, which says much of the hand and little of the digit.
     "digits": [

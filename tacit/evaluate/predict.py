@@ -1,0 +1,55 @@
+"""How many images a classifier gets right: over all ranks, each image exactly once."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from tacit import augment, distributed
+from tacit.data.images import Images
+from tacit.evaluate.classify import Classifier
+from tacit.evaluate.features import plain_views
+
+
+@dataclass(frozen=True)
+class Right:
+    """Of one head: fractions of images whose class is first, and among the first five."""
+
+    top1: float
+    top5: float
+
+
+@torch.no_grad()
+def accuracy(
+    method: Classifier,
+    images: Images,
+    size: int,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    amp: bool = False,
+    shared: bool = True,
+) -> list[Right]:
+    """Of each head, in eval mode. With five classes or fewer top5 is 1.
+
+    Args:
+        size: side in pixels that the central square of each image is resized to.
+        shared: each rank takes its share of the images, and all know the whole.
+    """
+    ranks, rank = (distributed.world_size(), distributed.rank()) if shared else (1, 0)
+    rows = np.arange(rank, len(images), ranks)
+    counts = torch.zeros(len(method.heads), 2, dtype=torch.long, device=images.device)
+    seen, was_training = 0, method.training
+    method.eval()
+    for pixels in plain_views(images, size, rows):
+        x = augment.normalize(pixels, mean, std).contiguous(memory_format=torch.channels_last)
+        labels = images.labels[torch.from_numpy(rows[seen : seen + len(x)]).to(images.device)]
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=amp):
+            scores = method.scores(x)
+        for n, s in enumerate(scores):
+            best = s.float().topk(min(5, s.shape[1]), dim=1).indices == labels[:, None]
+            counts[n] += torch.stack([best[:, 0].sum(), best.sum()])
+        seen += len(x)
+    method.train(was_training)
+    if shared:
+        counts = distributed.all_sum(counts)
+    return [Right(first / len(images), five / len(images)) for first, five in counts.tolist()]

@@ -1,0 +1,91 @@
+"""One cell of a grid, in a process of its own: `python -m tacit.grid.cell FOLDER`."""
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from tacit import measure, run
+from tacit.errors import UserError
+from tacit.grid.plan import UNTRAINED, Job, Protocol
+from tacit.measure.results import Result
+from tacit.run_config import compose
+from tacit.train.files import write_json
+from tacit.train.log import read_metrics
+from tacit.train.session import Interrupted
+
+MEASURES = {
+    "knn": measure.knn,
+    "linear": measure.linear,
+    "linear-augmented": measure.linear_augmented,
+    "finetune": measure.finetune,
+}
+
+
+def work(folder: Path) -> None:
+    """Pretrain and evaluate what job.json asks for; what is done before is not done again.
+
+    outcome.json grows with each protocol: {"done": {protocol: {evaluated: metrics}}, ...}.
+    """
+    asked = json.loads((folder / "job.json").read_text(encoding="utf-8"))
+    job, device = Job(**asked["job"]), asked["device"]
+    home = str(folder / "run")
+    config = compose(job.what, [*job.keys, f"device={device}"], run=home).config
+    outcome = read_outcome(folder)
+    if job.method == UNTRAINED:
+        run.untrained(config)
+    else:
+        run.pretrain(config, quiet=True)
+        outcome["cost"] = _cost(folder / "run")
+        last = read_metrics(folder / "run" / "metrics.jsonl")[-1]
+        outcome["online"] = last.get("probe_top1")
+    write_json(folder / "outcome.json", outcome)
+    for tree in asked["protocols"]:
+        protocol = Protocol(**tree)
+        key = json.dumps(tree, sort_keys=True)
+        if key not in outcome["done"]:
+            results = _measure(protocol, home, device, job)
+            outcome["done"][key] = {r.evaluated: r.metrics for r in results}
+            outcome["test_images"] = results[0].data["test"]
+            write_json(folder / "outcome.json", outcome)
+
+
+def read_outcome(folder: Path) -> dict[str, Any]:
+    """What is done so far."""
+    path = folder / "outcome.json"
+    if not path.is_file():
+        return {"done": {}, "online": None, "cost": {}, "test_images": None}
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def _cost(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "cost.json").read_text(encoding="utf-8"))
+
+
+def _measure(protocol: Protocol, home: str, device: str, job: Job) -> list[Result]:
+    """The encoder alone: the untrained one has cells of its own, which also measure the pixels."""
+    keys = [*protocol.arguments(), f"device={device}", "untrained=false"]
+    if protocol.kind in ("knn", "linear"):
+        pixels = job.method == UNTRAINED
+        return MEASURES[protocol.kind](home, [*keys, f"pixels={json.dumps(pixels)}"])
+    name = protocol.protocol or protocol.kind
+    return MEASURES[protocol.kind](home, keys, protocol=name, quiet=True)
+
+
+def main() -> None:
+    try:
+        work(Path(sys.argv[1]))
+    except UserError as error:
+        print(f"tacit: {error}", file=sys.stderr)
+        sys.exit(2)
+    except Interrupted as stop:
+        sys.exit(128 + stop.signal_number)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()
+    sys.stdout.flush()
+    os._exit(0)  # threads that still wait for work must not hold a finished cell

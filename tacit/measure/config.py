@@ -1,0 +1,163 @@
+"""The configuration of an evaluation: the protocol's keys, those of the encoder's run, yours."""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from tacit import config as layers
+from tacit.backbones import BackboneConfig
+from tacit.config import Config, Tree, near
+from tacit.data.sources import DataConfig, with_source
+from tacit.errors import UserError
+from tacit.evaluate.classify import FineTuned, LinearHeads
+from tacit.train.engine import TrainConfig
+from tacit.train.precision import Precision
+from tacit.views.recipe import ViewGroup, preset
+
+PROTOCOLS = Path(__file__).parent.parent / "protocols"
+KINDS = {"heads": "linear-augmented", "finetuned": "finetune"}  # by the name of the method
+
+
+class Labels(Config):
+    """Which training images lend their labels; at most one of the three."""
+
+    fraction: float | None = Field(None, gt=0, le=1)  # of each class
+    shots: int | None = Field(None, ge=1)  # of each class
+    images: str | None = None  # a file that lists them, one a line
+
+    @model_validator(mode="after")
+    def _one(self) -> "Labels":
+        given = [k for k in ("fraction", "shots", "images") if getattr(self, k) is not None]
+        if len(given) > 1:
+            raise ValueError(f"{' and '.join(given)} both say which labels to use; give one")
+        return self
+
+    def which(self) -> Tree:
+        """What was asked for, for the record; nothing where all labels are used."""
+        keys = ("fraction", "shots", "images")
+        return {k: getattr(self, k) for k in keys if getattr(self, k) is not None}
+
+
+class Evaluation(Config):
+    """What every protocol reads."""
+
+    data: DataConfig = DataConfig()
+    allow_overlap: bool = False  # measure even if test images are among the training images
+    untrained: bool = True  # also measure the same network before its first step
+    # for weights that another library wrote:
+    backbone: BackboneConfig | None = None
+    image_size: int | None = Field(None, ge=1)  # side in pixels (default: the encoder's own)
+    format: str | None = None  # of the file (default: recognised by its keys)
+
+
+class KnnConfig(Evaluation):
+    """kNN on cached features."""
+
+    seed: int = Field(0, ge=0)
+    device: str = "auto"
+    precision: Precision = "auto"
+    pixels: bool = True  # also measure the raw pixels
+
+
+class LinearConfig(KnnConfig, Labels):
+    """Logistic regression on cached features."""
+
+
+class TrainedConfig(TrainConfig, Evaluation, Labels):
+    """A classifier that is trained by `fit`: on a frozen encoder, or the whole network."""
+
+    protocol: str  # its name, stamped into the results
+    method: Annotated[LinearHeads.Config | FineTuned.Config, Field(discriminator="name")]
+    views: list[ViewGroup] = Field(min_length=1)
+    drop_path: float = Field(0.0, ge=0, lt=1)  # stochastic depth (arXiv 1603.09382)
+    validation: float = Field(0.1, gt=0, lt=1)  # of each class, held out to choose a rate by
+    weights_sha256: str | None = None  # of what is evaluated; filled in
+
+    @model_validator(mode="after")
+    def _sizes(self) -> "TrainedConfig":
+        if len({group.size for group in self.views}) > 1:
+            raise ValueError("views: a classifier is trained on views of one size")
+        return self
+
+    @property
+    def kind(self) -> Literal["linear-augmented", "finetune"]:
+        return KINDS[self.method.name]
+
+
+def compose_cached(cls: type[Config], base: Tree, overrides: list[str]) -> Any:
+    """The configuration of knn or linear: the encoder's own run, then key=value."""
+    return layers.validate(cls, _over(_only(base, cls), overrides))
+
+
+def compose_trained(
+    protocol: str, kind: str, base: Tree, image_size: int, overrides: list[str]
+) -> TrainedConfig:
+    """The configuration of a trained protocol.
+
+    Args:
+        protocol: a shipped protocol's name or a YAML file.
+        kind: linear-augmented or finetune: what the protocol must be.
+        base: keys of the encoder's own run.
+    """
+    tree = {**layers.read_yaml(find(protocol)), "protocol": Path(protocol).stem}
+    tree = _over(layers.merge(_only(base, TrainedConfig), tree), overrides)
+    views = tree.get("views")
+    size = tree.get("image_size") or image_size
+    if isinstance(views, str):
+        tree["views"] = sized(views, size)
+    config = layers.validate(TrainedConfig, tree)
+    if config.kind != kind:
+        raise UserError(f"--protocol {protocol}: is a protocol for `tacit {config.kind}`")
+    if config.views[0].size != size:
+        raise UserError(
+            f"views.0.size={config.views[0].size}: the test images have image_size={size}; "
+            f"make them equal"
+        )
+    return config
+
+
+def sized(name: str, size: int) -> list[Tree]:
+    """A preset at this size, in its small variant for small images."""
+    small = f"{name}-small"
+    return [{**group, "size": size} for group in preset(small if size <= 96 else name)]
+
+
+def find(protocol: str) -> Path:
+    """The file of a shipped protocol, or the file itself."""
+    shipped = PROTOCOLS / f"{protocol}.yaml"
+    if shipped.is_file():
+        return shipped
+    if Path(protocol).is_file():
+        return Path(protocol)
+    names = protocols()
+    raise UserError(
+        f"--protocol {protocol}: no such protocol or file.{near(protocol, names)} "
+        f"Known: {', '.join(names)}"
+    )
+
+
+def protocols() -> list[str]:
+    """The names of the shipped protocols of training."""
+    return sorted(p.stem for p in PROTOCOLS.glob("*.yaml"))
+
+
+def title(name: str) -> str:
+    """The comment on the first line of a protocol."""
+    with find(name).open(encoding="utf-8") as file:
+        return file.readline().removeprefix("#").strip()
+
+
+def _only(base: Tree, cls: type[Config]) -> Tree:
+    return {k: v for k, v in base.items() if k in cls.model_fields}
+
+
+def _over(tree: Tree, overrides: list[str]) -> Tree:
+    for layer in layers.parse_overrides(overrides):
+        if isinstance(layer.get("data"), dict):
+            layer = {**layer, "data": with_source(layer["data"])}
+        views = layer.get("views")
+        if isinstance(views, dict) and isinstance(tree.get("views"), str):
+            tree = {**tree, "views": preset(tree["views"])}
+        tree = layers.merge(tree, layer)
+    return tree

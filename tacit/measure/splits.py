@@ -1,0 +1,145 @@
+"""The images of an evaluation: two labelled splits that share none, and the labels that may be
+used."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tacit import distributed
+from tacit.data.images import Images
+from tacit.data.sources import DataConfig, open_source
+from tacit.errors import UserError
+from tacit.evaluate import subsets
+from tacit.evaluate.overlap import Overlap, Prints, compare, prints
+from tacit.measure.config import Evaluation, Labels
+from tacit.measure.subject import Subject
+from tacit.train.files import write_json, write_text
+
+# How data are read, not which they are.
+READING = {"mean", "std", "in_memory", "workers"}
+
+
+@dataclass(frozen=True)
+class Splits:
+    """Train and test images.
+
+    Attributes:
+        digests: name either split by its content.
+        overlap: what they share, for the record.
+    """
+
+    train: Images
+    test: Images
+    digests: tuple[str, str]
+    overlap: dict[str, Any]
+
+    def describe(self, config: Evaluation) -> dict[str, Any]:
+        """For the record: the keys of the data and the number of images."""
+        counts = {"train": len(self.train), "test": len(self.test)}
+        return {**config.data.model_dump(mode="json"), **counts}
+
+
+def open_splits(config: Evaluation, subject: Subject, device: torch.device) -> Splits:
+    """Open both, and compare the test split with the training split and, where the encoder was
+    pretrained on other images, with those.
+
+    Raises: UserError if there are no labels, if classes differ, or for a shared image unless
+        allow_overlap.
+    """
+    where = _named(config.data)
+    train, test = open_source(config.data, "train"), open_source(config.data, "test")
+    if train is None or train.classes is None:
+        raise UserError(
+            f"{where}: has no labels to measure against; name a labelled set with data.path=..."
+        )
+    if test is None or test.classes is None:
+        raise UserError(f"{where}: its test split has no labels")
+    if train.classes != test.classes:
+        raise UserError(
+            f"{where}: train and test split have different classes "
+            f"({len(train.classes)} and {len(test.classes)})"
+        )
+    images = Images(train, config.data, device), Images(test, config.data, device)
+    digests, overlap = None, None
+    if distributed.rank() == 0:
+        digests, overlap = _compare(config, subject, *images)
+    digests, overlap = distributed.share((digests, overlap))
+    return Splits(*images, digests, overlap)
+
+
+def _named(data: DataConfig) -> str:
+    return f"data.path={data.path}" if data.path else f"data.source={data.source}"
+
+
+def _compare(
+    config: Evaluation, subject: Subject, train: Images, test: Images
+) -> tuple[tuple[str, str], dict[str, Any]]:
+    """The digests of both splits and the record of what they share."""
+    a, b = prints(train), prints(test)
+    found = {"training": compare(a, b)}
+    before = _pretraining(config, subject)
+    if before is not None:
+        found["pretraining"] = compare(before, b)
+    for what, overlap in found.items():
+        _refuse(config, what, overlap)
+    worst = max(found.values(), key=lambda o: (o.paths + o.contents, o.similar))
+    record = {
+        "paths": worst.paths,
+        "contents": worst.contents,
+        "similar": worst.similar,
+        "allowed": config.allow_overlap,
+        "compared_with": list(found),
+    }
+    return (a.digest, b.digest), record
+
+
+def _pretraining(config: Evaluation, subject: Subject) -> Prints | None:
+    """Of the images that the encoder was pretrained on, if they are others and still there."""
+    if subject.run is None or subject.encoder.description["pretrained_on"]["images"] == 0:
+        return None
+    then, now = (data.model_dump(exclude=READING) for data in (subject.run.data, config.data))
+    if then == now:
+        return None
+    data = subject.run.data
+    try:
+        return prints(Images(open_source(data, "train"), data, torch.device("cpu")))
+    except UserError:
+        return None  # moved or deleted meanwhile: the record says what was compared
+
+
+def _refuse(config: Evaluation, what: str, overlap: Overlap) -> None:
+    if config.allow_overlap or not overlap.paths + overlap.contents:
+        return
+    count = max(overlap.paths, overlap.contents)
+    raise UserError(
+        f"{_named(config.data)}: {count} test images are among the {what} images, such as "
+        f"{overlap.example}; use another test split, or set allow_overlap=true, which the result "
+        f"will say"
+    )
+
+
+def labelled(config: Labels, train: Images, seed: int) -> subsets.Subset:
+    """The training images whose labels may be used."""
+    if config.images is not None:
+        return subsets.listed(train.source, config.images)
+    return subsets.draw(train.labels.cpu().numpy(), seed, config.fraction, config.shots)
+
+
+def write_subset(
+    config: Labels, subset: subsets.Subset, train: Images, seed: int, folder: Path
+) -> None:
+    """subset.txt, which `images=` can read again, and subset.json; nothing if all are used."""
+    if config.which() and distributed.rank() == 0:
+        names = [train.source.name(int(i)) for i in subset.rows]
+        write_text(folder / "subset.txt", "".join(f"{name}\n" for name in names))
+        about = {**config.which(), "seed": seed, "images": len(names), "sha256": subset.sha256}
+        write_json(folder / "subset.json", about)
+
+
+def said(config: Labels, subset: subsets.Subset) -> dict[str, Any]:
+    """What the record says of the labels used; nothing if all are."""
+    if not config.which():
+        return {}
+    return {**config.which(), "labels": len(subset.rows), "subset_sha256": subset.sha256}
