@@ -19,6 +19,10 @@ class BackboneConfig(Config):
     stem_stride: int = Field(
         1, ge=1, le=4
     )  # with small_images: stride of the stem; 2 is 4x cheaper
+    # with small_images, for weights of other libraries: solo-learn pads its stem by 2, lightly's
+    # CIFAR benchmark has no ReLU after it
+    stem_padding: int = Field(1, ge=0, le=2)
+    stem_relu: bool = True
     image_size: int | None = Field(None, ge=1)  # ViTs: side in pixels (default: the views' size)
     patch_size: int | None = Field(None, ge=1)  # ViTs: side of a patch in pixels
     drop_path: float = Field(0.0, ge=0, lt=1)  # stochastic depth
@@ -75,7 +79,14 @@ def _adapt_stem(backbone: nn.Module, config: BackboneConfig) -> None:
         )
     kernel = 3 if config.stem_stride == 1 else 2 * config.stem_stride
     backbone.conv1 = nn.Conv2d(
-        stem.in_channels, stem.out_channels, kernel, config.stem_stride, 1, bias=False
+        stem.in_channels,
+        stem.out_channels,
+        kernel,
+        config.stem_stride,
+        config.stem_padding,
+        bias=False,
     )
     nn.init.kaiming_normal_(backbone.conv1.weight, mode="fan_out", nonlinearity="relu")
     backbone.maxpool = nn.Identity()
+    if not config.stem_relu:
+        backbone.act1 = nn.Identity()

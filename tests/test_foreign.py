@@ -81,7 +81,7 @@ def torchvision_vit() -> nn.Module:
     return shake(torchvision.models.VisionTransformer(SIZE, 4, 2, 2, 24, 96, num_classes=5))
 
 
-def backbone(kind: str) -> nn.Module:
+def backbone(kind: str, **keys: Any) -> nn.Module:
     """A timm encoder with other weights, as the commands build it."""
     if kind == "vit":
         options = {"embed_dim": 24, "depth": 2, "num_heads": 2}
@@ -90,12 +90,10 @@ def backbone(kind: str) -> nn.Module:
     options = {"layers": [1, 1, 1, 1], "channels": [8, 16, 32, 64]}
     if kind == "lightly-cifar":
         options["channels"] = [64, 128, 256, 512]
+        keys = {"stem_relu": False, **keys}
     small = kind in ("lightly-cifar", "small")
-    config = BackboneConfig(name="resnet18", small_images=small, options=options)
-    model = build_backbone(config, SIZE, seed=7).eval()
-    if kind == "lightly-cifar":
-        model.act1 = nn.Identity()
-    return model
+    config = BackboneConfig(name="resnet18", small_images=small, options=options, **keys)
+    return build_backbone(config, SIZE, seed=7).eval()
 
 
 def without_head(encoder: nn.Module) -> nn.Module:
@@ -733,8 +731,8 @@ def test_solo_learns_stem_pads_by_two(tmp_path):
     made = solo(small_resnet(padding=2), "backbone", "small")
     path = write(tmp_path, made.file)
     model = backbone("small")
-    refusal(path, model, "solo-learn pads a 3x3 stem by 2", "padding=(2, 2)")
-    model.conv1.padding = (2, 2)
+    refusal(path, model, "solo-learn pads a 3x3 stem by 2", "stem_padding=2")
+    model = backbone("small", stem_padding=2)
     load_foreign(path, model)
     check_features(made, model)
     path = write(tmp_path, small_resnet(padding=1).state_dict())
@@ -743,9 +741,8 @@ def test_solo_learns_stem_pads_by_two(tmp_path):
 
 def test_lightlys_stem_for_cifar_has_no_relu(tmp_path):
     path = write(tmp_path, CASES["lightly-cifar"]().file)
-    model = backbone("lightly-cifar")
-    model.act1 = nn.ReLU()
-    refusal(path, model, "lightly-cifar has no ReLU after the stem", "nn.Identity()")
+    model = backbone("lightly-cifar", stem_relu=True)
+    refusal(path, model, "lightly-cifar has no ReLU after the stem", "stem_relu=false")
     state = torchvision.models.ResNet(BasicBlock, [1, 1, 1, 1])
     state.conv1 = nn.Conv2d(3, 64, 3, 1, 1, bias=False)
     path = write(tmp_path, state.state_dict())

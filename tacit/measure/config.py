@@ -8,12 +8,13 @@ from pydantic import Field, model_validator
 from tacit import config as layers
 from tacit.backbones import BackboneConfig
 from tacit.config import Config, Tree, near
+from tacit.data.images import SMALL
 from tacit.data.sources import DataConfig, with_source
 from tacit.errors import UserError
 from tacit.evaluate.classify import FineTuned, LinearHeads
 from tacit.train.engine import TrainConfig
 from tacit.train.precision import Precision
-from tacit.views.recipe import ViewGroup, preset
+from tacit.views.recipe import PRESETS, ViewGroup, preset
 
 PROTOCOLS = Path(__file__).parent.parent / "protocols"
 KINDS = {"heads": "linear-augmented", "finetuned": "finetune"}  # by the name of the method
@@ -80,6 +81,11 @@ class TrainedConfig(TrainConfig, Evaluation, Labels):
             raise ValueError("views: a classifier is trained on views of one size")
         return self
 
+    def identity(self) -> Tree:
+        """Whatever else is measured beside it, it is the same training."""
+        beside = ("untrained", "allow_overlap", "format")
+        return {key: value for key, value in super().identity().items() if key not in beside}
+
     @property
     def kind(self) -> Literal["linear-augmented", "finetune"]:
         return KINDS[self.method.name]
@@ -101,11 +107,9 @@ def compose_trained(
         base: keys of the encoder's own run.
     """
     tree = {**layers.read_yaml(find(protocol)), "protocol": Path(protocol).stem}
-    tree = _over(layers.merge(_only(base, TrainedConfig), tree), overrides)
-    views = tree.get("views")
-    size = tree.get("image_size") or image_size
-    if isinstance(views, str):
-        tree["views"] = sized(views, size)
+    given = layers.parse_overrides(overrides)
+    size = next((g["image_size"] for g in reversed(given) if g.get("image_size")), image_size)
+    tree = _over(layers.merge(_only(base, TrainedConfig), tree), overrides, size)
     config = layers.validate(TrainedConfig, tree)
     if config.kind != kind:
         raise UserError(f"--protocol {protocol}: is a protocol for `tacit {config.kind}`")
@@ -118,9 +122,10 @@ def compose_trained(
 
 
 def sized(name: str, size: int) -> list[Tree]:
-    """A preset at this size, in its small variant for small images."""
+    """A preset at this size, in its small variant, if it has one, for small images."""
     small = f"{name}-small"
-    return [{**group, "size": size} for group in preset(small if size <= 96 else name)]
+    fits = small if size <= SMALL and small in PRESETS else name
+    return [{**group, "size": size} for group in preset(fits)]
 
 
 def find(protocol: str) -> Path:
@@ -152,12 +157,14 @@ def _only(base: Tree, cls: type[Config]) -> Tree:
     return {k: v for k, v in base.items() if k in cls.model_fields}
 
 
-def _over(tree: Tree, overrides: list[str]) -> Tree:
-    for layer in layers.parse_overrides(overrides):
+def _over(tree: Tree, overrides: list[str], size: int = 0) -> Tree:
+    """The overrides, one layer after the other; names of presets become views of this size."""
+    for layer in ({}, *layers.parse_overrides(overrides)):
         if isinstance(layer.get("data"), dict):
             layer = {**layer, "data": with_source(layer["data"])}
-        views = layer.get("views")
-        if isinstance(views, dict) and isinstance(tree.get("views"), str):
-            tree = {**tree, "views": preset(tree["views"])}
+        if isinstance(layer.get("views"), str):
+            layer = {**layer, "views": sized(layer["views"], size)}
         tree = layers.merge(tree, layer)
+        if isinstance(tree.get("views"), str):
+            tree = {**tree, "views": sized(tree["views"], size)}
     return tree

@@ -110,7 +110,7 @@ def _changed(protocol: str, kind: str, work: Job, overrides: list[str]) -> dict[
     """The keys of the protocol that were changed for this evaluation."""
     subject = work.subject
     plain = compose_trained(protocol, kind, subject.base, subject.encoder.image_size, [])
-    skip = ("data.", "fraction", "shots", "images", "weights_sha256", "allow_overlap", "untrained")
+    skip = ("data.", "fraction", "shots", "images", "weights_sha256")
     before = dict(layers.flatten(plain.identity()))
     changed = {
         key: value

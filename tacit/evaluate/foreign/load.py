@@ -146,13 +146,14 @@ def _check_beyond(path: Path, found: Fit, backbone: nn.Module) -> int | None:
         if stem.padding != pads:
             raise UserError(
                 f"'{path}': {found.format} pads a 3x3 stem by {pads[0]}, this encoder by "
-                f"{stem.padding[0]}, so its features would differ; give its conv1 padding={pads}"
+                f"{stem.padding[0]}, so its features would differ; "
+                f"set backbone.stem_padding={pads[0]}"
             )
     if end is not None and isinstance(end, nn.Identity) == format.stem_relu:
-        has, wanted = ("a ReLU", "ReLU") if format.stem_relu else ("no ReLU", "Identity")
+        has, wanted = ("a ReLU", "true") if format.stem_relu else ("no ReLU", "false")
         raise UserError(
             f"'{path}': {found.format} has {has} after the stem, unlike this encoder, so its "
-            f"features would differ; make its act1 nn.{wanted}()"
+            f"features would differ; set backbone.stem_relu={wanted}"
         )
     heads = _heads(backbone)
     right = dict(format.heads).get(getattr(backbone, "embed_dim", None), heads)
