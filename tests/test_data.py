@@ -385,3 +385,15 @@ def test_an_error_while_decoding_reaches_the_loop(tmp_path):
 def test_impossible_batches(batch_size, parts, message):
     with pytest.raises(UserError, match=message):
         loader(batch_size, parts)
+
+
+def test_a_limit_draws_training_images_and_leaves_the_test_split():
+    whole = open_source(DataConfig(), "train")
+    few, more = (open_source(DataConfig(limit=n), "train") for n in (50, 90))
+    names = [{s.name(i) for i in range(len(s))} for s in (few, more, whole)]
+    assert [len(n) for n in names] == [50, 90, 1437]
+    assert names[0] < names[1] < names[2]
+    assert few.name(0) != whole.name(0), "drawn, not the first ones"
+    assert few.label(3) == whole.label(int(few.name(3).split()[-1]))
+    assert len(open_source(DataConfig(limit=50), "test")) == 360
+    assert len(open_source(DataConfig(limit=5000), "train")) == 1437

@@ -1,6 +1,5 @@
 """Evaluation against oracles, and attempts to make it lie."""
 
-import json
 import math
 
 import numpy as np
@@ -25,7 +24,7 @@ from tacit.evaluate.encoder import load_encoder
 from tacit.evaluate.features import extract, plain_views, raw_pixels, weights_hash
 from tacit.evaluate.knn import knn_accuracy, neighbours
 from tacit.evaluate.linear import few_rows, linear_probe
-from tacit.measure import Result, _store, read_results
+from tacit.measure import read_results
 from tests.test_train import config_of
 
 CPU = torch.device("cpu")
@@ -285,7 +284,8 @@ def test_knn_of_a_run(run):
     tacit.knn(run)
     records = read_results(run)
     assert len(records) == 3, "the same evaluation again is the same record"
-    assert all({"protocol", "metrics", "seed", "cost", "evaluated"} <= r.keys() for r in records)
+    stamped = {"protocol", "version", "metrics", "settings", "seed", "cost", "data", "overlap"}
+    assert all(stamped <= r.keys() for r in records)
 
 
 def test_the_untrained_encoder_is_the_run_before_its_first_step(run):
@@ -301,9 +301,7 @@ def test_unlabelled_data_is_refused(run, tmp_path):
     np.save(tmp_path / "x.npy", np.zeros((9, 8, 8, 3), np.uint8))
     with pytest.raises(UserError, match="has no labels"):
         tacit.knn(run, [f"data.path={tmp_path / 'x.npy'}"])
-    with pytest.raises(UserError, match="'epochs' cannot change in an evaluation"):
-        tacit.knn(run, ["epochs=3"])
-    with pytest.raises(UserError, match="'data' cannot change"):
+    with pytest.raises(UserError, match="data=3"):
         tacit.knn(run, ["data=3"])
 
 
@@ -322,17 +320,5 @@ def test_an_unfinished_run_is_refused(run, tmp_path):
     (tmp_path / "config.yaml").write_text((run / "config.yaml").read_text())
     with pytest.raises(UserError, match="not finished"):
         tacit.knn(tmp_path)
-    with pytest.raises(UserError, match="not a run folder"):
+    with pytest.raises(UserError, match="no such run folder"):
         tacit.linear(tmp_path / "nowhere")
-
-
-def test_records_are_kept(tmp_path):
-    one = Result("knn", 1, "encoder", {"k20": 0.5}, 0, {"seconds": 1.0}, "abc", {"train": 3})
-    _store(tmp_path, [one])
-    _store(tmp_path, [Result(**{**vars(one), "protocol": "linear"})])
-    _store(tmp_path, [Result(**{**vars(one), "metrics": {"k20": 0.6}})])
-    records = json.loads((tmp_path / "results.json").read_text())
-    assert {(r["protocol"], r["metrics"]["k20"]) for r in records} == {
-        ("linear", 0.5),
-        ("knn", 0.6),
-    }

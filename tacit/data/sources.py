@@ -34,6 +34,7 @@ class DataConfig(Config):
     source: str = "auto"
     path: str | None = None  # file or folder; for torchvision the folder to download to
     labels: bool = True  # false: read no labels even where there are some
+    limit: int | None = Field(None, ge=2)  # at most so many training images, drawn by coordinates
     test_fraction: float = Field(0.2, gt=0, lt=1)  # held out of a labelled set without a test split
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)  # of pixels in [0, 1], subtracted
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)  # divided by
@@ -49,6 +50,15 @@ def with_source(layer: Tree) -> Tree:
 
 
 def open_source(config: DataConfig, split: str) -> Source | None:
+    """The train or the test split, see `_open_split`; of the train split at most `limit` images."""
+    source = _open_split(config, split)
+    if split != "train" or config.limit is None or config.limit >= len(source):
+        return source
+    order = randomness.permutation(len(source), randomness.SUBSET)
+    return Part(source, np.sort(order[: config.limit]))
+
+
+def _open_split(config: DataConfig, split: str) -> Source | None:
     """The train or the test split; None if there is no test split to be had.
 
     A path's splits are found by the usual names: sub-folders, files that start with them, or arrays

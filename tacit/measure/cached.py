@@ -51,7 +51,8 @@ def knn(
     """
 
     def measure(x: _Features, y: Tensor, y_test: Tensor, work: Job) -> Metrics:
-        accuracy = knn_accuracy(x.train, y, x.test, y_test, ks=(20, 200), temperature=0.07)
+        how = {"ks": (20, 200), "temperature": 0.07, "device": work.device}
+        accuracy = knn_accuracy(x.train, y, x.test, y_test, **how)
         return {f"k{k}": value for k, value in accuracy.items()}
 
     return _evaluate("knn", KnnConfig, where, overrides, folder, measure)
@@ -70,6 +71,8 @@ def linear(
     def measure(x: _Features, y: Tensor, y_test: Tensor, work: Job) -> Metrics:
         result = linear_probe(x.train, y, x.test, y_test, work.config.seed, work.device)
         metrics = {"top1": result.top1, "top5": result.top5, "chosen_c": result.strength}
+        if result.validation:
+            metrics["validation_top1"] = result.validation[result.strength]
         for shots, (mean, deviation) in result.few.items() if not work.config.which() else ():
             metrics[f"shots{shots}"] = mean
             metrics[f"shots{shots}_std"] = deviation
