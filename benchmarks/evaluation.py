@@ -41,6 +41,7 @@ from tacit.data.sources import DataConfig, open_source
 from tacit.evaluate import linear
 from tacit.evaluate.features import extract, read_features
 from tacit.evaluate.knn import neighbours
+from tacit.evaluate.subsets import hold_out
 
 CPU = torch.device("cpu")
 IMAGENET = 1_281_167, 50_000  # training and validation images
@@ -121,7 +122,7 @@ def converged(x: Tensor, y: Tensor, test: Tensor, truth: Tensor) -> tuple[float,
     mean, std = x.mean(0), x.std(0, correction=0)
     x, test = (((a - mean) / std).double().numpy() for a in (x, test))
     y, truth = y.numpy(), truth.numpy()
-    held = linear._validation_rows(y, 0)
+    held = hold_out(y, linear.VALIDATION, 0)
     model = LogisticRegression(max_iter=100_000, tol=1e-6, warm_start=True)
     scores = {}
     for c in linear.STRENGTHS:

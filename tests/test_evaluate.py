@@ -23,7 +23,7 @@ from tacit.evaluate import knn as knn_module
 from tacit.evaluate.encoder import load_encoder
 from tacit.evaluate.features import extract, plain_views, raw_pixels, weights_hash
 from tacit.evaluate.knn import knn_accuracy, neighbours
-from tacit.evaluate.linear import few_rows, linear_probe
+from tacit.evaluate.linear import linear_probe
 from tacit.measure import read_results
 from tests.test_train import config_of
 
@@ -101,17 +101,6 @@ def test_the_probe_cannot_see_the_test_labels():
     shuffled = linear_probe(x, y, q, (truth + 1) % 4, seed=0)
     assert honest.strength == shuffled.strength
     assert shuffled.top1 < 0.3 < honest.top1
-
-
-@given(st.integers(0, 1000), st.integers(0, 9))
-@settings(max_examples=20, deadline=None)
-def test_few_labels_are_balanced_and_nested(seed, draw):
-    _, y = blobs(200)
-    one, five = few_rows(y, 1, seed, draw), few_rows(y, 5, seed, draw)
-    assert np.bincount(y[five]).tolist() == [5] * 4
-    assert np.bincount(y[one]).tolist() == [1] * 4
-    assert set(one) <= set(five)
-    assert not np.array_equal(five, few_rows(y, 5, seed, draw + 1))
 
 
 def test_top_k():

@@ -22,7 +22,8 @@ from tacit.evaluate import knn as knn_module
 from tacit.evaluate import linear
 from tacit.evaluate.features import extract, plain_views, raw_pixels, read_features, weights_hash
 from tacit.evaluate.knn import knn_accuracy, neighbours
-from tacit.evaluate.linear import STRENGTHS, few_rows, linear_probe
+from tacit.evaluate.linear import STRENGTHS, linear_probe
+from tacit.evaluate.subsets import draw, hold_out
 
 CPU = torch.device("cpu")
 HALF = (0.5,) * 3
@@ -355,7 +356,7 @@ def test_the_validation_part_is_held_out_of_the_sweep_alone(pixels, honest):
     result, fitted = honest
     rows, strengths, _ = zip(*fitted, strict=True)
     assert strengths == (*STRENGTHS, result.strength, *[linear.FIXED] * 20)
-    held = linear._validation_rows(pixels["y"].numpy(), 0)
+    held = hold_out(pixels["y"].numpy(), linear.VALIDATION, 0)
     for used in rows[: len(STRENGTHS)]:
         assert np.array_equal(used, np.flatnonzero(~held))
     assert rows[len(STRENGTHS)] is None  # all of them
@@ -369,8 +370,8 @@ def test_few_labels_are_fitted_as_by_scikit_learn(pixels, honest):
     x, q = standardised(pixels)
     for shots, (mean, deviation) in honest[0].few.items():
         scores = []
-        for draw in range(10):
-            rows = few_rows(pixels["y"].numpy(), shots, 0, draw)
+        for number in range(10):
+            rows = draw(pixels["y"].numpy(), 0, shots=shots, number=number).rows
             oracle = LogisticRegression(max_iter=1000).fit(x[rows], pixels["y"][rows])
             scores.append(oracle.score(q, pixels["truth"]))
         assert mean == pytest.approx(np.mean(scores), abs=1 / 360)
@@ -441,7 +442,7 @@ def test_tiny_training_parts(counts, chosen):
     if not chosen:
         assert result.strength == linear.FIXED
     assert result.top1 > 0.6
-    held = linear._validation_rows(y.numpy(), 0)
+    held = hold_out(y.numpy(), linear.VALIDATION, 0)
     _, left = np.unique(y.numpy()[~held], return_counts=True)
     assert len(left) == len(counts)
 
@@ -451,7 +452,7 @@ def test_tiny_training_parts(counts, chosen):
 def test_the_validation_part_is_a_fifth_of_each_class(counts, seed):
     y = 3 * np.repeat(np.arange(len(counts)), counts)
     order = randomness.permutation(len(y), randomness.SPLIT, seed)
-    held = linear._validation_rows(y, seed)
+    held = hold_out(y, linear.VALIDATION, seed)
     for c, n in enumerate(counts):
         taken = max(1, round(n / 5)) if n > 1 else 0
         first = [i for i in order if y[i] == 3 * c][:taken]

@@ -23,9 +23,9 @@ import torch
 from scipy.optimize import minimize
 from torch import Tensor
 
-from tacit import randomness
 from tacit.errors import UserError
 from tacit.evaluate.features import Features, as_tensor, exact_products
+from tacit.evaluate.subsets import draw, hold_out
 
 STRENGTHS = tuple(10.0**e for e in range(-4, 2))  # c, from strong to weak penalty
 VALIDATION = 0.2  # of the training split, class by class
@@ -99,32 +99,9 @@ def linear_probe(
     return LinearResult(top1, top5, strength, few, validation)
 
 
-def few_rows(labels: np.ndarray, shots: int, seed: int, draw: int) -> np.ndarray:
-    """`shots` rows of each class, or all it has, by coordinates; those of 1 lie inside 5."""
-    order = randomness.permutation(len(labels), randomness.SUBSET, seed, draw)
-    return np.flatnonzero(_turns(labels, order) < shots)
-
-
-def _turns(labels: np.ndarray, order: np.ndarray) -> np.ndarray:
-    """For each row how many of its class come before it in this order."""
-    by_class = order[np.argsort(labels[order], kind="stable")]
-    _, first, counts = np.unique(labels[by_class], return_index=True, return_counts=True)
-    turns = np.empty(len(labels), np.int64)
-    turns[by_class] = np.arange(len(labels)) - np.repeat(first, counts)
-    return turns
-
-
-def _validation_rows(labels: np.ndarray, seed: int) -> np.ndarray:
-    """A mask: the same share of each class, at least one image of every class that has two."""
-    turns = _turns(labels, randomness.permutation(len(labels), randomness.SPLIT, seed))
-    _, places, counts = np.unique(labels, return_inverse=True, return_counts=True)
-    share = np.where(counts > 1, np.maximum(1, np.round(VALIDATION * counts)), 0)
-    return turns < share[places]
-
-
 def _choose(data: "_Labelled", seed: int) -> tuple[float, dict[float, float], "_Weights | None"]:
     """The strength that is best on the validation part, all top-1 there, and where it ended."""
-    held = _validation_rows(data.labels, seed)
+    held = hold_out(data.labels, VALIDATION, seed)
     if not held.any():
         return FIXED, {}, None
     fit, check = data.part(np.flatnonzero(~held)), data.part(np.flatnonzero(held))
@@ -139,8 +116,8 @@ def _choose(data: "_Labelled", seed: int) -> tuple[float, dict[float, float], "_
 def _few(data: "_Labelled", asked: "_Labelled", shots: int, seed: int) -> tuple[float, float]:
     """Mean and standard deviation of test top-1 with so many labels of each class."""
     scores = []
-    for draw in range(DRAWS):
-        part = data.part(few_rows(data.labels, shots, seed, draw))
+    for number in range(DRAWS):
+        part = data.part(draw(data.labels, seed, shots=shots, number=number).rows)
         scores.append(asked.accuracy(part.fit(FIXED, few=True))[0])
     return float(np.mean(scores)), float(np.std(scores, ddof=1))
 
