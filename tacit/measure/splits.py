@@ -16,7 +16,9 @@ from tacit.evaluate.overlap import Overlap, Prints, compare, prints
 from tacit.measure.config import Evaluation, Labels
 from tacit.measure.subject import Subject
 from tacit.train.files import write_json, write_text
+from tacit.train.log import console
 
+MANY = 200_000  # images whose reading takes so long that it is said
 # How data are read, not which they are.
 READING = {"mean", "std", "in_memory", "workers"}
 
@@ -77,6 +79,8 @@ def _compare(
     config: Evaluation, subject: Subject, train: Images, test: Images
 ) -> tuple[tuple[str, str], dict[str, Any]]:
     """The digests of both splits and the record of what they share."""
+    if len(train) + len(test) > MANY:
+        console.print(f"Reading {len(train) + len(test):,} images to compare the two splits")
     a, b = prints(train), prints(test)
     found = {"training": compare(a, b)}
     before = _pretraining(config, subject)

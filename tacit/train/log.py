@@ -61,7 +61,7 @@ class Display:
                 TimeRemainingColumn(),
                 console=console,
             )
-            self._task = self._bar.add_task("pretraining", total=steps, completed=start, text="")
+            self._task = self._bar.add_task("training", total=steps, completed=start, text="")
             self._bar.start()
 
     def update(self, step: int, record: dict[str, Any], last: bool) -> None:
