@@ -4,6 +4,7 @@ import json
 import os
 import sys
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from tacit import measure, run
@@ -38,8 +39,7 @@ def work(folder: Path) -> None:
     else:
         run.pretrain(config, quiet=True)
         outcome["cost"] = _cost(folder / "run")
-        last = read_metrics(folder / "run" / "metrics.jsonl")[-1]
-        outcome["online"] = last.get("probe_top1")
+        outcome["online"] = _online(folder / "run")
     write_json(folder / "outcome.json", outcome)
     for tree in asked["protocols"]:
         protocol = Protocol(**tree)
@@ -61,6 +61,13 @@ def read_outcome(folder: Path) -> dict[str, Any]:
 
 def _cost(folder: Path) -> dict[str, Any]:
     return json.loads((folder / "cost.json").read_text(encoding="utf-8"))
+
+
+def _online(folder: Path) -> float | None:
+    """The online probe's accuracy, the mean of what the last epoch logged."""
+    records = [r for r in read_metrics(folder / "metrics.jsonl") if "probe_top1" in r]
+    late = [r["probe_top1"] for r in records if r["epoch"] > records[-1]["epoch"] - 1]
+    return fmean(late) if late else None
 
 
 def _measure(protocol: Protocol, home: str, device: str, job: Job) -> list[Result]:
