@@ -17,7 +17,7 @@ from tests.conftest import TINY, environment, tacit
 
 GRID = {
     "data": {"digits": {"recipes": "digits", "keys": {"epochs": 1}}},
-    "methods": ["simclr", "byol"],
+    "methods": ["simclr"],
     "seeds": [0, 1],
     "protocols": [
         {"kind": "knn"},
@@ -39,32 +39,32 @@ def rows(folder) -> dict[tuple[str, str], dict]:
 
 def test_a_grid_from_nothing_to_its_table(tmp_path):
     grid = write(tmp_path)
-    command = ["bench", grid, "-o", "out", "--compare", "simclr", "byol"]
-    assert "[6/6] digits/" in tacit(*command, cwd=tmp_path).stderr
+    command = ["bench", grid, "-o", "out", "--compare", "simclr", "untrained"]
+    assert "[4/4] digits/" in tacit(*command, cwd=tmp_path).stderr
     table = rows(tmp_path / "out")
-    methods = ("untrained", "pixels", "simclr", "byol")
+    methods = ("untrained", "pixels", "simclr")
     assert table.keys() == {(m, s) for m in methods for s in ("0", "1")}
     for (method, _), row in table.items():
         assert 0 < float(row["knn"]) < 1
-        assert bool(row["minutes"]) == (method in ("simclr", "byol"))
+        assert bool(row["minutes"]) == (method == "simclr")
         assert bool(row["finetune_10"]) == (method != "pixels")
     assert table["pixels", "0"]["knn"] == table["pixels", "1"]["knn"]
     assert table["simclr", "0"]["knn"] != table["simclr", "1"]["knn"]
     # a second call does nothing but print
     before = {p: p.stat().st_mtime_ns for p in (tmp_path / "out" / "cells").rglob("*")}
     again = tacit(*command, cwd=tmp_path)
-    assert "6 cells, 6 of them done" in again.stderr
+    assert "4 cells, 4 of them done" in again.stderr
     assert "digits knn: simclr/default" in again.stdout
     assert "paired p = " in again.stdout
     assert {p: p.stat().st_mtime_ns for p in (tmp_path / "out" / "cells").rglob("*")} == before
     # a larger grid keeps what is there
-    larger = write(tmp_path, "larger.yaml", methods=["simclr", "byol", "simsiam"], seeds=[0])
+    larger = write(tmp_path, "larger.yaml", methods=["simclr", "byol"], seeds=[0])
     more = tacit("bench", larger, "-o", "out", cwd=tmp_path)
-    assert "4 cells, 3 of them done" in more.stderr
-    assert ("simsiam", "0") in rows(tmp_path / "out")
+    assert "3 cells, 2 of them done" in more.stderr
+    assert ("byol", "0") in rows(tmp_path / "out")
     text = (tmp_path / "out" / "table.md").read_text()
     assert "360 test images" in text
-    assert "| simsiam" in text
+    assert "| byol" in text
     content = json.loads((tmp_path / "out" / "table.json").read_text())
     assert content["cells"]
 
@@ -92,8 +92,7 @@ def test_a_cell_that_fails_is_shown_and_the_others_go_on(tmp_path):
     assert rows(tmp_path / "out")["supcon", "0"]["knn"]
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_stopped_grid_goes_on(tmp_path, number):
+def test_a_stopped_grid_goes_on(tmp_path):
     grid = write(tmp_path, methods=["simclr"], seeds=[0], overrides=[*TINY, "epochs=12"])
     command = ["bench", grid, "-o", "out", "--jobs", "1"]
     process = subprocess.Popen(
@@ -106,7 +105,7 @@ def test_a_stopped_grid_goes_on(tmp_path, number):
     while not list(tmp_path.glob("out/cells/*simclr*/run/checkpoints/step-*.pt")):
         assert process.poll() is None, process.stderr.read()
         time.sleep(0.05)
-    process.send_signal(number)
+    process.send_signal(signal.SIGTERM)
     _, stderr = process.communicate(timeout=120)
     assert process.returncode == 130
     assert "Resume with: python -m tacit bench" in stderr.splitlines()[-1]
@@ -142,7 +141,7 @@ def test_a_stopped_grid_goes_on(tmp_path, number):
 def test_a_grid_that_does_not_fit_is_refused_before_anything_runs(tmp_path, changes, message):
     path = tmp_path / write(tmp_path, **changes)
     if message is None:  # only the cell can know: it is one of the failures that are shown
-        assert len(plan(read_grid(str(path)))) == 6
+        assert len(plan(read_grid(str(path)))) == 4
         return
     with pytest.raises(UserError) as error:
         work.bench(read_grid(str(path)), tmp_path / "out")

@@ -53,7 +53,7 @@ def test_from_pretraining_to_the_table(tmp_path):
     rows = {line.split()[1]: line for line in table.splitlines() if line.startswith("│")}
     assert {"encoder", "untrained", "pixels"} <= rows.keys()
     numbers = [float(n) for n in re.findall(r"\d+\.\d", rows["pixels"])]
-    assert len(numbers) == 6  # four accuracies, two with a deviation
+    assert len(numbers) == 7  # five accuracies, two with a deviation
     assert "-" not in rows["pixels"].replace("+-", "")
     records = json.loads((tmp_path / "r" / "results.json").read_text())
     assert len(records) == 6
