@@ -22,10 +22,11 @@ def print_results(results: list[Result]) -> None:
     first = results[0]
     labels = f"{first.settings['labels']:,} labels, " if "labels" in first.settings else ""
     draws = "\nfew labels: mean +- standard deviation over 10 draws"
+    title = (
+        f"{first.protocol}: accuracy in % on {first.data['test']:,} test images "
+        f"({labels}{first.data['train']:,} training images, seed {first.seed})"
+    )
     table = Table(
-        title=f"{first.protocol}: accuracy in % on {first.data['test']:,} test images "
-        f"({labels}{first.data['train']:,} training images, seed {first.seed})",
-        title_justify="left",
         caption=f"protocol {first.protocol} v{first.version}"
         + (draws if "shots1" in first.metrics else ""),
         caption_justify="left",
@@ -36,6 +37,7 @@ def print_results(results: list[Result]) -> None:
         table.add_column(TITLES[name], justify="right")
     for result in results:
         table.add_row(result.evaluated, *(_cell(result.metrics, name) for name in shown))
+    console().print(title, soft_wrap=True, markup=False)  # longer than a narrow table is wide
     console().print(table)
     for note in notes(results):
         console().print(note, soft_wrap=True, markup=False)

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from scipy.optimize import minimize
+from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from tacit.errors import UserError
@@ -89,7 +90,8 @@ def linear_probe(
     names, places = np.unique(y, return_inverse=True)
     truth = np.searchsorted(names, y_test).clip(max=len(names) - 1)
     truth[names[truth] != y_test] = -1
-    with exact_products():
+    # scipy's vectors are short: threads of its BLAS would only fight with torch's for the cores
+    with exact_products(), threadpool_limits(1, user_api="blas"):
         space = _Space(train, train.device if device is None else device)
         data = _Labelled(space, train, places, len(names))
         asked = _Labelled(space, test, truth, len(names))
