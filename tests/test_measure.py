@@ -14,14 +14,17 @@ from PIL import Image
 from safetensors.torch import save_file
 
 import tacit
+from tacit.data.images import Images
 from tacit.data.sources import DataConfig, open_source
 from tacit.errors import UserError
 from tacit.evaluate.classify import LinearHeads
-from tacit.evaluate.features import weights_hash
+from tacit.evaluate.features import extract, weights_hash
+from tacit.evaluate.linear import linear_probe
 from tacit.measure import config as measure_config
 from tacit.measure import notes, trained
 from tacit.measure.results import VERSIONS, Result, noise, read_results, store
 from tacit.methods import METHODS
+from tacit.run_config import read_run_config
 from tacit.train import session
 from tacit.train.checkpoint import Checkpoints
 from tests.conftest import TINY, environment, heads
@@ -232,6 +235,31 @@ def test_features_are_read_from_the_disk_the_second_time(run, monkeypatch):
     assert tacit.linear(run, ["pixels=false"])[0].metrics["top1"] > 0.3
     with pytest.raises(pytest.fail.Exception):
         tacit.knn(run, ["data.mean=[0.1, 0.1, 0.1]"])
+
+
+def test_both_splits_features_have_one_scale(run, tmp_path):
+    """Test images a third as bright: written to disk, their features keep their size beside the
+    training images', as they have in memory."""
+    digits = {split: open_source(DataConfig(), split) for split in ("train", "test")}
+    content = {}
+    for split, count, dim in (("train", 300, 1), ("test", 200, 3)):
+        content[f"{split}_x"] = np.stack([digits[split].read(i) // dim for i in range(count)])
+        content[f"{split}_y"] = np.array([digits[split].label(i) for i in range(count)])
+    np.savez(tmp_path / "dim.npz", **content)
+    config = read_run_config(run).data.model_copy(
+        update={"path": str(tmp_path / "dim.npz"), "source": "auto"}
+    )
+    keys = [f"data.path={tmp_path / 'dim.npz'}", "pixels=false", "untrained=false"]
+    (result,) = tacit.linear(run, keys)
+    encoder = tacit.load_encoder(run).backbone
+    x, y = [], []
+    for split in ("train", "test"):
+        images = Images(open_source(config, split), config, torch.device("cpu"))
+        x.append(extract(encoder, images, 16, config.mean, config.std))
+        y.append(images.labels)
+    assert x[0].square().mean() / x[1].square().mean() > 1.5, "else the test shows nothing"
+    expected = linear_probe(x[0], y[0], x[1], y[1], seed=0)
+    assert result.metrics["top1"] == pytest.approx(expected.top1, abs=1.5 / 200)
 
 
 @pytest.mark.parametrize("command", ["knn", "linear-augmented"])

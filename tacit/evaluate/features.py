@@ -105,14 +105,16 @@ def extract(
     amp: bool = False,
     file: Path | None = None,
     shared: bool = False,
+    scale: float | None = None,
 ) -> Tensor:
     """Features of the images (or of those rows), each image seen once, in order: (N, D).
 
     Args:
         file: write them there, batch by batch, as float16 .npy, and return a map of it, which may
-            be larger than memory. They are divided by a power of two so that none overflows; the
-            cosines of kNN and the standardised features of a linear probe do not depend on it. The
-            file appears when it is complete and the encoder is proven frozen, else not at all.
+            be larger than memory. They are multiplied by `scale` so that none overflows. The file
+            appears when it is complete and the encoder is proven frozen, else not at all.
+        scale: of a file, a power of two; what is measured does not depend on it as long as all
+            splits have the same, so take it from `scale_of` (default: of these images alone).
         shared: all ranks call this and share the images; each gets all features. Of a file, rank 0
             writes it and all map it: it must be where every rank can read.
     Returns: float32 on the images' device; with a file float16 on the CPU, not to be written to.
@@ -132,7 +134,7 @@ def extract(
         for _ in pieces:  # takes part in what rank 0 writes
             pass
     else:
-        _in_file(pieces, len(rows), file)
+        _in_file(pieces, len(rows), file, scale)
     if shared:
         distributed.barrier()
     return read_features(file)
@@ -212,19 +214,19 @@ def _in_memory(pieces: Pieces, count: int) -> Tensor:
     return features
 
 
-def _in_file(pieces: Pieces, count: int, file: Path) -> None:
+def _in_file(pieces: Pieces, count: int, file: Path, scale: float | None) -> None:
     """Written, not mapped: a full disk is then an error, and nothing stays in memory."""
 
     def write(path: Path) -> None:
-        scale, origin = None, 0
+        factor, origin = scale, 0
         with path.open("wb") as out:
             for place, part in pieces:
-                if scale is None:
-                    scale, shape = _scale(part), (count, part.shape[1])
+                if not origin:
+                    factor, shape = factor or _scale(part), (count, part.shape[1])
                     header = {"descr": "<f2", "fortran_order": False, "shape": shape}
                     np.lib.format.write_array_header_1_0(out, header)
                     origin = out.tell()
-                half = (part * scale).half()
+                half = (part * factor).half()
                 if not half.isfinite().all():
                     raise UserError(f"'{file}': features differ too much in size for float16")
                 out.seek(origin + place * 2 * half.shape[1])
@@ -235,6 +237,19 @@ def _in_file(pieces: Pieces, count: int, file: Path) -> None:
     except OSError as error:
         reason = f"'{file}': features cannot be written: {error.strerror}"
         raise UserError(f"{reason}; free space or choose another place") from None
+
+
+def scale_of(
+    encoder: nn.Module,
+    images: Images,
+    size: int,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    amp: bool = False,
+) -> float:
+    """What float16 features of this encoder are multiplied by, from its first images' features."""
+    rows = np.arange(min(len(images), _batch(images, size)))
+    return _scale(extract(encoder, images, size, mean, std, rows, amp))
 
 
 def _scale(part: Tensor) -> float:

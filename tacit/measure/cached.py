@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from tacit import distributed
 from tacit.data.images import Images
-from tacit.evaluate.features import extract, raw_pixels, read_features, weights_hash
+from tacit.evaluate.features import extract, raw_pixels, read_features, scale_of, weights_hash
 from tacit.evaluate.knn import knn_accuracy
 from tacit.evaluate.linear import linear_probe
 from tacit.measure.config import KnnConfig, LinearConfig, compose_cached
@@ -131,8 +131,12 @@ def _read(work: Job, name: str, network: nn.Module) -> _Features:
     """Features of both splits, from the disk if the same network has read the same images."""
     network.to(device=work.device, memory_format=torch.channels_last)
     sha, began = weights_hash(network), time.perf_counter()
+    data = work.config.data
+    how = (work.size, data.mean, data.std)
+    # one scale for both splits, or the test features would be standardised wrongly
+    scale = distributed.share(scale_of(network, work.splits.train, *how, amp=work.amp))
     both = [
-        _cached(work, network, sha, images, digest)
+        _cached(work, network, sha, images, digest, scale)
         for images, digest in zip(
             (work.splits.train, work.splits.test), work.splits.digests, strict=True
         )
@@ -140,13 +144,14 @@ def _read(work: Job, name: str, network: nn.Module) -> _Features:
     return _Features(name, *both, time.perf_counter() - began, sha)
 
 
-def _cached(work: Job, network: nn.Module, sha: str, images: Images, digest: str) -> Tensor:
+def _cached(
+    work: Job, network: nn.Module, sha: str, images: Images, digest: str, scale: float
+) -> Tensor:
     data = work.config.data
-    what = [sha, digest, work.size, data.mean, data.std, work.amp, VERSIONS["knn"]]
+    what = [sha, digest, work.size, data.mean, data.std, work.amp, scale, VERSIONS["knn"]]
     key = hashlib.sha256(json.dumps(what).encode()).hexdigest()[:16]
     file = work.subject.folder / "features" / f"{key}.npy"
     if distributed.share(file.is_file()):
         return read_features(file)
-    return extract(
-        network, images, work.size, data.mean, data.std, amp=work.amp, file=file, shared=True
-    )
+    how = {"amp": work.amp, "file": file, "shared": True, "scale": scale}
+    return extract(network, images, work.size, data.mean, data.std, **how)
