@@ -14,7 +14,7 @@ run: setup            ## pretrain on real handwritten digits, then print what wa
 
 setup: $(VENV)/.installed
 
-test: $(VENV)/.installed-test   ## every test; about five minutes on two cores
+test: $(VENV)/.installed-test   ## every test; about ten minutes on two cores
 	$(BIN)/python -m pytest -n 2
 
 lint: $(VENV)/.installed-test
