@@ -237,29 +237,21 @@ def test_features_are_read_from_the_disk_the_second_time(run, monkeypatch):
         tacit.knn(run, ["data.mean=[0.1, 0.1, 0.1]"])
 
 
-def test_both_splits_features_have_one_scale(run, tmp_path):
-    """Test images a third as bright: written to disk, their features keep their size beside the
-    training images', as they have in memory."""
-    digits = {split: open_source(DataConfig(), split) for split in ("train", "test")}
-    content = {}
-    for split, count, dim in (("train", 300, 1), ("test", 200, 3)):
-        content[f"{split}_x"] = np.stack([digits[split].read(i) // dim for i in range(count)])
-        content[f"{split}_y"] = np.array([digits[split].label(i) for i in range(count)])
-    np.savez(tmp_path / "dim.npz", **content)
-    config = read_run_config(run).data.model_copy(
-        update={"path": str(tmp_path / "dim.npz"), "source": "auto"}
-    )
-    keys = [f"data.path={tmp_path / 'dim.npz'}", "pixels=false", "untrained=false"]
-    (result,) = tacit.linear(run, keys)
+def test_both_splits_features_have_one_scale(run, monkeypatch):
+    """Features on the disk keep the size beside each other that they have in memory, whatever
+    scale is found; here every search for one finds another."""
+    scales = iter([1.0, 8.0, 64.0])
+    monkeypatch.setattr("tacit.evaluate.features._scale", lambda part: next(scales))
+    (result,) = tacit.linear(run, ["pixels=false", "untrained=false"])
+    config = read_run_config(run).data
     encoder = tacit.load_encoder(run).backbone
     x, y = [], []
     for split in ("train", "test"):
         images = Images(open_source(config, split), config, torch.device("cpu"))
         x.append(extract(encoder, images, 16, config.mean, config.std))
         y.append(images.labels)
-    assert x[0].square().mean() / x[1].square().mean() > 1.5, "else the test shows nothing"
     expected = linear_probe(x[0], y[0], x[1], y[1], seed=0)
-    assert result.metrics["top1"] == pytest.approx(expected.top1, abs=1.5 / 200)
+    assert result.metrics["top1"] == pytest.approx(expected.top1, abs=2.5 / 360)
 
 
 @pytest.mark.parametrize("command", ["knn", "linear-augmented"])
