@@ -3,7 +3,7 @@
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -37,6 +37,9 @@ Subject = Annotated[
         help="a finished run's folder, an encoder.safetensors, or a checkpoint of another library "
         "(then with backbone.name=...)"
     ),
+]
+Protocol = Annotated[
+    str, typer.Option(help="a shipped protocol (see `tacit protocols`) or a YAML file")
 ]
 Results = Annotated[str | None, typer.Option("--run", help="folder of the results")]
 
@@ -79,9 +82,7 @@ def linear_augmented(
     where: Subject,
     keys: EvaluationKeys = None,
     run: Results = None,
-    protocol: Annotated[
-        str, typer.Option(help="a shipped protocol (see `tacit protocols`) or a YAML file")
-    ] = "linear-augmented",
+    protocol: Protocol = "linear-augmented",
 ) -> None:
     """Linear classifier on a frozen encoder, trained with crop and flip; continues if stopped."""
     from tacit import measure
@@ -95,9 +96,7 @@ def finetune(
     where: Subject,
     keys: EvaluationKeys = None,
     run: Results = None,
-    protocol: Annotated[
-        str, typer.Option(help="a shipped protocol (see `tacit protocols`) or a YAML file")
-    ] = "finetune",
+    protocol: Protocol = "finetune",
 ) -> None:
     """Train the whole network as a classifier, beside one from scratch; continues if stopped."""
     from tacit import measure
@@ -111,9 +110,7 @@ def protocols() -> None:
     """List the shipped protocols of `linear-augmented` and `finetune`."""
     from tacit.measure import config
 
-    names = config.protocols()
-    for name in names:
-        print(f"{name:{max(map(len, names))}}  {config.title(name)}")
+    _list(config.protocols(), config.title)
 
 
 @app.command()
@@ -147,11 +144,10 @@ def bench(
     folder = output or Path(f"runs/bench-{Path(grid).stem}")
     say = partial(console(stderr=True).print, soft_wrap=True, markup=False)
     try:
-        cells = work.bench(config, folder, jobs, device, say)
+        cells, about = work.bench(config, folder, jobs, device, say)
     except work.Stopped:
         print(f"Stopped; what is done is saved. Resume with: {_this_command()}", file=sys.stderr)
         raise typer.Exit(128 + signal.SIGINT) from None
-    about = work.about(config, folder)
     write_all(folder, cells, about)
     found = rows(cells)
     console().print(to_rich(found, about))
@@ -168,9 +164,7 @@ def grids() -> None:
     """List the shipped grids."""
     from tacit.grid import plan
 
-    names = plan.grids()
-    for name in names:
-        print(f"{name:{max(map(len, names))}}  {plan.title(name)}")
+    _list(plan.grids(), plan.title)
 
 
 @app.command()
@@ -203,19 +197,12 @@ def views(
 @app.command()
 def show(what: What, overrides: Overrides = None) -> None:
     """Print every value of a configuration and who set it."""
-    from rich.table import Table
-
-    from tacit.printing import console
+    from tacit.printing import print_columns
     from tacit.run_config import compose
 
-    table = Table(box=None, pad_edge=False)
-    table.add_column("key", no_wrap=True)
-    for title in ("value", "set by"):
-        table.add_column(title, overflow="fold")
-    for key, value, origin in compose(what, overrides).rows():
-        style = "dim" if origin.startswith("default") else None
-        table.add_row(key, str(value), origin, style=style)
-    console().print(table, markup=False)
+    rows = compose(what, overrides).rows()
+    dim = [origin.startswith("default") for _, _, origin in rows]
+    print_columns(("key", "value", "set by"), [[*map(str, row)] for row in rows], 1, dim)
 
 
 @app.command()
@@ -223,32 +210,24 @@ def recipes() -> None:
     """List the shipped recipes."""
     from tacit import run_config
 
-    names = run_config.recipes()
-    for name in names:
-        print(f"{name:{max(map(len, names))}}  {run_config.recipe_title(name)}")
+    _list(run_config.recipes(), run_config.recipe_title)
 
 
 @app.command()
 def methods() -> None:
     """List the methods: paper, year, what each needs, its recipes."""
-    from rich.table import Table
-
     from tacit import run_config
     from tacit.methods import METHODS
-    from tacit.printing import console
+    from tacit.printing import print_columns
 
     shipped = [name.partition("/") for name in run_config.recipes()]
-    table = Table(box=None, pad_edge=False)
-    for title in ("method", "year", "arXiv"):
-        table.add_column(title, no_wrap=True)
-    for title in ("paper", "needs", "recipes"):
-        table.add_column(title, overflow="fold")
+    rows = []
     for name, method in METHODS.items():
         paper = method.paper()
         where = ", ".join(folder for folder, _, recipe in shipped if recipe == name)
         needs = ", ".join(method.needs)
-        table.add_row(name, str(paper.year), paper.arxiv, paper.title, needs, where)
-    console().print(table, markup=False)
+        rows.append([name, str(paper.year), paper.arxiv, paper.title, needs, where])
+    print_columns(("method", "year", "arXiv", "paper", "needs", "recipes"), rows, 3)
 
 
 @app.command()
@@ -259,6 +238,11 @@ def schema() -> None:
     from tacit.run_config import json_schema
 
     print(json.dumps(json_schema(), indent=2))
+
+
+def _list(names: list[str], title: Callable[[str], str]) -> None:
+    for name in names:
+        print(f"{name:{max(map(len, names))}}  {title(name)}")
 
 
 def _print(results: "list[Result]") -> None:

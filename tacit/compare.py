@@ -13,14 +13,13 @@ from rich.table import Table
 from rich.text import Text
 
 from tacit import config as layers
+from tacit.data.sources import READING
 from tacit.errors import UserError
 from tacit.measure import read_results
 from tacit.run_config import FREE, read_run_config
 from tacit.train.log import read_metrics
 
 ABSENT = "-"
-# What an encoder brings along or how images are read, not which images it was measured on.
-NOT_THE_DATA = ("mean", "std", "in_memory", "workers")
 # Keys that change what a loss and an online probe are a number of.
 TASK = ("method.", "views.", "data.", "batch_size")
 ACCURACY = re.compile(r"(top|k|shots)\d+")  # metrics in [0, 1], shown in percent
@@ -128,7 +127,7 @@ def _newest(run: Path) -> dict[str, dict[str, Any]]:
 
 def _conditions(record: Mapping[str, Any]) -> dict[str, Any]:
     """Protocol, version, data and settings, flat: records that agree in all may be compared."""
-    data = {k: v for k, v in record["data"].items() if k not in NOT_THE_DATA}
+    data = {k: v for k, v in record["data"].items() if k not in READING}
     tree = {"protocol": record["protocol"], "version": record["version"], "data": data}
     return {**dict(layers.flatten(tree)), **dict(layers.flatten(record.get("settings") or {}))}
 

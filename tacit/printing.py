@@ -43,6 +43,23 @@ def print_results(results: list[Result]) -> None:
         console().print(note, soft_wrap=True, markup=False)
 
 
+def print_columns(
+    titles: tuple[str, ...], rows: list[list[str]], fixed: int, dim: list[bool] | None = None
+) -> None:
+    """A table without lines.
+
+    Args:
+        fixed: so many of the first columns are never folded.
+        dim: rows of less interest.
+    """
+    table = Table(box=None, pad_edge=False)
+    for n, title in enumerate(titles):
+        table.add_column(title, no_wrap=n < fixed, overflow="fold")
+    for row, less in zip(rows, dim or [False] * len(rows), strict=True):
+        table.add_row(*row, style="dim" if less else None)
+    console().print(table, markup=False)
+
+
 def console(stderr: bool = False) -> Console:
     """Wide enough in a pipe for every table."""
     found = Console(stderr=stderr, highlight=False)

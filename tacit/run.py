@@ -143,7 +143,8 @@ def training_images(config: RunConfig, device: torch.device) -> Images:
     return Images(open_source(config.data, "train"), config.data, device)
 
 
-def make_loader(config: RunConfig, images: Images) -> ViewLoader:
+def make_loader(config: Any, images: Images) -> ViewLoader:
+    """Batches as a RunConfig, or whatever else has its views, data, seed and batch, asks for."""
     return ViewLoader(
         images,
         config.views,

@@ -1,5 +1,6 @@
 """Features on disk and over ranks, and what is read from them, against oracles."""
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,14 @@ from tacit.errors import UserError
 from tacit.evaluate import features as module
 from tacit.evaluate import knn as knn_module
 from tacit.evaluate import linear
-from tacit.evaluate.features import extract, plain_views, raw_pixels, read_features, weights_hash
+from tacit.evaluate.features import (
+    extract,
+    plain_views,
+    raw_pixels,
+    read_features,
+    scale_of,
+    weights_hash,
+)
 from tacit.evaluate.knn import knn_accuracy, neighbours
 from tacit.evaluate.linear import STRENGTHS, linear_probe
 from tacit.evaluate.subsets import draw, hold_out
@@ -75,7 +83,10 @@ def test_a_file_holds_the_features_but_for_scale_and_rounding(tmp_path):
 def test_any_size_of_features_keeps_float16s_precision(tmp_path_factory, exponent):
     factor = 10.0**exponent
     expected = read(Net(factor))
-    mapped = read(Net(factor), file=tmp_path_factory.mktemp("x") / "x.npy").float()
+    chosen = scale_of(Net(factor), digits(), 8, HALF, HALF)
+    file = tmp_path_factory.mktemp("x") / "x.npy"
+    mapped = read(Net(factor), file=file, scale=chosen).float()
+    assert math.log2(chosen).is_integer()
     scale = 2.0 ** (mapped.norm() / expected.norm()).log2().round()
     close = (mapped / scale - expected).abs() <= 2**-11 * expected.abs() + 1e-6 * factor
     assert close.all()
@@ -361,7 +372,8 @@ def test_the_validation_part_is_held_out_of_the_sweep_alone(pixels, honest):
         assert np.array_equal(used, np.flatnonzero(~held))
     assert rows[len(STRENGTHS)] is None  # all of them
     check = labelled(pixels["train"], pixels["y"]).part(np.flatnonzero(held))
-    for c, (_, _, weights) in zip(STRENGTHS, fitted, strict=False):
+    sweep = fitted[: len(STRENGTHS)]
+    for c, (_, _, weights) in zip(STRENGTHS, sweep, strict=True):
         assert check.accuracy(weights)[0] == result.validation[c]
     assert [len(used) for used in rows[-20:]] == [10] * 10 + [50] * 10
 

@@ -23,6 +23,8 @@ from tacit.data.readers import (
 from tacit.data.torchvision_sets import Torchvision
 from tacit.errors import UserError
 
+# Keys of how images are read, not of which they are.
+READING = ("mean", "std", "in_memory", "workers")
 SOURCES = ("auto", "digits", "folder", "parquet", "arrays", "torchvision:NAME")
 
 

@@ -1,6 +1,6 @@
 """Classifiers on a pretrained encoder, as methods that `fit` trains: frozen, and fine-tuned."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Annotated, Literal
 
@@ -99,7 +99,7 @@ class FineTuned(Classifier):
         self._depth = depths(backbone) if config.layer_decay < 1 else {}
         self._mix = self._mixing(classes) if config.mixup or config.cutmix else None
 
-    def _mixing(self, classes: int):
+    def _mixing(self, classes: int) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
         from timm.data import Mixup
 
         c = self.config

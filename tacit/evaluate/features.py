@@ -105,7 +105,7 @@ def extract(
     amp: bool = False,
     file: Path | None = None,
     shared: bool = False,
-    scale: float | None = None,
+    scale: float = 1.0,
 ) -> Tensor:
     """Features of the images (or of those rows), each image seen once, in order: (N, D).
 
@@ -113,8 +113,8 @@ def extract(
         file: write them there, batch by batch, as float16 .npy, and return a map of it, which may
             be larger than memory. They are multiplied by `scale` so that none overflows. The file
             appears when it is complete and the encoder is proven frozen, else not at all.
-        scale: of a file, a power of two; what is measured does not depend on it as long as all
-            splits have the same, so take it from `scale_of` (default: of these images alone).
+        scale: of a file, from `scale_of`; what is measured does not depend on it as long as all
+            splits have the same.
         shared: all ranks call this and share the images; each gets all features. Of a file, rank 0
             writes it and all map it: it must be where every rank can read.
     Returns: float32 on the images' device; with a file float16 on the CPU, not to be written to.
@@ -214,19 +214,19 @@ def _in_memory(pieces: Pieces, count: int) -> Tensor:
     return features
 
 
-def _in_file(pieces: Pieces, count: int, file: Path, scale: float | None) -> None:
+def _in_file(pieces: Pieces, count: int, file: Path, scale: float) -> None:
     """Written, not mapped: a full disk is then an error, and nothing stays in memory."""
 
     def write(path: Path) -> None:
-        factor, origin = scale, 0
+        origin = 0
         with path.open("wb") as out:
             for place, part in pieces:
                 if not origin:
-                    factor, shape = factor or _scale(part), (count, part.shape[1])
+                    shape = (count, part.shape[1])
                     header = {"descr": "<f2", "fortran_order": False, "shape": shape}
                     np.lib.format.write_array_header_1_0(out, header)
                     origin = out.tell()
-                half = (part * factor).half()
+                half = (part * scale).half()
                 if not half.isfinite().all():
                     raise UserError(f"'{file}': features differ too much in size for float16")
                 out.seek(origin + place * 2 * half.shape[1])

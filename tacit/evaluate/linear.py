@@ -65,6 +65,7 @@ def linear_probe(
     test_labels: Features,
     seed: int,
     device: torch.device | None = None,
+    shots: tuple[int, ...] = SHOTS,
 ) -> LinearResult:
     """Logistic regression on features standardised by the training split.
 
@@ -83,6 +84,7 @@ def linear_probe(
             split lacks counts as wrong.
         seed: of the validation part and of the drawn subsets.
         device: does the arithmetic (default: where `train` is).
+        shots: labels per class of the few-label results; () for none.
     Raises: UserError if a training feature is not finite.
     """
     train, test = as_tensor(train), as_tensor(test)
@@ -97,7 +99,7 @@ def linear_probe(
         asked = _Labelled(space, test, truth, len(names))
         strength, validation, weights = _choose(data, seed)
         top1, top5 = asked.accuracy(data.fit(strength, weights))
-        few = {shots: _few(data, asked, shots, seed) for shots in SHOTS}
+        few = {count: _few(data, asked, count, seed) for count in shots}
     return LinearResult(top1, top5, strength, few, validation)
 
 

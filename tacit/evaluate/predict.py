@@ -27,16 +27,14 @@ def accuracy(
     mean: tuple[float, ...],
     std: tuple[float, ...],
     amp: bool = False,
-    shared: bool = True,
 ) -> list[Right]:
     """Of each head, in eval mode. With five classes or fewer top5 is 1.
 
+    Each rank takes its share of the images, and all know the whole.
     Args:
         size: side in pixels that the central square of each image is resized to.
-        shared: each rank takes its share of the images, and all know the whole.
     """
-    ranks, rank = (distributed.world_size(), distributed.rank()) if shared else (1, 0)
-    rows = np.arange(rank, len(images), ranks)
+    rows = np.arange(distributed.rank(), len(images), distributed.world_size())
     counts = torch.zeros(len(method.heads), 2, dtype=torch.long, device=images.device)
     seen, was_training = 0, method.training
     method.eval()
@@ -50,6 +48,5 @@ def accuracy(
             counts[n] += torch.stack([best[:, 0].sum(), best.sum()])
         seen += len(x)
     method.train(was_training)
-    if shared:
-        counts = distributed.all_sum(counts)
-    return [Right(first / len(images), five / len(images)) for first, five in counts.tolist()]
+    found = distributed.all_sum(counts).tolist()
+    return [Right(first / len(images), five / len(images)) for first, five in found]

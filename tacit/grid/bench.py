@@ -35,8 +35,10 @@ def bench(
     jobs: int | None = None,
     device: str = "auto",
     say: Callable[[str], None] = print,
-) -> list[Cell]:
-    """Run what is missing of a grid; the cells, finished or with the reason why not.
+) -> tuple[list[Cell], dict[str, Any]]:
+    """Run what is missing of a grid.
+
+    Returns: the cells, finished or with the reason why not; how they were measured.
 
     Args:
         folder: of the grid; each cell has a folder below cells/, named after its configuration, so
@@ -53,7 +55,8 @@ def bench(
         say(f"{len(asked)} cells, {len(asked) - len(missing)} of them done -> {folder}")
         slots, threads = places(device, jobs or grid.jobs, len(missing))
         errors = _run(grid, missing, folder, slots, threads, say) if missing else {}
-        return [cell for job in asked for cell in read_cells(grid, job, folder, errors)]
+        cells = [cell for job in asked for cell in read_cells(grid, job, folder, errors)]
+        return cells, _about(asked, folder)
 
 
 def finished(grid: GridConfig, job: Job, folder: Path) -> bool:
@@ -182,7 +185,8 @@ def _summary(grid: GridConfig, job: Job, folder: Path) -> str:
 def read_cells(grid: GridConfig, job: Job, folder: Path, errors: dict[str, str]) -> list[Cell]:
     """The table's cells of a job: its encoder and, of an untrained one, the pixels."""
     home = folder / "cells" / job.folder
-    outcome, cost = read_outcome(home), read_outcome(home)["cost"]
+    outcome = read_outcome(home)
+    cost = outcome["cost"]
     metrics: dict[str, dict[str, float | None]] = {"encoder": {}, "pixels": {}}
     if outcome["online"] is not None:
         metrics["encoder"]["online"] = outcome["online"]
@@ -213,10 +217,10 @@ def read_cells(grid: GridConfig, job: Job, folder: Path, errors: dict[str, str])
     return cells
 
 
-def about(grid: GridConfig, folder: Path) -> dict[str, Any]:
+def _about(asked: list[Job], folder: Path) -> dict[str, Any]:
     """What the table says of how it was measured."""
     images, devices = {}, set()
-    for job in plan(grid):
+    for job in asked:
         outcome = read_outcome(folder / "cells" / job.folder)
         if outcome["test_images"]:
             images[job.data] = outcome["test_images"]

@@ -1,7 +1,6 @@
 """One cell of a grid, in a process of its own: `python -m tacit.grid.cell FOLDER`."""
 
 import json
-import os
 import sys
 from pathlib import Path
 from statistics import fmean
@@ -94,5 +93,3 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
-    sys.stdout.flush()
-    os._exit(0)  # threads that still wait for work must not hold a finished cell

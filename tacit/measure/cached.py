@@ -69,11 +69,12 @@ def linear(
     """
 
     def measure(x: _Features, y: Tensor, y_test: Tensor, work: Job) -> Metrics:
-        result = linear_probe(x.train, y, x.test, y_test, work.config.seed, work.device)
+        how = {"shots": ()} if work.config.which() else {}
+        result = linear_probe(x.train, y, x.test, y_test, work.config.seed, work.device, **how)
         metrics = {"top1": result.top1, "top5": result.top5, "chosen_c": result.strength}
         if result.validation:
             metrics["validation_top1"] = result.validation[result.strength]
-        for shots, (mean, deviation) in result.few.items() if not work.config.which() else ():
+        for shots, (mean, deviation) in result.few.items():
             metrics[f"shots{shots}"] = mean
             metrics[f"shots{shots}_std"] = deviation
         return metrics

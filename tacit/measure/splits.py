@@ -9,7 +9,7 @@ import torch
 
 from tacit import distributed
 from tacit.data.images import Images
-from tacit.data.sources import DataConfig, open_source
+from tacit.data.sources import READING, DataConfig, open_source
 from tacit.errors import UserError
 from tacit.evaluate import subsets
 from tacit.evaluate.overlap import Overlap, Prints, compare, prints
@@ -19,8 +19,6 @@ from tacit.train.files import write_json, write_text
 from tacit.train.log import console
 
 MANY = 200_000  # images whose reading takes so long that it is said
-# How data are read, not which they are.
-READING = {"mean", "std", "in_memory", "workers"}
 
 
 @dataclass(frozen=True)
@@ -103,7 +101,7 @@ def _pretraining(config: Evaluation, subject: Subject) -> Prints | None:
     """Of the images that the encoder was pretrained on, if they are others and still there."""
     if subject.run is None or subject.encoder.description["pretrained_on"]["images"] == 0:
         return None
-    then, now = (data.model_dump(exclude=READING) for data in (subject.run.data, config.data))
+    then, now = (data.model_dump(exclude=set(READING)) for data in (subject.run.data, config.data))
     if then == now:
         return None
     data = subject.run.data

@@ -14,7 +14,6 @@ from torch import nn
 from tacit import config as layers
 from tacit import distributed, randomness
 from tacit.data.images import Images
-from tacit.data.loader import ViewLoader
 from tacit.errors import UserError
 from tacit.evaluate.classify import Classifier, FineTuned, LinearHeads
 from tacit.evaluate.encoder import Network
@@ -26,7 +25,7 @@ from tacit.measure.job import Job, job
 from tacit.measure.results import Result
 from tacit.measure.splits import labelled, said, write_subset
 from tacit.measure.subject import open_subject
-from tacit.run import claim
+from tacit.run import claim, make_loader
 from tacit.train.checkpoint import Checkpoints
 from tacit.train.engine import fit
 from tacit.train.files import locked, write_json
@@ -151,15 +150,7 @@ def _train(
     distributed.barrier()
     with locked(folder) if first else nullcontext():
         config = fitted(work.config, len(images.train))
-        loader = ViewLoader(
-            images.train,
-            config.views,
-            batch_size=config.batch_size,
-            seed=config.seed,
-            mean=config.data.mean,
-            std=config.data.std,
-            parts=config.accumulate,
-        )
+        loader = make_loader(config, images.train)
         classes = len(images.train.classes)
         if first and not quiet:
             _announce(config, folder, len(images.train), classes)

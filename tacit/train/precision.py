@@ -26,6 +26,7 @@ def pick_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
         torch.empty(1, device=device)
+    # what torch raises for a name it does not know, a build without CUDA, a backend without tensors
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"device={name}: {reason}. Use auto, cpu, cuda, cuda:1 or mps") from None
