@@ -10,7 +10,7 @@ from statistics import median
 import torch
 from PIL import Image
 
-from tacit.data.images import decode
+from tacit.data.decode import decode
 from tacit.data.sources import DataConfig, open_source
 from tacit.errors import UserError
 
@@ -48,10 +48,12 @@ def machine() -> str:
     return f"{name}, {capability}, torch {torch.__version__}, {torch.get_num_threads()} threads"
 
 
-def report(title: str, ours: list[float], theirs: list[float], unit: str) -> None:
+def report(
+    title: str, ours: list[float], theirs: list[float], unit: str, peer: str = "lightly"
+) -> None:
     """Medians of interleaved runs, and the median, least and greatest of their paired ratios."""
     ratios = sorted(a / b for a, b in zip(ours, theirs, strict=True))
     print(
-        f"{title}: tacit {median(ours):.1f} {unit}, lightly {median(theirs):.1f} {unit}, "
+        f"{title}: tacit {median(ours):.1f} {unit}, {peer} {median(theirs):.1f} {unit}, "
         f"ratio {median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f}, n={len(ratios)})"
     )

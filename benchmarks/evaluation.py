@@ -36,7 +36,7 @@ from torchvision import transforms
 from benchmarks.common import MEAN, STD, arguments, machine, pictures, start
 from tacit.backbones import BackboneConfig, build_backbone
 from tacit.data.images import Images
-from tacit.data.readers import Part
+from tacit.data.source import Part
 from tacit.data.sources import DataConfig, open_source
 from tacit.evaluate import linear
 from tacit.evaluate.features import extract, read_features

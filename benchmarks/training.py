@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from benchmarks.common import arguments, machine, pictures, report, start
 from tacit.data.images import Images
-from tacit.data.readers import Part
+from tacit.data.source import Part
 from tacit.data.sources import open_source
 from tacit.run import build_method, make_loader
 from tacit.run_config import compose

@@ -43,47 +43,44 @@ def where(mask: Tensor, op: Callable[..., Tensor], x: Tensor, *parameters: Tenso
 
 def crop_boxes(
     u: Tensor,
-    height: int,
-    width: int,
+    height: Tensor | int,
+    width: Tensor | int,
     scale: tuple[float, float],
     ratio: tuple[float, float],
+    otherwise: tuple[int, int] | None = None,
 ) -> Tensor:
     """Random crops as in Inception: area uniform in `scale`, log aspect ratio uniform in `ratio`.
 
-    The first of ten draws that fits the image counts; if none does, the largest centred crop with a
-    permitted ratio. The distribution is that of torchvision's RandomResizedCrop.
+    The first of ten draws that fits the image counts. The distribution is that of torchvision's
+    RandomResizedCrop.
 
     Args:
         u: (B, CROP_SLOTS) uniform numbers in [0, 1).
-        height, width: of all images, in pixels.
+        height, width: in pixels, of all images, or (B,) of each.
         scale: bounds of the crop's area as a fraction of the image's.
         ratio: bounds of width / height.
+        otherwise: height and width of the centred box where none of the ten fits; by default the
+            largest with a permitted ratio.
     Returns: (B, 4) int64: top, left, height, width.
     """
-    widest, tallest = min(width, height * ratio[1]), min(height, width / ratio[0])
-    return random_boxes(u, height, width, scale, ratio, (round(tallest), round(widest)))
-
-
-def random_boxes(
-    u: Tensor,
-    height: int,
-    width: int,
-    scale: tuple[float, float],
-    ratio: tuple[float, float],
-    otherwise: tuple[int, int],
-) -> Tensor:
-    """As crop_boxes, but where none of the ten draws fits, a centred box of height and width
-    `otherwise`."""
     device = u.device  # float32 would round some pixels wrongly, and MPS has no float64
     u = (u.cpu() if device.type == "mps" else u).double()
+    height, width = (
+        side.to(u)[:, None] if isinstance(side, Tensor) else u.new_full((1, 1), side)
+        for side in (height, width)
+    )
     area = height * width * (scale[0] + (scale[1] - scale[0]) * u[:, :CROP_TRIES])
     low, high = math.log(ratio[0]), math.log(ratio[1])
     aspect = torch.exp(low + (high - low) * u[:, CROP_TRIES : 2 * CROP_TRIES])
     w, h = (area * aspect).sqrt().round(), (area / aspect).sqrt().round()  # (B, tries)
     fits = (w > 0) & (w <= width) & (h > 0) & (h <= height)
     first, found = fits.int().argmax(1, keepdim=True), fits.any(1, keepdim=True)
-    h = torch.where(found, h.gather(1, first), otherwise[0])  # (B, 1)
-    w = torch.where(found, w.gather(1, first), otherwise[1])
+    tallest, widest = otherwise or (
+        torch.minimum(height, width / ratio[0]).round(),
+        torch.minimum(width, height * ratio[1]).round(),
+    )
+    h = torch.where(found, h.gather(1, first), tallest)  # (B, 1)
+    w = torch.where(found, w.gather(1, first), widest)
     top = torch.where(found, u[:, -2:-1] * (height - h + 1), (height - h) / 2).floor()
     left = torch.where(found, u[:, -1:] * (width - w + 1), (width - w) / 2).floor()
     return torch.cat([top, left, h, w], dim=1).long().to(device)

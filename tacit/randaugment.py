@@ -208,7 +208,7 @@ def erase_boxes(
         area: bounds of the box's area as a fraction of the image's. ratio: of width / height.
     Returns: (B, 4) int64: top, left, height, width; height and width 0 where no draw fits.
     """
-    return augment.random_boxes(u, size, size, area, ratio, (0, 0))
+    return augment.crop_boxes(u, size, size, area, ratio, (0, 0))
 
 
 def erase(x: Tensor, boxes: Tensor, noise: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 import contextlib
 import platform
 import subprocess
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from torch import nn
 from tacit import config as layers
 from tacit import distributed, randomness
 from tacit.backbones import build_backbone
+from tacit.data.bad import BadImages, read_bad
 from tacit.data.images import Images
 from tacit.data.loader import ViewLoader
 from tacit.data.sources import open_source
@@ -20,11 +22,11 @@ from tacit.errors import UserError
 from tacit.evaluate.encoder import save_encoder
 from tacit.evaluate.features import extract, weights_hash
 from tacit.evaluate.knn import knn_accuracy
+from tacit.files import locked, write_atomically, write_text
 from tacit.methods import METHODS, Method
 from tacit.methods.heads import WithHead
 from tacit.run_config import RunConfig, to_yaml
 from tacit.train.engine import TrainConfig, fit
-from tacit.train.files import locked, write_atomically, write_text
 from tacit.train.log import console
 from tacit.train.optim import scaled_lr
 from tacit.train.precision import pick_device, pick_precision
@@ -32,6 +34,7 @@ from tacit.train.probe import OnlineProbe
 from tacit.train.session import Check
 from tacit.views.sheet import contact_sheet
 
+BAD_IMAGES = "bad_images.txt"
 PACKAGES = ("tacit", "torch", "torchvision", "timm", "numpy", "scikit-learn")
 
 
@@ -47,29 +50,59 @@ def pretrain(config: RunConfig, quiet: bool = False) -> Path:
     device = distributed.setup(pick_device(config.device))
     if config.sync_batchnorm and device.type != "cuda":
         raise UserError(f"sync_batchnorm=true: works on CUDA devices, not on {device.type}")
+    first = distributed.rank() == 0
     try:
-        images = training_images(config, device)
-        loader = make_loader(config, images)
-        _check_labels(config, images)
-        method = build_method(config)
-        first = distributed.rank() == 0
+        is_claimed(folder, config)  # before broken images are noted there
+        job = assemble(config, device)
         if first:
             claim(folder, config)
         distributed.barrier()
         with locked(folder) if first else contextlib.nullcontext():
             if first and not quiet:
-                _announce(config, images, device)
-            probe = None
-            if config.evaluate.probe and images.classes is not None:
-                probe = OnlineProbe(method.backbone.num_features, len(images.classes))
-            check = _knn_check(config, images, device)
-            fit(method, loader, config, folder, device, probe=probe, check=check, quiet=quiet)
+                _announce(config, job.images, device)
+            job.fit(folder, quiet)
             if first:
-                save_encoder(folder, method.backbone, describe(config, method, images))
+                save_encoder(folder, job.method.backbone, describe(config, job.method, job.images))
+                _tell_bad(folder / BAD_IMAGES)
         distributed.barrier()
         return folder
     finally:
         distributed.teardown()
+
+
+@dataclass(frozen=True)
+class Job:
+    """All that a pretraining takes."""
+
+    config: RunConfig
+    images: Images
+    loader: ViewLoader
+    method: Method
+    device: torch.device
+    probe: OnlineProbe | None
+    check: Check | None
+
+    def fit(self, folder: Path, quiet: bool = False) -> None:
+        """Train in the folder, from the newest checkpoint there."""
+        extras = {"probe": self.probe, "check": self.check, "quiet": quiet}
+        fit(self.method, self.loader, self.config, folder, self.device, **extras)
+
+
+def assemble(config: RunConfig, device: torch.device) -> Job:
+    """Open the images and build the method. Raises: UserError for what does not fit together."""
+    images = training_images(config, device, Path(config.run) / BAD_IMAGES)
+    loader = make_loader(config, images)
+    _check_labels(config, images)
+    method, probe = build_method(config), None
+    if config.evaluate.probe and images.classes is not None:
+        probe = OnlineProbe(method.backbone.num_features, len(images.classes))
+    return Job(config, images, loader, method, device, probe, _knn_check(config, images, device))
+
+
+def _tell_bad(file: Path) -> None:
+    count = len(read_bad(file))
+    if count:
+        console.print(f"{count} broken images were replaced by others; see {file}", soft_wrap=True)
 
 
 def untrained(config: RunConfig) -> Path:
@@ -139,8 +172,22 @@ def draw_views(config: RunConfig, output: Path, rows: int, epochs: int) -> None:
     write_atomically(output, lambda path: sheet.save(path, "PNG"))
 
 
-def training_images(config: RunConfig, device: torch.device) -> Images:
-    return Images(open_source(config.data, "train"), config.data, device)
+def training_images(
+    config: RunConfig, device: torch.device, bad_images: Path | None = None
+) -> Images:
+    """The images of the training split.
+
+    Args:
+        bad_images: where broken ones are written down; without it they are errors.
+    """
+    source = open_source(config.data, "train", cache_beside(config.run))
+    bad = bad_images and BadImages(bad_images, len(source), config.data.max_bad)
+    return Images(source, config.data, device, bad)
+
+
+def cache_beside(run: str | Path | None) -> Path | None:
+    """Where the runs beside this one remember what large folders hold."""
+    return None if run is None else Path(run).absolute().parent / ".cache"
 
 
 def make_loader(config: Any, images: Images) -> ViewLoader:
@@ -163,27 +210,37 @@ def image_size(config: RunConfig) -> int:
 
 def claim(folder: Path, config: TrainConfig) -> None:
     """Take a folder for this configuration, or make sure that it is already this one's."""
+    if is_claimed(folder, config):
+        return
+    versions = " ".join(f"{name} {_version(name)}" for name in PACKAGES)
+    head = f"# python {platform.python_version()} {versions}\n"
+    revision = _git_revision()
+    if revision:
+        head += f"# git {revision}\n"
+    write_text(folder / "config.yaml", head + to_yaml(config))
+
+
+def is_claimed(folder: Path, config: TrainConfig) -> bool:
+    """Whether the folder is already this configuration's.
+
+    Raises: UserError if it is another's, or if what it holds is not a run.
+    """
     path = folder / "config.yaml"
     if path.is_file():
         there = layers.validate(type(config), layers.read_yaml(path))
-        before, now = there.identity(), config.identity()
-        lines = layers.differences(before, now)
+        lines = layers.differences(there.identity(), config.identity())
         if lines:
             shown = "\n".join(f"  {line}" for line in lines)
             raise UserError(
                 f"'{folder}' holds another configuration (there -> asked for):\n{shown}\n"
                 f"Choose another folder with --run, or repeat the command that made it"
             )
-        return
-    # a crash at the very first write may have left its temporary file, and nothing else
-    if folder.exists() and any(not p.name.startswith(".config.yaml.") for p in folder.iterdir()):
+        return True
+    # What a crash before the end of the very first write may have left.
+    begun = (".config.yaml.", BAD_IMAGES)
+    if folder.exists() and any(not p.name.startswith(begun) for p in folder.iterdir()):
         raise UserError(f"'{folder}' exists and is not a run folder; choose another with --run")
-    versions = " ".join(f"{name} {_version(name)}" for name in PACKAGES)
-    head = f"# python {platform.python_version()} {versions}\n"
-    revision = _git_revision()
-    if revision:
-        head += f"# git {revision}\n"
-    write_text(path, head + to_yaml(config))
+    return False
 
 
 def _version(package: str) -> str:

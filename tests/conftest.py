@@ -11,6 +11,7 @@ import torch
 from hypothesis import settings
 from torch import nn
 
+from tacit import cli
 from tacit.methods import METHODS
 
 ROOT = Path(__file__).parent.parent
@@ -127,3 +128,21 @@ def small_heads(name: str) -> dict[str, int]:
         elif key in small:
             keys[key] = small[key]
     return keys
+
+
+@pytest.fixture
+def command(monkeypatch, capsys):
+    """A command in this process: quicker than `tacit`, where no other process has to be proven."""
+
+    def call(*arguments: str, cwd: Path) -> subprocess.CompletedProcess:
+        monkeypatch.chdir(cwd)
+        monkeypatch.setattr(sys, "argv", ["tacit", *arguments])
+        code = 0
+        try:
+            cli.main()
+        except SystemExit as end:
+            code = end.code or 0
+        said = capsys.readouterr()
+        return subprocess.CompletedProcess(arguments, code, said.out, said.err)
+
+    return call

@@ -12,9 +12,9 @@ FLOORS = [  # from the top; a module belongs to the first prefix that fits
     ["__main__", "__init__"],
     ["cli"],
     ["printing"],
-    ["grid", "compare"],
+    ["grid", "compare", "profiling"],
     ["measure"],
-    ["run"],
+    ["run", "check"],
     ["run_config"],
     ["evaluate"],
     ["train"],
@@ -34,6 +34,7 @@ FLOORS = [  # from the top; a module belongs to the first prefix that fits
         "metrics",
         "distributed",
         "errors",
+        "files",
     ],
 ]
 

@@ -65,7 +65,7 @@ def arrays(path, train: int, test: int, leaked: int = 0) -> str:
     content = {}
     for split, which in rows.items():
         content[f"{split}_x"] = np.stack([sources[s].read(i) for s, i in which])
-        content[f"{split}_y"] = np.array([sources[s].label(i) for s, i in which])
+        content[f"{split}_y"] = np.array([sources[s].labels[i] for s, i in which])
     np.savez(path, **content)
     return f"data.path={path}"
 
@@ -89,7 +89,7 @@ def test_an_encoder_pretrained_on_the_test_images_is_refused(tmp_path):
     """Without labels a folder has no test split: all of its images were trained on."""
     source = open_source(DataConfig(), "train")
     for i in range(120):
-        folder = tmp_path / "data" / str(source.label(i))
+        folder = tmp_path / "data" / str(source.labels[i])
         folder.mkdir(parents=True, exist_ok=True)
         Image.fromarray(source.read(i)).save(folder / f"{i}.png")
     keys = [f"data.path={tmp_path / 'data'}", "max_steps=1"]
@@ -195,7 +195,7 @@ def test_the_last_checkpoint_is_tested_as_it_is_on_disk(run, monkeypatch):
     monkeypatch.setattr(trained, "fit", fit)
     (result,) = EVALUATIONS["finetune"](run, ["untrained=false", "checkpoint.keep=5"])
     source = open_source(DataConfig(), "test")
-    threes = sum(source.label(i) == 3 for i in range(len(source)))
+    threes = sum(source.labels[i] == 3 for i in range(len(source)))
     assert result.metrics["top1"] == threes / 360
     assert result.metrics["steps"] == 2 * (1437 // 128) + 1
 

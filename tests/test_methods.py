@@ -26,7 +26,7 @@ def batch_of(name: str, n: int = 32, step: int = 0) -> Batch:
     source = Digits("train")
     index = torch.arange(n) + step * n
     pixels = torch.stack([torch.from_numpy(source.read(int(i))).permute(2, 0, 1) for i in index])
-    labels = torch.tensor([source.label(int(i)) for i in index])
+    labels = torch.tensor([source.labels[int(i)] for i in index])
     groups = [
         group.model_copy(update={"size": 8 if group.count > 4 else 16})
         for group in compose(None, [f"method.name={name}"]).config.views

@@ -1,5 +1,7 @@
 """Values follow from their coordinates alone, are uniform, and do not correlate."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -102,3 +104,50 @@ def test_directions_are_uniform_on_the_sphere_and_change_with_every_step():
     points = a.transpose(1, 2).flatten(0, 1)  # of 3200
     assert points.mean(0).abs().max() < 4.5 * (0.2 / 3200) ** 0.5
     assert (points.T @ points / 3200 - torch.eye(5) / 5).abs().max() < 0.02
+
+
+@given(st.integers(1, 3000), integers, st.integers(0, 1000))
+@settings(max_examples=50, deadline=None)
+def test_shuffled_is_a_permutation_of_the_places(n, seed, epoch):
+    order = randomness.shuffled(np.arange(n), n, randomness.ORDER, seed, epoch)
+    assert np.array_equal(np.sort(order), np.arange(n))
+
+
+@given(st.integers(1, 10**9), integers, st.data())
+@settings(max_examples=50, deadline=None)
+def test_shuffled_place_by_place(n, seed, data):
+    """Also among a billion, each place by itself goes where it goes among others."""
+    places = np.array(data.draw(st.lists(st.integers(0, n - 1), min_size=1, max_size=20)))
+    together = randomness.shuffled(places, n, randomness.ORDER, seed, 3)
+    alone = [
+        int(randomness.shuffled(places[k : k + 1], n, randomness.ORDER, seed, 3)[0])
+        for k in range(len(places))
+    ]
+    assert together.tolist() == alone
+    assert ((together >= 0) & (together < n)).all()
+    assert len(set(together.tolist())) == len(set(places.tolist()))
+
+
+def test_shuffled_epochs_are_even_and_do_not_correlate():
+    orders = np.stack(
+        [randomness.shuffled(np.arange(20), 20, randomness.ORDER, 0, e) for e in range(4000)]
+    )
+    counts = np.stack([np.bincount(column, minlength=20) for column in orders.T])
+    assert stats.chisquare(counts.ravel()).pvalue > 1e-4  # every image as often in every place
+    follows = np.bincount((orders[:, 1:] - orders[:, :-1]).ravel() % 20, minlength=20)
+    assert follows[0] == 0
+    assert stats.chisquare(follows[1:]).pvalue > 1e-4  # whom an image follows is even as well
+    long = [randomness.shuffled(np.arange(1437), 1437, randomness.ORDER, 0, e) for e in range(200)]
+    between = [np.corrcoef(a, b)[0, 1] for a, b in itertools.pairwise(long)]
+    assert abs(np.std(between) * 1437**0.5 - 1) < 0.2
+
+
+def test_every_order_of_three_and_four():
+    """All permutations of so few come equally often: no order is out of reach."""
+    for n, count in ((3, 6), (4, 24)):
+        orders = [
+            tuple(randomness.shuffled(np.arange(n), n, 7, seed)) for seed in range(200 * count)
+        ]
+        times = np.unique(orders, axis=0, return_counts=True)[1]
+        assert len(times) == count
+        assert stats.chisquare(times).pvalue > 1e-4

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from tacit.data.images import Images
-from tacit.data.readers import Part
+from tacit.data.source import Part
 from tacit.data.sources import DataConfig, open_source
 from tacit.errors import UserError
 from tacit.evaluate.overlap import compare, prints
@@ -51,7 +51,7 @@ def test_a_validation_part_leaves_every_class_something(labels, seed, share):
 def test_the_subset_of_a_seed_is_the_same_everywhere():
     """A stored value: another machine, rank or version must draw these images and no others."""
     source = open_source(DataConfig(), "train")
-    labels = np.array([source.label(i) for i in range(len(source))])
+    labels = np.array([source.labels[i] for i in range(len(source))])
     tenth = draw(labels, 0, 0.1)
     assert len(tenth.rows) == 142
     assert tenth.sha256 == hashlib.sha256(tenth.rows.astype("<i8").tobytes()).hexdigest()
@@ -182,7 +182,7 @@ def test_a_part_keeps_what_is_decoded():
     some = whole.part(rows)
     assert isinstance(some.source, Part)
     assert torch.equal(some.tensor, whole.tensor[torch.from_numpy(rows)])
-    assert some.labels.tolist() == [whole.source.label(int(i)) for i in rows]
+    assert some.labels.tolist() == [whole.source.labels[int(i)] for i in rows]
     assert some.source.name(1) == whole.source.name(2)
     assert len(some) == 3
     assert len(whole) == 1437

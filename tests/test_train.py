@@ -16,12 +16,12 @@ from tacit import run as jobs
 from tacit.errors import UserError
 from tacit.evaluate.encoder import load_encoder
 from tacit.evaluate.features import weights_hash
+from tacit.files import locked
 from tacit.methods import METHODS
 from tacit.methods.method import Output
 from tacit.run_config import RunConfig, compose
 from tacit.train import engine, session
 from tacit.train.checkpoint import Checkpoints
-from tacit.train.files import locked
 from tacit.train.log import read_metrics
 from tacit.train.optim import OptimizerConfig, build_optimizer, parameter_groups
 from tacit.train.precision import pick_device, pick_precision
@@ -143,7 +143,7 @@ def test_a_crash_while_saving_leaves_the_old_one(tmp_path, monkeypatch):
     def crash(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("tacit.train.files.os.replace", crash)
+    monkeypatch.setattr("tacit.files.os.replace", crash)
     with pytest.raises(KeyboardInterrupt):
         checkpoints.save(2, {"x": 2})
     monkeypatch.undo()

@@ -1,98 +1,95 @@
 """Decoded images: small ones as one uint8 tensor on the device, others decoded when asked for."""
 
 import copy
-import io
 import os
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from tacit.data.readers import Part, Source
+from tacit.data.bad import BadImages
+from tacit.data.decode import decode
+from tacit.data.source import BadImage, Part, Source
 from tacit.data.sources import DataConfig
 from tacit.errors import UserError
 
-try:
-    from torchvision.io import ImageReadMode, decode_jpeg
-except ImportError:  # torchvision means to drop it after 0.29; Pillow then decodes everything
-    decode_jpeg = None
-
-JPEG = b"\xff\xd8"  # how its files begin
 SMALL = 96  # pixels: images whose sides are all at most this are kept decoded
 CENTER = 0.875  # of the shorter side: what evaluation sees of a photograph, as 224 of 256 pixels
-
-
-def decode(source: Source, i: int) -> np.ndarray:
-    """Image i as uint8 (H, W, 3): upright as EXIF says, any colour mode converted to RGB.
-
-    Raises: UserError that names the image if it cannot be read or decoded.
-    """
-    try:
-        data = source.read(i)
-        if isinstance(data, np.ndarray):
-            return data
-        if decode_jpeg and data.startswith(JPEG):
-            pixels = _decode_jpeg(data)
-            if pixels is not None:
-                return pixels
-        with Image.open(io.BytesIO(data)) as image:
-            return np.array(to_rgb(image))
-    except (OSError, ValueError, SyntaxError, UnidentifiedImageError) as error:
-        raise UserError(f"Cannot decode {source.name(i)}: {error}") from None
-    except Image.DecompressionBombError as error:
-        raise UserError(f"Refused {source.name(i)}: {error}") from None
-
-
-def _decode_jpeg(data: bytes) -> np.ndarray | None:
-    """By torchvision: the same pixels as Pillow in a third of the time; None if it fails."""
-    encoded = torch.frombuffer(bytearray(data), dtype=torch.uint8)
-    try:
-        pixels = decode_jpeg(encoded, ImageReadMode.RGB, apply_exif_orientation=True)
-    except RuntimeError:
-        return None  # Pillow decides whether it is broken, and says why
-    return pixels.permute(1, 2, 0).numpy()
-
-
-def to_rgb(image: Image.Image) -> Image.Image:
-    """Upright RGB; transparency becomes white, 16-bit gray is scaled to 8."""
-    image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I;16") or image.mode == "I":
-        gray = np.asarray(image).astype(np.uint32) >> 8
-        return Image.fromarray(gray.clip(0, 255).astype(np.uint8)).convert("RGB")
-    if "A" in image.getbands() or "transparency" in image.info:
-        image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, (255, 255, 255, 255))
-        return Image.alpha_composite(white, image).convert("RGB")
-    return image.convert("RGB")
 
 
 class Images:
     """A source made ready for batches.
 
+    Args:
+        bad: puts up with broken images, for which `picture` then takes the next; without it they
+            are errors.
     Attributes:
         tensor: (N, 3, H, W) uint8 on the device, or None if the images are decoded when asked for.
         labels: (N,) int64 on the device, or None.
         classes: names, or None.
     """
 
-    def __init__(self, source: Source, config: DataConfig, device: torch.device) -> None:
+    def __init__(
+        self,
+        source: Source,
+        config: DataConfig,
+        device: torch.device,
+        bad: BadImages | None = None,
+    ) -> None:
         self.source, self.classes, self.device = source, source.classes, device
         self.pool = ThreadPoolExecutor(config.workers or os.cpu_count() or 1, "decode")
         self.labels = None
-        if source.classes is not None:
-            self.labels = torch.tensor([source.label(i) for i in range(len(source))]).to(device)
+        if source.labels is not None:
+            self.labels = torch.from_numpy(source.labels.astype(np.int64)).to(device)
+        self._bad = bad
+        self._broken: set[int] = set()
         tensor = self._decode_all(config.in_memory)
         self.tensor = None if tensor is None else tensor.to(device)
 
     def __len__(self) -> int:
         return len(self.source)
 
+    def picture(self, i: int) -> tuple[int, np.ndarray]:
+        """Image i, or the next one that is whole: its place and (H, W, 3) uint8.
+
+        Raises: BadImage if it is broken and none may be, UserError if too many are.
+        """
+        for j in (*range(i, len(self)), *range(i)):
+            if j in self._broken:
+                continue
+            try:
+                return j, decode(self.source, j)
+            except BadImage as error:
+                self.leave_out(j, error)
+        raise UserError("None of the images can be used")
+
+    def leave_out(self, i: int, error: BadImage) -> None:
+        """Note that image i is broken; raises the error if none may be, UserError if too many
+        are."""
+        if self._bad is None:
+            raise error
+        self._broken.add(i)
+        self._bad.note(error)
+
+    def broken(self) -> list[int]:
+        """The images that are known to be broken."""
+        return sorted(self._broken)
+
+    def without(self, rows: list[int]) -> "Images":
+        return self.part(np.setdiff1d(np.arange(len(self)), rows))
+
+    def whole(self, rows: np.ndarray) -> np.ndarray:
+        """The images that stand for these in `tensor`: all of them where none is broken."""
+        if not self._broken:
+            return rows
+        return np.array([self.picture(int(i))[0] if i in self._broken else i for i in rows])
+
     def part(self, rows: np.ndarray) -> "Images":
         """Some of the images, in this order; what is decoded stays decoded."""
         some = copy.copy(self)
         some.source = Part(self.source, rows)
+        some._broken = {n for n, i in enumerate(rows) if i in self._broken}
         at = torch.from_numpy(rows).to(self.device)
         some.labels = None if self.labels is None else self.labels[at]
         some.tensor = None if self.tensor is None else self.tensor[at]
@@ -102,38 +99,48 @@ class Images:
         """All images as one (N, 3, H, W) tensor, or None where they are large or differ in size."""
         if wanted is False:
             return None
-        first = decode(self.source, 0)
+        _, first = self.picture(0)
         if wanted is None and max(first.shape[:2]) > SMALL:
             return None
         out = np.empty((len(self.source), *first.shape), np.uint8)
         for i in range(len(out)):  # one thread: with images so small, two wait for each other
-            image = decode(self.source, i)
+            taken, image = self.picture(i)
             if image.shape != first.shape:
                 if wanted is None:
                     return None
                 odd, size = (f"{s[1]}x{s[0]}" for s in (image.shape, first.shape))
                 raise UserError(
-                    f"data.in_memory=true: {self.source.name(i)} is {odd} pixels, the first image "
-                    f"{size}; all must be equal"
+                    f"data.in_memory=true: {self.source.name(taken)} is {odd} pixels, the first "
+                    f"image {size}; all must be equal"
                 )
             out[i] = image
         return torch.from_numpy(out).permute(0, 3, 1, 2).contiguous()
 
 
-def cut(image: np.ndarray, box: list[int], size: int, flip: bool = False) -> Tensor:
-    """One crop of a decoded image, resized with antialiasing: (3, size, size) uint8.
+def cut(image: np.ndarray, box: list[int], size: int) -> Tensor:
+    """As `resize`, as a (3, size, size) tensor."""
+    return torch.from_numpy(resize(image, box, size)).permute(2, 0, 1)
+
+
+def resize(image: np.ndarray, box: list[int], size: int | tuple[int, int]) -> np.ndarray:
+    """One crop of a decoded image, resized with antialiasing: (size, size, 3) uint8.
 
     Args:
         image: (H, W, 3) uint8.
         box: top, left, height, width in pixels.
+        size: of a square, or height and width.
     """
     top, left, height, width = box
-    pixels = torch.from_numpy(image[top : top + height, left : left + width])
-    pixels = pixels.permute(2, 0, 1)[None]
+    # Made contiguous here: torch would do it with threads of its own, which disturb each other.
+    crop = np.ascontiguousarray(image[top : top + height, left : left + width])
     resized = torch.nn.functional.interpolate(
-        pixels, (size, size), mode="bilinear", antialias=True, align_corners=False
-    )[0]
-    return resized.flip(2) if flip else resized
+        torch.from_numpy(crop).permute(2, 0, 1)[None],
+        (size, size) if isinstance(size, int) else size,
+        mode="bilinear",
+        antialias=True,
+        align_corners=False,
+    )
+    return resized[0].permute(1, 2, 0).numpy()
 
 
 def evaluation_box(height: int, width: int) -> list[int]:

@@ -2,7 +2,6 @@
 
 from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import Future
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,7 +9,8 @@ import torch
 from torch import Tensor
 
 from tacit import distributed, randomness
-from tacit.data.images import Images, cut, decode
+from tacit.data.crops import Crops, Cutter
+from tacit.data.images import Images
 from tacit.errors import UserError
 from tacit.views.make import Coordinates, boxes_and_flips, expand, finish_crops, make_views
 from tacit.views.recipe import ViewGroup
@@ -73,7 +73,8 @@ class ViewLoader:
         self.images, self.groups, self.seed = images, groups, seed
         self.batch_size, self.parts = batch_size, parts
         self._mean, self._std = mean, std
-        self._order: tuple[int, np.ndarray] | None = None
+        self._views = list(expand(groups))
+        self._cutter = Cutter(images, [group.size for _, group in self._views])
 
     @property
     def steps_per_epoch(self) -> int:
@@ -82,10 +83,8 @@ class ViewLoader:
     def indices(self, step: int) -> np.ndarray:
         """(batch_size,) the images of a step, over all ranks."""
         epoch, place = divmod(step, self.steps_per_epoch)
-        if self._order is None or self._order[0] != epoch:
-            order = randomness.permutation(len(self.images), randomness.ORDER, self.seed, epoch)
-            self._order = (epoch, order)
-        return self._order[1][place * self.batch_size : (place + 1) * self.batch_size]
+        places = np.arange(place * self.batch_size, (place + 1) * self.batch_size)
+        return randomness.shuffled(places, len(self.images), randomness.ORDER, self.seed, epoch)
 
     def steps(self, start: int, stop: int) -> Iterator[list[Batch]]:
         """For each step its batch on this rank, as `parts` equal batches."""
@@ -94,24 +93,24 @@ class ViewLoader:
                 epoch = step // self.steps_per_epoch
                 yield [self._in_memory(epoch, rows, step) for rows in self._own(step)]
             return
-        waiting: deque[list[tuple[int, np.ndarray, list[Future]]]] = deque()
+        waiting: deque[list[Crops]] = deque()
         try:
             for step in range(start, stop):
                 while len(waiting) <= AHEAD and step + len(waiting) < stop:
                     later = step + len(waiting)
                     epoch = later // self.steps_per_epoch
                     waiting.append([self._submit(epoch, rows) for rows in self._own(later)])
-                yield [self._collect(*part, step) for part in waiting.popleft()]
+                epoch = step // self.steps_per_epoch
+                yield [self._collect(epoch, crops, step) for crops in waiting.popleft()]
         finally:
-            for _, _, crops in (part for parts in waiting for part in parts):
-                for future in crops:
-                    future.cancel()
+            for crops in (crops for parts in waiting for crops in parts):
+                crops.cancel()
 
     def batch_of(self, epoch: int, rows: np.ndarray) -> Batch:
         """The views of any images in any epoch: what training would see of them."""
         if self.images.tensor is not None:
             return self._in_memory(epoch, rows)
-        return self._collect(*self._submit(epoch, rows))
+        return self._collect(epoch, self._submit(epoch, rows))
 
     def _own(self, step: int) -> list[np.ndarray]:
         """This rank's images of a step, one array for each accumulated part."""
@@ -131,41 +130,33 @@ class ViewLoader:
         return Batch(views, labels, at, step)
 
     def _in_memory(self, epoch: int, rows: np.ndarray, step: int = 0) -> Batch:
-        at = self._coordinates(epoch, rows, self.images.device)
+        at = self._coordinates(epoch, self.images.whole(rows), self.images.device)
         pixels = self.images.tensor[at.index]
         views = make_views(pixels, self.groups, at, self._mean, self._std)
         return self._batch(views, at, step)
 
-    def _submit(self, epoch: int, rows: np.ndarray) -> tuple[int, np.ndarray, list[Future]]:
-        """Have the pool decode and crop each image; what `_collect` takes."""
-        at = self._coordinates(epoch, rows, torch.device("cpu"))
-        draws = [at.draws(view) for view, _ in expand(self.groups)]
-        submit = self.images.pool.submit
-        return (
-            epoch,
-            rows,
-            [
-                submit(self._crops, int(i), [u[n : n + 1] for u in draws])
-                for n, i in enumerate(rows)
-            ],
-        )
+    def _submit(self, epoch: int, rows: np.ndarray) -> Crops:
+        """Have the pool decode and crop these images."""
 
-    def _crops(self, i: int, draws: list[Tensor]) -> list[Tensor]:
-        """All views' crops of one image: decoded once."""
-        image = decode(self.images.source, i)
-        crops = []
-        for (_, group), u in zip(expand(self.groups), draws, strict=True):
-            boxes, flips = boxes_and_flips(group, u, image.shape[0], image.shape[1])
-            crops.append(cut(image, boxes[0].tolist(), group.size, bool(flips[0])))
-        return crops
+        def boxes(index: Tensor, height: Tensor, width: Tensor) -> list[tuple[Tensor, Tensor]]:
+            at = Coordinates(self.seed, epoch, index)
+            return [
+                boxes_and_flips(group, at.crop_draws(view), height, width)
+                for view, group in self._views
+            ]
 
-    def _collect(self, epoch: int, rows: np.ndarray, crops: list[Future], step: int = 0) -> Batch:
-        device = self.images.device
-        at = self._coordinates(epoch, rows, device)
-        done = [future.result() for future in crops]
-        stacked = [torch.stack(view) for view in zip(*done, strict=True)]
-        if device.type == "cuda":
-            stacked = [crop.pin_memory() for crop in stacked]
-        moved = [crop.to(device, non_blocking=True) for crop in stacked]
-        views = finish_crops(moved, self.groups, at, self._mean, self._std)
+        return self._cutter.submit(rows, boxes)
+
+    def _collect(self, epoch: int, crops: Crops, step: int = 0) -> Batch:
+        at = self._coordinates(epoch, self._wait(crops), self.images.device)
+        views = finish_crops(self._move(crops), self.groups, at, self._mean, self._std)
+        self._cutter.take_back(crops)
         return self._batch(views, at, step)
+
+    def _wait(self, crops: Crops) -> np.ndarray:
+        return crops.wait()
+
+    def _move(self, crops: Crops) -> list[Tensor]:
+        """To the device: for each view (B, 3, s, s) uint8, channels last."""
+        device = self.images.device
+        return [v.to(device, non_blocking=True).permute(0, 3, 1, 2) for v in crops.views]

@@ -1,6 +1,8 @@
 """Which images: the keys `data.*`, and how a path and its splits are recognised."""
 
+import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,32 +11,42 @@ from pydantic import Field
 
 from tacit import randomness
 from tacit.config import Config, Tree, near
-from tacit.data.readers import (
-    EXTENSIONS,
-    TEST_NAMES,
-    TRAIN_NAMES,
-    Arrays,
-    Digits,
-    Folder,
-    Parquet,
-    Part,
-    Source,
-)
+from tacit.data.folder import EXTENSIONS, Folder
+from tacit.data.lists import ENDINGS as LIST_ENDINGS
+from tacit.data.lists import ListFile
+from tacit.data.pack import DESCRIPTION, Pack
+from tacit.data.parquet import SAVED, HuggingFace, Parquet, hub_splits
+from tacit.data.readers import Arrays, Digits
+from tacit.data.shards import Shards, expand
+from tacit.data.source import TEST_NAMES, TRAIN_NAMES, Part, Source
 from tacit.data.torchvision_sets import Torchvision
 from tacit.errors import UserError
 
 # Keys of how images are read, not of which they are.
-READING = ("mean", "std", "in_memory", "workers")
-SOURCES = ("auto", "digits", "folder", "parquet", "arrays", "torchvision:NAME")
+READING = ("mean", "std", "in_memory", "workers", "max_bad")
+# Kinds of paths; each has the endings of its files.
+ENDINGS = {
+    "parquet": {".parquet"},
+    "arrays": {".npz", ".npy"},
+    "webdataset": {".tar"},
+    "list": LIST_ENDINGS,
+    "folder": EXTENSIONS,
+}
+MARKS = {"pack": DESCRIPTION, "huggingface": SAVED}  # a file in each of a split's folders
+KINDS = (*ENDINGS, *MARKS)
+SOURCES = ("auto", "digits", *KINDS, "huggingface:NAME", "torchvision:NAME")
 
 
 class DataConfig(Config):
     """Which images; see `open_source` for how a path is read."""
 
-    # auto, digits, folder, parquet, arrays, or torchvision:CIFAR10 and its like; a third part names
-    # the split to train on, where it is not "train": torchvision:STL10:unlabeled
+    # auto, digits, folder, list, pack, parquet, arrays, webdataset, or a name of a library's:
+    # huggingface:NAME, torchvision:CIFAR10 and its like; a third part names the split to train on,
+    # where it is not "train": torchvision:STL10:unlabeled
     source: str = "auto"
-    path: str | None = None  # file or folder; for torchvision the folder to download to
+    path: str | None = None  # file or folder; of torchvision and huggingface where they keep theirs
+    test_path: str | None = None  # of the test images, where they are not found beside the others
+    image_dir: str | None = None  # of a list: where its paths start (default: the list's folder)
     labels: bool = True  # false: read no labels even where there are some
     limit: int | None = Field(None, ge=2)  # at most so many training images, drawn by coordinates
     test_fraction: float = Field(0.2, gt=0, lt=1)  # held out of a labelled set without a test split
@@ -44,6 +56,9 @@ class DataConfig(Config):
         None  # decode once and keep (default: equally large images up to 96 px)
     )
     workers: int | None = Field(None, ge=1)  # decoding threads (default: one for each core)
+    max_bad: float = Field(
+        0.001, ge=0, le=1
+    )  # broken images, a fraction, that training puts up with
 
 
 def with_source(layer: Tree) -> Tree:
@@ -51,44 +66,48 @@ def with_source(layer: Tree) -> Tree:
     return {"source": "auto", **layer} if layer.get("path") is not None else layer
 
 
-def open_source(config: DataConfig, split: str) -> Source | None:
-    """The train or the test split, see `_open_split`; of the train split at most `limit` images."""
-    source = _open_split(config, split)
+def open_source(config: DataConfig, split: str, cache: Path | None = None) -> Source | None:
+    """The train or the test split, see `_open_split`; of the train split at most `limit` images.
+
+    Args:
+        cache: folder that remembers what large folders and shards hold.
+    """
+    source = _open_split(config, split, cache)
     if split != "train" or config.limit is None or config.limit >= len(source):
         return source
     order = randomness.permutation(len(source), randomness.SUBSET)
     return Part(source, np.sort(order[: config.limit]))
 
 
-def _open_split(config: DataConfig, split: str) -> Source | None:
+def _open_split(config: DataConfig, split: str, cache: Path | None) -> Source | None:
     """The train or the test split; None if there is no test split to be had.
 
     A path's splits are found by the usual names: sub-folders, files that start with them, or arrays
-    in one .npz. A labelled set without a test split is divided here, by coordinates,
-    `test_fraction` for testing.
+    in one .npz; `test_path` names the test split elsewhere. A labelled set without a test split is
+    divided here, by coordinates, `test_fraction` for testing.
     Raises: UserError for a source or path that is not there or not readable.
     """
-    if config.source == "digits" or (config.source == "auto" and config.path is None):
+    kind, _, name = config.source.partition(":")
+    if kind == "digits" or (kind == "auto" and config.path is None):
         return Digits(split, config.labels)
-    if config.source.startswith("torchvision:"):
-        _, name, *own = config.source.split(":", 2)  # torchvision:STL10:unlabeled
-        if split == "train" and own:
-            split = own[0]
-        return Torchvision(name, config.path, split, config.labels)
-    if config.path is None:
+    if kind == "torchvision" and name:
+        name, *own = name.split(":", 1)  # torchvision:STL10:unlabeled
+        which = own[0] if own and split == "train" else split
+        return Torchvision(name, config.path, which, config.labels)
+    if kind == "huggingface" and name:
+        train, test = hub_splits(name, config.path, config.labels)
+    elif config.path is None:
         raise UserError(f"data.source={config.source} needs data.path=...")
-    path = Path(config.path).expanduser()
-    if not path.exists():
-        raise UserError(f"data.path={config.path}: no such file or folder")
-    kind = recognise(path) if config.source == "auto" else config.source
-    if kind not in ("folder", "parquet", "arrays"):
-        raise UserError(
-            f"data.source={kind}: no such source.{near(kind, SOURCES)} Known: {', '.join(SOURCES)}"
-        )
-    train, test = _find_splits(kind, path)
+    else:
+        kind, train, test = _locate("path", config.path, config.source)
+    if config.test_path is not None:
+        other, all_of_it, test = _locate("test_path", config.test_path, "auto")
+        test = test or all_of_it
+    else:
+        other = kind
     if split == "test" and test is not None:
-        return _open(kind, test, "test", config.labels)
-    source = _open(kind, train, "train", config.labels)
+        return _open(other, test, "test", config, cache)
+    source = _open(kind, train, "train", config, cache)
     if test is not None or source.classes is None:
         return source if split == "train" else None
     order = randomness.permutation(len(source), randomness.SPLIT)
@@ -96,54 +115,114 @@ def _open_split(config: DataConfig, split: str) -> Source | None:
     return Part(source, np.sort(order[:cut] if split == "test" else order[cut:]))
 
 
+# A folder, files (of shards also addresses), or what a library has opened.
+Where = Path | list[Path] | list[str] | Any
+
+
+def _locate(key: str, text: str, kind: str) -> tuple[str, Where, Where | None]:
+    """The kind of what a path names, what to open for training, and for testing if it is there."""
+    path = Path(text).expanduser()
+    if "://" in text or ("{" in text and not path.exists()):
+        files = expand(text)
+        train, test = _by_name(files, os.path.commonpath(map(os.path.abspath, files)))
+        return "webdataset", train or files, test if train else None
+    if not path.exists():
+        raise UserError(f"data.{key}={text}: no such file or folder")
+    kind = recognise(path) if kind == "auto" else kind
+    if kind not in KINDS:
+        raise UserError(
+            f"data.source={kind}: no such source.{near(kind, SOURCES)} Known: {', '.join(SOURCES)}"
+        )
+    return kind, *_find_splits(kind, path)
+
+
 def recognise(path: Path) -> str:
-    """folder, parquet or arrays, from the path's ending or from what the folder holds."""
-    endings = {".parquet": "parquet", ".npz": "arrays", ".npy": "arrays"}
+    """The kind of source, from the path's ending or from what the folder holds."""
     if path.is_file():
-        kind = endings.get(path.suffix.lower())
-        if kind is None:
-            raise UserError(f"data.path={path}: is none of {', '.join(endings)}, nor a folder")
+        kind = _kind_of(path.name)
+        if kind in (None, "folder"):
+            known = sorted(end for kind in ENDINGS if kind != "folder" for end in ENDINGS[kind])
+            raise UserError(f"data.path={path}: is none of {', '.join(known)}, nor a folder")
         return kind
-    for file in sorted(path.rglob("*"))[:10_000]:
-        kind = endings.get(file.suffix.lower())
-        if kind:
+    for kind, mark in MARKS.items():
+        if (path / mark).is_file() or any(path.glob(f"*/{mark}")):
             return kind
-        if file.suffix.lower() in EXTENSIONS:
-            return "folder"
-    raise UserError(f"data.path={path}: holds no images, parquet files or NumPy arrays")
+    for file in _files(path):
+        kind = _kind_of(file)
+        if kind not in (None, "list"):  # next to images, a text file seldom is a list of them
+            return kind
+    raise UserError(
+        f"data.path={path}: holds no images, packs, parquet files, tar shards or NumPy arrays"
+    )
 
 
-def _find_splits(kind: str, path: Path) -> tuple[Any, Any]:
+def _kind_of(name: str) -> str | None:
+    ending = os.path.splitext(name)[1].lower()
+    return next((kind for kind, endings in ENDINGS.items() if ending in endings), None)
+
+
+def _files(path: Path) -> Iterator[str]:
+    """File names below a folder, one folder after the other: a caller stops at the first it
+    knows."""
+    seen = set()
+    for folder, folders, files in os.walk(path, followlinks=True):
+        real = os.path.realpath(folder)
+        if real in seen:  # links may lead round in circles
+            folders.clear()
+            continue
+        seen.add(real)
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        yield from sorted(files)
+
+
+def _find_splits(kind: str, path: Path) -> tuple[Where, Where | None]:
     """What to open for the train and the test split; the second is None where there is none."""
-    if kind == "folder":
-        names = {p.name.lower(): p for p in path.iterdir() if p.is_dir()}
+    if kind in ("folder", *MARKS):
+        if not path.is_dir():
+            raise UserError(f"data.path={path}: is no folder, which data.source={kind} needs")
+        if kind in MARKS and (path / MARKS[kind]).is_file():
+            return path, None
+        with os.scandir(path) as entries:  # perhaps of a million files
+            names = {e.name.lower(): path / e.name for e in entries if e.is_dir()}
         train = next((names[n] for n in TRAIN_NAMES if n in names), None)
         test = next((names[n] for n in TEST_NAMES if n in names), None)
         return (train, test) if train else (path, None)
     if path.is_file():
-        return path, path if kind == "arrays" and Arrays.splits(path) else None
-    endings = {".parquet"} if kind == "parquet" else {".npz", ".npy"}
-    files = sorted(p for p in path.rglob("*") if p.suffix.lower() in endings)
-    train = [p for p in files if _says(p, path, TRAIN_NAMES)]
-    test = next((t for n in TEST_NAMES if (t := [p for p in files if _says(p, path, (n,))])), None)
-    return train or [p for p in files if p not in (test or [])], test
+        return [path], [path] if kind == "arrays" and Arrays.splits(path) else None
+    files = sorted(p for p in path.rglob("*") if p.suffix.lower() in ENDINGS[kind])
+    return _by_name(files, path)
 
 
-def _says(file: Path, root: Path, names: tuple[str, ...]) -> bool:
+def _by_name(files: list[Any], root: Path | str) -> tuple[list[Any], list[Any] | None]:
+    """The files of the train and of the test split."""
+    train = [p for p in files if _says(p, root, TRAIN_NAMES)]
+    test = next((t for n in TEST_NAMES if (t := [p for p in files if _says(p, root, (n,))])), None)
+    return train or [p for p in files if not test or p not in test], test
+
+
+def _says(file: Path | str, root: Path | str, names: tuple[str, ...]) -> bool:
     """Whether the file or one of its folders below the root is named after a split."""
-    parts = file.relative_to(root).parts
+    parts = os.path.relpath(file, root).split(os.sep)
     return any(re.split(r"[-._]", part.lower())[0] in names for part in parts)
 
 
-def _open(kind: str, where: Any, split: str, labels: bool) -> Source:
+def _open(kind: str, where: Where, split: str, config: DataConfig, cache: Path | None) -> Source:
     if kind == "folder":
-        return Folder(where, labels)
-    files = where if isinstance(where, list) else [where]
-    if not files:
+        return Folder(where, config.labels, cache)
+    if kind == "pack":
+        return Pack(where, config.labels)
+    if kind == "huggingface":
+        return HuggingFace(where, config.labels)
+    if not where:
         raise UserError(f"data.source={kind}: found test files, but none to train on")
     if kind == "parquet":
-        return Parquet(files, labels)
-    if len(files) > 1:
-        listed = ", ".join(f.name for f in files[:4])
-        raise UserError(f"data.path: several array files for '{split}' ({listed}); name one")
-    return Arrays(files[0], split, labels)
+        return Parquet(where, config.labels)
+    if kind == "webdataset":
+        return Shards(where, config.labels, cache)
+    if len(where) > 1:
+        listed = ", ".join(f.name for f in where[:4])
+        raise UserError(f"data.path: several {kind} files for '{split}' ({listed}); name one")
+    if kind == "list":
+        folder = Path(config.image_dir).expanduser() if config.image_dir else where[0].parent
+        return ListFile(where[0], folder, config.labels)
+    return Arrays(where[0], split, config.labels)

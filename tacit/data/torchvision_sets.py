@@ -44,20 +44,19 @@ class Torchvision:
         )
         self._name, self._split = name, split
         targets = getattr(self._data, "targets", getattr(self._data, "labels", None))
-        self._targets = None if targets is None else np.asarray(targets)
-        if self.classes and self._targets is not None and self._targets.min() < 0:
-            self.classes = None  # -1 says that an image has no label, as in parts of STL-10
+        self.labels = None
+        if self.classes:
+            if targets is None:
+                targets = [self._data[i][1] for i in range(len(self._data))]
+            self.labels = np.asarray(targets, np.int64)
+            if self.labels.min() < 0:  # -1: no label, as in parts of STL-10
+                self.classes = self.labels = None
 
     def __len__(self) -> int:
         return len(self._data)
 
     def read(self, i: int) -> np.ndarray:
         return np.asarray(self._data[i][0].convert("RGB"))
-
-    def label(self, i: int) -> int | None:
-        if self.classes is None:
-            return None
-        return int(self._data[i][1] if self._targets is None else self._targets[i])
 
     def name(self, i: int) -> str:
         return f"torchvision:{self._name} {self._split} {i}"

@@ -15,10 +15,11 @@ from torch import Tensor, nn
 from tacit import augment
 from tacit.backbones import BackboneConfig, build_backbone
 from tacit.config import validate
-from tacit.data.images import cut, evaluation_box, to_rgb
+from tacit.data.decode import to_rgb
+from tacit.data.images import cut, evaluation_box
 from tacit.errors import UserError
+from tacit.files import write_atomically, write_json
 from tacit.methods.heads import WithHead
-from tacit.train.files import write_atomically, write_json
 
 FILE = "encoder.safetensors"
 

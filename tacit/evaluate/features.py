@@ -12,9 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from tacit import augment, distributed
-from tacit.data.images import Images, cut, decode, evaluation_box
+from tacit.data.crops import Cutter
+from tacit.data.images import Images, evaluation_box
 from tacit.errors import UserError
-from tacit.train.files import write_atomically
+from tacit.files import write_atomically
 
 Features = Tensor | np.ndarray
 Pieces = Iterator[tuple[int, Tensor]]  # the place of a batch's first row, and its features
@@ -80,18 +81,19 @@ def _batch(images: Images, size: int) -> int:
 def _decoded_views(images: Images, size: int, parts: list[np.ndarray]) -> Iterator[Tensor]:
     """While one batch is used, the threads decode the next."""
 
-    def crops(part: np.ndarray) -> Iterator[Tensor]:
-        return images.pool.map(lambda i: _center(images, int(i), size), part)
+    def boxes(_: Tensor, height: Tensor, width: Tensor) -> list[tuple[Tensor, Tensor]]:
+        sizes = zip(height.tolist(), width.tolist(), strict=True)
+        centers = torch.tensor([evaluation_box(h, w) for h, w in sizes])
+        return [(centers, torch.zeros(len(centers), dtype=torch.bool))]
 
-    ahead = crops(parts[0]) if parts else None
+    cutter = Cutter(images, [size])
+    ahead = cutter.submit(parts[0], boxes) if parts else None
     for n in range(len(parts)):
-        now, ahead = ahead, crops(parts[n + 1]) if n + 1 < len(parts) else None
-        yield torch.stack(list(now)).to(images.device).float().div_(255)
-
-
-def _center(images: Images, i: int, size: int) -> Tensor:
-    image = decode(images.source, i)
-    return cut(image, evaluation_box(*image.shape[:2]), size)
+        now, ahead = ahead, cutter.submit(parts[n + 1], boxes) if n + 1 < len(parts) else None
+        now.wait()
+        pixels = now.views[0].to(images.device, non_blocking=True).permute(0, 3, 1, 2)
+        yield pixels.float().div_(255)
+        cutter.take_back(now)
 
 
 @torch.no_grad()

@@ -1,17 +1,17 @@
 """Do two splits share images? By path, by content, and, as a hint only, by looks."""
 
 import hashlib
-import io
 import os
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor
 
-from tacit.data.images import Images, to_rgb
+from tacit.data.decode import decoded, read
+from tacit.data.images import Images, cut
+from tacit.data.source import BadImage, content_hash, origins
 
 LUMA = (0.299, 0.587, 0.114)  # weights of red, green and blue, as in JPEG and Pillow
 SIDE = 8  # of the thumbnail that the difference hash compares
@@ -24,11 +24,13 @@ class Prints:
     Attributes:
         paths: where each image is from.
         contents: (N, 16) uint8, a hash of each image's bytes or pixels.
+        origins: (N, 16) uint8, the same of what each was made from, where it comes from a pack.
         looks: (N,) uint64, the difference hash; 0 for an image without any structure.
     """
 
     paths: list[str]
     contents: np.ndarray
+    origins: np.ndarray
     looks: np.ndarray
 
     @property
@@ -42,7 +44,7 @@ class Overlap:
     """How many test images the training split has, too.
 
     Attributes:
-        paths: by path; contents: byte for byte or pixel for pixel.
+        paths: by path; contents: byte for byte or pixel for pixel, also before a pack was made.
         similar: that look alike, by a 64-bit hash; many of these are chance where images are small.
         example: one that is shared by path or content, or None.
     """
@@ -54,27 +56,30 @@ class Overlap:
 
 
 def prints(images: Images) -> Prints:
-    """Of all images: each is read once more, and decoded once more where it was not kept."""
+    """Of all images: each is read once more, and decoded once more where it was not kept.
+
+    Raises: as Images.leave_out, for a broken image; one that is left out has an empty print.
+    """
     source = images.source
     if images.tensor is None:
-        pairs = list(images.pool.map(lambda i: _prints(source.read(i)), range(len(source))))
+        pairs = list(images.pool.map(lambda i: _prints(images, i), range(len(source))))
         looks = np.array([look for _, look in pairs], np.uint64)
         hashes = [content for content, _ in pairs]
     else:
-        hashes = [_content(source.read(i)) for i in range(len(source))]
-        luma = torch.tensor(LUMA, device=images.device)[:, None, None]
-        parts = images.tensor.split(4096)
-        looks = np.concatenate([_looks((part * luma).sum(1)) for part in parts])
+        hashes = [content_hash(read(source, i)) for i in range(len(source))]
+        looks = np.concatenate([_looks(part) for part in images.tensor.split(4096)])
     contents = np.frombuffer(b"".join(hashes), np.uint8).reshape(-1, 16)
     names = [source.name(i) for i in range(len(source))]
     paths = [os.path.realpath(name) if os.sep in name else name for name in names]
-    return Prints(paths, contents, looks)
+    known = origins(source)
+    return Prints(paths, contents, contents if known is None else known, looks)
 
 
 def compare(train: Prints, test: Prints) -> Overlap:
     """What of the test split is in the training split."""
     paths = _shared(train.paths, test.paths)
     contents = _shared(*([row.tobytes() for row in p.contents] for p in (train, test)))
+    contents |= _shared(*([row.tobytes() for row in p.origins] for p in (train, test)))
     similar = np.isin(test.looks, train.looks) & (test.looks != 0)
     same = np.flatnonzero(paths | contents)
     example = test.paths[same[0]] if len(same) else None
@@ -83,36 +88,26 @@ def compare(train: Prints, test: Prints) -> Overlap:
 
 def _shared(train: list, test: list) -> np.ndarray:
     """(M,) bool, which of the test values are among the training values."""
-    seen = set(train)
+    seen = set(train) - {bytes(16)}  # of images that are left out
     return np.array([value in seen for value in test])
 
 
-def _content(data: bytes | np.ndarray) -> bytes:
-    if isinstance(data, bytes):
-        return hashlib.blake2b(data, digest_size=16).digest()
-    pixels = hashlib.blake2b(np.ascontiguousarray(data), digest_size=16)
-    pixels.update(str(data.shape).encode())
-    return pixels.digest()
-
-
-def _prints(data: bytes | np.ndarray) -> tuple[bytes, int]:
-    """Hash of content and hash of looks of one image, of which only a thumbnail is decoded."""
+def _prints(images: Images, i: int) -> tuple[bytes, int]:
+    """Hash of content and hash of looks of one image."""
     try:
-        with (
-            Image.open(io.BytesIO(data))
-            if isinstance(data, bytes)
-            else Image.fromarray(data) as image
-        ):
-            image.draft("L", (8 * SIDE, 8 * SIDE))  # JPEG: decoded at a part of its size
-            gray = to_rgb(image).convert("L")
-            small = gray.resize((8 * SIDE, 8 * SIDE), Image.Resampling.BOX)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
-        return _content(data), 0  # whoever needs the image will say what is wrong with it
-    return _content(data), int(_looks(torch.from_numpy(np.array(small)).float()[None])[0])
+        data = read(images.source, i)
+        pixels = decoded(images.source, i, data)
+    except BadImage as error:
+        images.leave_out(i, error)
+        return bytes(16), 0
+    small = cut(pixels, [0, 0, *pixels.shape[:2]], 8 * SIDE)
+    return content_hash(data), int(_looks(small[None])[0])
 
 
-def _looks(gray: Tensor) -> np.ndarray:
-    """(B, H, W) -> (B,) uint64: of 8 x 8 places, which are brighter than their right one."""
-    small = F.adaptive_avg_pool2d(gray[:, None], (SIDE, SIDE + 1))[:, 0]
+def _looks(images: Tensor) -> np.ndarray:
+    """(B, 3, H, W) -> (B,) uint64: of 8 x 8 places, which are brighter than their right one."""
+    luma = torch.tensor(LUMA, device=images.device)[:, None, None]
+    gray = (images * luma).sum(1, keepdim=True)
+    small = F.adaptive_avg_pool2d(gray, (SIDE, SIDE + 1))[:, 0]
     brighter = (small[:, :, :-1] > small[:, :, 1:]).flatten(1).cpu().numpy()
     return np.packbits(brighter, axis=1).view(">u8")[:, 0].astype(np.uint64)

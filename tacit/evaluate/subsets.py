@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from tacit import randomness
-from tacit.data.readers import Source
+from tacit.data.source import Source
 from tacit.errors import UserError
 
 

@@ -17,10 +17,10 @@ from typing import Any
 
 import torch
 
+from tacit.files import locked, write_json
 from tacit.grid.cell import read_outcome
 from tacit.grid.plan import GridConfig, Job, plan
 from tacit.grid.rows import Cell
-from tacit.train.files import locked, write_json
 
 PACKAGES = ("tacit", "torch", "timm", "scikit-learn")
 

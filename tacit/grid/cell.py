@@ -8,10 +8,10 @@ from typing import Any
 
 from tacit import measure, run
 from tacit.errors import UserError
+from tacit.files import write_json
 from tacit.grid.plan import UNTRAINED, Job, Protocol
 from tacit.measure.results import Result
 from tacit.run_config import compose
-from tacit.train.files import write_json
 from tacit.train.log import read_metrics
 from tacit.train.session import Interrupted
 

@@ -19,10 +19,10 @@ from rich.console import Console, ConsoleOptions, ConsoleRenderable, RenderResul
 from rich.table import Table
 from rich.text import Text
 
+from tacit.files import write_text
 from tacit.grid.legend import facts, label, legend, measured, remarks
 from tacit.grid.rows import COLUMNS, FLOORS, Cell, Pair, Row, compare_rows, pairs, rows
 from tacit.grid.statistics import interval
-from tacit.train.files import write_text
 
 __all__ = [
     "COLUMNS",

@@ -10,11 +10,11 @@ import torch
 
 from tacit import distributed
 from tacit.errors import UserError
+from tacit.files import locked
 from tacit.measure.config import Evaluation
 from tacit.measure.results import VERSIONS, Result, store
 from tacit.measure.splits import Splits, open_splits
 from tacit.measure.subject import Subject
-from tacit.train.files import locked
 from tacit.train.log import console, read_metrics
 from tacit.train.precision import pick_device, pick_precision, prepare
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tacit.train.files import write_json
+from tacit.files import write_json
 
 # A change that moves a protocol's numbers raises its version.
 VERSIONS = {"knn": 2, "linear": 2, "linear-augmented": 1, "finetune": 1}

@@ -8,14 +8,17 @@ from typing import Any
 import torch
 
 from tacit import distributed
+from tacit.data.bad import BadImages
 from tacit.data.images import Images
+from tacit.data.source import align
 from tacit.data.sources import READING, DataConfig, open_source
 from tacit.errors import UserError
 from tacit.evaluate import subsets
 from tacit.evaluate.overlap import Overlap, Prints, compare, prints
+from tacit.files import write_json, write_text
 from tacit.measure.config import Evaluation, Labels
 from tacit.measure.subject import Subject
-from tacit.train.files import write_json, write_text
+from tacit.run import cache_beside
 from tacit.train.log import console
 
 MANY = 200_000  # images whose reading takes so long that it is said
@@ -49,24 +52,33 @@ def open_splits(config: Evaluation, subject: Subject, device: torch.device) -> S
         allow_overlap.
     """
     where = _named(config.data)
-    train, test = open_source(config.data, "train"), open_source(config.data, "test")
+    cache = cache_beside(subject.folder)
+    train, test = (open_source(config.data, split, cache) for split in ("train", "test"))
     if train is None or train.classes is None:
         raise UserError(
             f"{where}: has no labels to measure against; name a labelled set with data.path=..."
         )
     if test is None or test.classes is None:
         raise UserError(f"{where}: its test split has no labels")
-    if train.classes != test.classes:
+    try:
+        align(test, train.classes)
+    except ValueError as error:
         raise UserError(
             f"{where}: train and test split have different classes "
-            f"({len(train.classes)} and {len(test.classes)})"
-        )
-    images = Images(train, config.data, device), Images(test, config.data, device)
-    digests, overlap = None, None
+            f"({len(train.classes)} and {len(test.classes)}); of the test split, {error}"
+        ) from None
+    bad = BadImages(None, len(train), config.data.max_bad)
+    images = Images(train, config.data, device, bad), Images(test, config.data, device)
+    digests, overlap, broken = None, None, []
     if distributed.rank() == 0:
         digests, overlap = _compare(config, subject, *images)
-    digests, overlap = distributed.share((digests, overlap))
-    return Splits(*images, digests, overlap)
+        broken = images[0].broken()
+        if broken:
+            said = f"{len(broken)} broken training images are left out, such as {bad.lines[0]}"
+            console.print(said, soft_wrap=True, markup=False)
+    digests, overlap, broken = distributed.share((digests, overlap, broken))
+    train = images[0].without(broken) if broken else images[0]
+    return Splits(train, images[1], digests, overlap)
 
 
 def _named(data: DataConfig) -> str:
@@ -106,7 +118,9 @@ def _pretraining(config: Evaluation, subject: Subject) -> Prints | None:
         return None
     data = subject.run.data
     try:
-        return prints(Images(open_source(data, "train"), data, torch.device("cpu")))
+        source = open_source(data, "train", cache_beside(subject.folder))
+        bad = BadImages(None, len(source), 1.0)
+        return prints(Images(source, data, torch.device("cpu"), bad))
     except UserError:
         return None  # moved or deleted meanwhile: the record says what was compared
 

@@ -20,6 +20,7 @@ from tacit.evaluate.encoder import Network
 from tacit.evaluate.features import weights_hash
 from tacit.evaluate.predict import accuracy
 from tacit.evaluate.subsets import hold_out
+from tacit.files import locked, write_json
 from tacit.measure.config import TrainedConfig, compose_trained
 from tacit.measure.job import Job, job
 from tacit.measure.results import Result
@@ -28,7 +29,6 @@ from tacit.measure.subject import open_subject
 from tacit.run import claim, make_loader
 from tacit.train.checkpoint import Checkpoints
 from tacit.train.engine import fit
-from tacit.train.files import locked, write_json
 from tacit.train.log import console
 
 CLASSIFIERS = {"heads": LinearHeads, "finetuned": FineTuned}

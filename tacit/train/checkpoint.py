@@ -14,7 +14,7 @@ import torch
 from pydantic import Field
 
 from tacit.config import Config
-from tacit.train.files import rename_durably
+from tacit.files import rename_durably
 
 _NAME = re.compile(r"step-(\d+)\.([0-9a-f]{16})\.pt")
 

@@ -34,7 +34,7 @@ from tacit.train.probe import OnlineProbe
 from tacit.train.session import Check, Session
 
 # What may differ when a run is continued, since it changes a result by rounding at most.
-FREE = ("run", "device", "compile", "log_every", "checkpoint", "data.workers")
+FREE = ("run", "device", "compile", "log_every", "checkpoint", "data.workers", "data.max_bad")
 
 
 class TrainConfig(Config):

@@ -9,7 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from tacit.train.files import write_text
+from tacit.files import write_text
 
 PLAIN_EVERY = 10.0  # seconds between two lines in a pipe
 

@@ -17,10 +17,10 @@ from torch import Tensor, nn
 from tacit import distributed
 from tacit.data.loader import ViewLoader
 from tacit.errors import UserError
+from tacit.files import write_json
 from tacit.methods.method import Method, Output
 from tacit.train.checkpoint import Checkpoints
 from tacit.train.collapse import CollapseMonitor
-from tacit.train.files import write_json
 from tacit.train.log import Display, MetricsFile, console
 from tacit.train.precision import device_name, peak_memory
 from tacit.train.probe import OnlineProbe

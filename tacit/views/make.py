@@ -49,6 +49,10 @@ class Coordinates:
         """(B, SLOTS) uniform numbers of one view."""
         return randomness.uniform(self.seed, self.epoch, self.index, view, SLOTS)
 
+    def crop_draws(self, view: int) -> Tensor:
+        """(B, FLIP + 1) the first of them: what a crop takes."""
+        return randomness.uniform(self.seed, self.epoch, self.index, view, Slot.FLIP + 1)
+
     def noise(self, view: int, count: int) -> Tensor:
         """(B, count) standard normal numbers for the erased pixels of one view."""
         slots = count + count % 2  # they come in pairs

@@ -4,7 +4,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from tacit.data.images import center_box, cut, decode
+from tacit.data.decode import decode
+from tacit.data.images import center_box, cut
 from tacit.data.loader import ViewLoader
 
 GAP, SMALLEST = 4, 64  # pixels between pictures; smaller views are enlarged to this

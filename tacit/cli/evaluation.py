@@ -1,0 +1,76 @@
+"""Commands that measure an encoder."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tacit.cli.app import app, continuing, list_names, print_from_first
+
+EvaluationKeys = Annotated[
+    list[str] | None,
+    typer.Argument(help="key=value: data.path=..., fraction=0.1, device=cpu, allow_overlap=true"),
+]
+Subject = Annotated[
+    Path,
+    typer.Argument(
+        help="a finished run's folder, an encoder.safetensors, or a checkpoint of another library "
+        "(then with backbone.name=...)"
+    ),
+]
+Results = Annotated[str | None, typer.Option("--run", help="folder of the results")]
+Protocol = Annotated[
+    str, typer.Option(help="a shipped protocol (see `tacit protocols`) or a YAML file")
+]
+
+
+@app.command()
+def knn(where: Subject, keys: EvaluationKeys = None, run: Results = None) -> None:
+    """Classify test images by their nearest training images; beside an untrained encoder."""
+    from tacit import measure
+
+    print_from_first(measure.knn(where, keys, run))
+
+
+@app.command()
+def linear(where: Subject, keys: EvaluationKeys = None, run: Results = None) -> None:
+    """Linear classifier on cached features: all labels, then 1 and 5 labels per class."""
+    from tacit import measure
+
+    print_from_first(measure.linear(where, keys, run))
+
+
+@app.command(name="linear-augmented")
+def linear_augmented(
+    where: Subject,
+    keys: EvaluationKeys = None,
+    run: Results = None,
+    protocol: Protocol = "linear-augmented",
+) -> None:
+    """Linear classifier on a frozen encoder, trained with crop and flip; continues if stopped."""
+    from tacit import measure
+
+    with continuing():
+        print_from_first(measure.linear_augmented(where, keys, run, protocol))
+
+
+@app.command()
+def finetune(
+    where: Subject,
+    keys: EvaluationKeys = None,
+    run: Results = None,
+    protocol: Protocol = "finetune",
+) -> None:
+    """Train the whole network as a classifier, beside one from scratch; continues if stopped."""
+    from tacit import measure
+
+    with continuing():
+        print_from_first(measure.finetune(where, keys, run, protocol))
+
+
+@app.command()
+def protocols() -> None:
+    """List the shipped protocols of `linear-augmented` and `finetune`."""
+    from tacit.measure import config
+
+    list_names(config.protocols(), config.title)

@@ -1,0 +1,264 @@
+"""A folder of image files: a million of them are found in seconds and kept in little memory."""
+
+import contextlib
+import errno
+import hashlib
+import os
+import stat
+import time
+from bisect import bisect_right
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from tacit.data.names import Names
+from tacit.errors import UserError
+from tacit.files import write_atomically
+
+EXTENSIONS = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
+THREADS = min(8, os.cpu_count() or 1)
+CACHED = 10_000  # images: an index of fewer is made as fast as it is read
+FORMAT = 1  # of the cache; raise it with any change of what is found or how it is stored
+GRANULARITY = 2 * 10**9  # nanoseconds, of the times that the coarsest file systems keep
+_ENDINGS = tuple(ending.encode() for ending in EXTENSIONS)
+_ABSENT = (0, 0)  # the state of a link that leads to no folder
+
+
+class Folder:
+    """Image files below a folder, by folder and then by name, both in the order of their bytes.
+
+    Hidden files and folders are left out. Links to folders are followed, but no folder is entered
+    twice: of several paths to one folder, that with the fewest links is taken.
+    Images are labelled if each lies in a sub-folder of the root, which then names its class.
+    """
+
+    def __init__(self, root: Path, labels: bool = True, cache: Path | None = None) -> None:
+        """
+        Args:
+            cache: folder that remembers what a large root holds for as long as the times of its
+                folders say that this has not changed.
+        """
+        self._root = os.fsencode(root)
+        index = _index(root, cache)
+        self._folders, self._ends, self._names = index.folders, index.ends, index.names
+        if not len(self):
+            known = " ".join(sorted(EXTENSIONS))
+            raise UserError(f"data.path={root}: no images below it ({known})")
+        self.classes, self.labels = _label(index) if labels else (None, None)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def read(self, i: int) -> bytes:
+        return read_file(self._path(i))
+
+    def name(self, i: int) -> str:
+        return os.fsdecode(self._path(i))
+
+    def _path(self, i: int) -> bytes:
+        folder = self._folders.raw(bisect_right(self._ends, i))
+        return os.path.join(self._root, folder, self._names.raw(i))
+
+
+def read_file(path: bytes) -> bytes:
+    """Raises: OSError, also for what is no regular file: reading a pipe would wait for ever."""
+    with open(path, "rb", buffering=0, opener=_open_at_once) as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise OSError(errno.EINVAL, "not a regular file")
+        return file.read()
+
+
+def _open_at_once(path: bytes, flags: int) -> int:
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+
+
+class _Index(NamedTuple):
+    """What a folder holds.
+
+    Attributes:
+        folders: F paths relative to the root, with and without images, in order.
+        states: (F, 2) int64, see `_state`.
+        ends: (F,) int64, one past the last image of each folder.
+        names: of N images, without their folders.
+    """
+
+    folders: Names
+    states: np.ndarray
+    ends: np.ndarray
+    names: Names
+
+
+def _label(index: _Index) -> tuple[list[str] | None, np.ndarray | None]:
+    """Classes and (N,) labels from the first part of each path; none if a path has one part."""
+    counts = np.diff(index.ends, prepend=0)
+    separator = os.sep.encode()
+    tops = [index.folders.raw(f).partition(separator)[0] for f in range(len(index.folders))]
+    used = sorted({top for top, count in zip(tops, counts, strict=True) if count})
+    if b"" in used:
+        return None, None
+    number = {top: n for n, top in enumerate(used)}
+    of_folder = np.array([number.get(top, -1) for top in tops], np.int64)
+    return [os.fsdecode(top) for top in used], np.repeat(of_folder, counts)
+
+
+# The cache ----------------------------------------------------------------------------------------
+
+
+def _index(root: Path, cache: Path | None) -> _Index:
+    """From the cache if that is still true, else by a scan, which is then remembered."""
+    start = os.fsencode(root)
+    with ThreadPoolExecutor(THREADS, "scan") as pool:
+        if cache is None:
+            return _scan(start, pool)
+        key = hashlib.sha256(b"%d %b" % (FORMAT, os.path.realpath(start))).hexdigest()
+        file = cache / f"folder-{key[:16]}.npz"
+        began = time.time_ns()
+        index = _load(file, start, pool)
+        if index is None:
+            index = _scan(start, pool)
+            # A folder changed a moment ago may change again without another time of change.
+            if len(index.names) >= CACHED and index.states[:, 0].max() < began - GRANULARITY:
+                _save(file, index)
+        return index
+
+
+def _load(file: Path, root: bytes, pool: ThreadPoolExecutor) -> _Index | None:
+    """What `_save` wrote; None if it is not there, damaged or no longer true."""
+    try:
+        with np.load(file, allow_pickle=False) as arrays:
+            folders, names = (
+                Names(arrays[key].tobytes(), arrays[f"{key}_offsets"])
+                for key in ("folders", "names")
+            )
+            index = _Index(folders, arrays["states"], arrays["ends"], names)
+        paths = [os.path.join(root, folders.raw(f)) for f in range(len(folders))]
+        states = _in_threads(pool, lambda path: _state(_status(path)), paths)
+    # NumPy meets damaged files with more kinds of exceptions than its pages list.
+    except Exception:
+        return None
+    return index if np.array_equal(index.states, states) else None
+
+
+def _save(file: Path, index: _Index) -> None:
+    arrays = {"states": index.states, "ends": index.ends}
+    for key, names in (("folders", index.folders), ("names", index.names)):
+        arrays[key] = np.frombuffer(names.blob, np.uint8)
+        arrays[f"{key}_offsets"] = names.offsets
+
+    def write(path: Path) -> None:
+        with path.open("wb") as stream:
+            np.savez(stream, **arrays)
+
+    with contextlib.suppress(OSError):  # a full disk, a read-only folder: the next run scans again
+        write_atomically(file, write)
+
+
+# The scan -----------------------------------------------------------------------------------------
+
+
+class _Listing(NamedTuple):
+    """One folder; paths are relative to the root.
+
+    Attributes:
+        status: None if it is not there, or is no folder.
+        names: of its images, sorted.
+        folders, links: paths of what is in it, links to folders apart.
+    """
+
+    path: bytes
+    status: os.stat_result | None
+    names: Names
+    folders: list[bytes]
+    links: list[bytes]
+
+
+def _scan(root: bytes, pool: ThreadPoolExecutor) -> _Index:
+    """Level by level, so that the result does not depend on which thread is faster.
+
+    Raises: UserError if a folder cannot be read.
+    """
+    found: list[_Listing] = []
+    seen = set()
+    level, links = [b""], []
+    while level:
+        listings = _in_threads(pool, partial(_list, root), sorted(level))
+        level = []
+        for listing in listings:
+            if listing.status is not None:
+                identity = (listing.status.st_dev, listing.status.st_ino)
+                if identity in seen:
+                    continue
+                seen.add(identity)
+            found.append(listing)
+            level += listing.folders
+            links += listing.links
+        if not level:  # links come last: a folder goes by its own path
+            level, links = links, []
+    separator = os.sep.encode()
+    found.sort(key=lambda listing: listing.path.split(separator))
+    return _Index(
+        Names.of(listing.path for listing in found),
+        np.array([_state(listing.status) for listing in found], np.int64),
+        np.array([len(listing.names) for listing in found], np.int64).cumsum(),
+        Names.joined([listing.names for listing in found]),
+    )
+
+
+def _list(root: bytes, path: bytes) -> _Listing:
+    whole = os.path.join(root, path)
+    images, folders, links = [], [], []
+    try:
+        # The time comes first: a change during the listing makes it old.
+        status = _status(whole)
+        if status is None:
+            return _Listing(path, None, Names.of([]), [], [])
+        with os.scandir(whole) as entries:
+            for entry in entries:
+                name = entry.name
+                if name.startswith(b"."):
+                    continue
+                image = name.lower().endswith(_ENDINGS)
+                if entry.is_symlink():
+                    # What leads nowhere today may be a folder tomorrow, when a disk is mounted.
+                    (images if image and not os.path.isdir(entry.path) else links).append(name)
+                elif entry.is_dir():
+                    folders.append(name)
+                elif image:
+                    images.append(name)
+    except OSError as error:
+        raise UserError(
+            f"data.path={os.fsdecode(root)}: cannot read the folder '{os.fsdecode(whole)}': "
+            f"{error.strerror}; allow it, or move it elsewhere"
+        ) from None
+    below = [[os.path.join(path, name) for name in names] for names in (folders, links)]
+    return _Listing(path, status, Names.of(sorted(images)), *below)
+
+
+def _status(path: bytes) -> os.stat_result | None:
+    """Of a folder; None if there is none. Raises: OSError if that cannot be known."""
+    try:
+        status = os.stat(path)
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+            return None
+        raise
+    return status if stat.S_ISDIR(status.st_mode) else None
+
+
+def _state(status: os.stat_result | None) -> tuple[int, int]:
+    """Differs if a folder's list of files has changed, or a link now leads to another folder:
+    nanoseconds of the last change and the folder's number, cut to what int64 can hold."""
+    return (status.st_mtime_ns % 2**63, status.st_ino % 2**63) if status else _ABSENT
+
+
+def _in_threads(
+    pool: ThreadPoolExecutor, work: Callable[[bytes], Any], items: list[bytes]
+) -> list[Any]:
+    """[work(item) for item in items], by all threads."""
+    size = len(items) // (4 * THREADS) + 1
+    chunks = [items[i : i + size] for i in range(0, len(items), size)]
+    return [r for results in pool.map(lambda c: [work(x) for x in c], chunks) for r in results]

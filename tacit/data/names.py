@@ -1,0 +1,53 @@
+"""Many strings in little memory."""
+
+import os
+from collections.abc import Iterable
+from itertools import islice
+
+import numpy as np
+
+BATCH = 2**14  # strings held as Python objects at a time
+
+
+class Names:
+    """A list of N file names or paths, kept as their bytes one after the other and N + 1 offsets.
+
+    A million file names of 20 bytes take 24 MB, as a list of `str` 77 MB. Bytes that are no UTF-8
+    survive, as they do in `os.fsdecode`.
+
+    Attributes:
+        blob: all bytes.
+        offsets: (N + 1,) uint32, or int64 from 4 GiB on; string i is blob[offsets[i]:offsets[i+1]].
+    """
+
+    def __init__(self, blob: bytes, offsets: np.ndarray) -> None:
+        self.blob, self.offsets = blob, offsets
+
+    @classmethod
+    def of(cls, strings: Iterable[bytes]) -> "Names":
+        strings = iter(strings)
+        blobs, lengths = [], []
+        while batch := list(islice(strings, BATCH)):
+            blobs.append(b"".join(batch))
+            lengths.append(np.fromiter(map(len, batch), np.int64, len(batch)))
+        return cls._concatenated(blobs, lengths)
+
+    @classmethod
+    def joined(cls, parts: list["Names"]) -> "Names":
+        return cls._concatenated([p.blob for p in parts], [np.diff(p.offsets) for p in parts])
+
+    @classmethod
+    def _concatenated(cls, blobs: list[bytes], lengths: list[np.ndarray]) -> "Names":
+        blob = b"".join(blobs)
+        offsets = np.concatenate([[0], *lengths]).cumsum(dtype=np.int64)
+        return cls(blob, offsets.astype(np.uint32) if len(blob) < 2**32 else offsets)
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def __getitem__(self, i: int) -> str:
+        return os.fsdecode(self.raw(i))
+
+    def raw(self, i: int) -> bytes:
+        """String i as the operating system gave it."""
+        return self.blob[self.offsets[i] : self.offsets[i + 1]]

@@ -1,0 +1,95 @@
+"""What a source of images is, and a part of one."""
+
+import hashlib
+from typing import Protocol
+
+import numpy as np
+
+from tacit.errors import UserError
+
+TRAIN_NAMES = ("train", "training")
+TEST_NAMES = ("test", "testing", "val", "valid", "validation")  # the first that exists is taken
+
+
+class Source(Protocol):
+    """What every source offers; `read` is called by many threads at a time.
+
+    Attributes:
+        classes: their names, or None of images without labels.
+        labels: (N,) int64, or None where `classes` is None.
+    """
+
+    classes: list[str] | None
+    labels: np.ndarray | None
+
+    def __len__(self) -> int: ...
+
+    def read(self, i: int) -> bytes | np.ndarray:
+        """Encoded bytes, or uint8 pixels (H, W, 3) that must not be written to.
+
+        Raises: OSError or BadImage if the image is not there or not readable.
+        """
+
+    def name(self, i: int) -> str:
+        """What an error message calls the image: its path, if it has one."""
+
+
+class BadImage(UserError):
+    """One image cannot be used; the message names it and says why.
+
+    Attributes:
+        name, reason: the two parts of the message.
+    """
+
+    def __init__(self, name: str, reason: str) -> None:
+        super().__init__(f"Cannot decode {name}: {reason}")
+        self.name, self.reason = name, reason
+
+
+class Part:
+    """Some images of a source: one side of a split made here."""
+
+    def __init__(self, source: Source, rows: np.ndarray) -> None:
+        self._source, self._rows = source, rows
+        self.classes = source.classes
+        self.labels = None if source.labels is None else source.labels[rows]
+        known = origins(source)
+        self.origins = None if known is None else known[rows]
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def read(self, i: int) -> bytes | np.ndarray:
+        return self._source.read(int(self._rows[i]))
+
+    def name(self, i: int) -> str:
+        return self._source.name(int(self._rows[i]))
+
+
+def content_hash(data: bytes | np.ndarray) -> bytes:
+    """16 bytes that name what `read` returned: the file's bytes, or the pixels and their shape."""
+    if isinstance(data, bytes):
+        return hashlib.blake2b(data, digest_size=16).digest()
+    pixels = hashlib.blake2b(np.ascontiguousarray(data), digest_size=16)
+    pixels.update(str(data.shape).encode())
+    return pixels.digest()
+
+
+def origins(source: Source) -> np.ndarray | None:
+    """(N, 16) uint8, the content hashes of the images that a source's images were made from; None
+    of sources that hold them as they were."""
+    return getattr(source, "origins", None)
+
+
+def align(source: Source, classes: list[str]) -> None:
+    """Number a source's labels as another split does, whose classes it shares.
+
+    Splits number their own classes, so one that lacks a class would shift all after it.
+    Raises: ValueError if it has a class that the other split has not.
+    """
+    place = {name: n for n, name in enumerate(classes)}
+    unknown = [name for name in source.classes if name not in place]
+    if unknown:
+        raise ValueError(f"class '{unknown[0]}' is not among the others")
+    source.labels = np.array([place[name] for name in source.classes])[source.labels]
+    source.classes = classes
