@@ -10,6 +10,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -113,9 +114,10 @@ class Files(Dataset):
             return self.transform(image.convert("RGB"))
 
 
-def first_and_rate(batches: Iterator, size: int) -> tuple[float, float]:
-    """Seconds to the first batch, images a second of those after it."""
+def first_and_rate(start: Callable[[], Iterator], size: int) -> tuple[float, float]:
+    """Seconds from the start to the first batch, images a second of those after it."""
     began = time.perf_counter()
+    batches = start()
     next(batches)
     first = time.perf_counter() - began
     count = sum(size for _ in batches)
@@ -131,11 +133,10 @@ def whole_loaders(path: Path, files: list[Path], rounds: int) -> None:
     firsts, rates = ([], []), ([], [])
     for _ in range(rounds):
         made = loader(path, groups("simclr"), cores)
-        steps = 4 * made.steps_per_epoch
-        waiting = _plain(made, steps)
+        mine = partial(_plain, made, 4 * made.steps_per_epoch)
         peer = DataLoader(Files(repeated, crops), BATCH, num_workers=cores, shuffle=True)
-        for k, (batches, size) in enumerate(((waiting, made.batch_size), (iter(peer), BATCH))):
-            first, rate = first_and_rate(batches, size)
+        for k, (begin, size) in enumerate(((mine, made.batch_size), (peer.__iter__, BATCH))):
+            first, rate = first_and_rate(begin, size)
             firsts[k].append(first)
             rates[k].append(rate)
     title = f"two crops, {cores} threads against a DataLoader of {cores} workers"
@@ -160,7 +161,7 @@ def pack(path: Path, output: Path, raw: bool) -> Path:
     config = packing.PackConfig(raw=raw, size=256)
     data = DataConfig(path=str(path), labels=False)
     began = time.perf_counter()
-    (folder,) = packing.pack(data, config, output, lambda *_: None)
+    ((folder, _),) = packing.pack(data, config, output, lambda *_: None)
     count = len(open_source(DataConfig(path=str(folder)), "train"))
     print(f"packed {count} images as {config.kind}: {count / (time.perf_counter() - began):.0f}/s")
     return folder

@@ -3,14 +3,14 @@
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from os import cpu_count
 from pathlib import Path
 
 import numpy as np
 
+from tacit import distributed
 from tacit.data.decode import decoded, read
 from tacit.data.pack import DESCRIPTION, verify
-from tacit.data.source import BadImage, Source, content_hash
+from tacit.data.source import BadImage, Source, content_hash, origins
 from tacit.data.sources import DataConfig, open_source
 
 BLOCK = 64  # images that a thread takes at a time
@@ -72,7 +72,7 @@ def check(config: DataConfig, watch: Watch) -> Report:
     Raises: UserError if the source cannot be opened at all.
     """
     found = []
-    with ThreadPoolExecutor(config.workers or cpu_count() or 1, "check") as pool:
+    with ThreadPoolExecutor(config.workers or distributed.cores(), "check") as pool:
         for name in ("train", "test"):
             source = open_source(config, name)
             if source is not None:
@@ -127,8 +127,13 @@ def _twins(contents: np.ndarray) -> list[list[int]]:
 
 
 def _shared(train: Split, test: Split) -> list[tuple[str, str]]:
-    places = {row.tobytes(): i for i, row in enumerate(train.contents) if row.any()}
-    pairs = ((i, places.get(row.tobytes())) for i, row in enumerate(test.contents))
+    """Pairs of names; images of a pack are compared as they were before."""
+    before, after = (
+        known if (known := origins(split.source)) is not None else split.contents
+        for split in (train, test)
+    )
+    places = {row.tobytes(): i for i, row in enumerate(before) if row.any()}
+    pairs = ((i, places.get(row.tobytes())) for i, row in enumerate(after))
     return [
         (test.source.name(i), train.source.name(other)) for i, other in pairs if other is not None
     ]

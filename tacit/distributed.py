@@ -22,6 +22,12 @@ def rank() -> int:
     return dist.get_rank() if world_size() > 1 else 0
 
 
+def cores() -> int:
+    """CPU cores for this process: those that it may use, shared by the processes of its machine."""
+    mine = getattr(os, "sched_getaffinity", lambda _: range(os.cpu_count() or 1))(0)
+    return max(1, len(mine) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+
+
 def setup(device: torch.device) -> torch.device:
     """Join the group that torchrun describes, if there is one; returns this rank's device."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():

@@ -108,3 +108,16 @@ def test_a_damaged_pack_is_found(tmp_path, raw, command):
     bad = command("check", "packed", cwd=tmp_path)
     assert bad.returncode == 1, bad.stdout + bad.stderr
     assert "7.png): damaged" in bad.stdout
+
+
+def test_what_both_splits_share_is_found_in_a_pack(tmp_path, command):
+    """The pack's copies differ from nothing: its test image was made from a training image."""
+    for n in range(6):
+        save(tmp_path / "data" / "train" / f"{n}.png", n)
+    (tmp_path / "data" / "test").mkdir()
+    twin = (tmp_path / "data" / "train" / "3.png").read_bytes()
+    (tmp_path / "data" / "test" / "old.png").write_bytes(twin)
+    assert command("pack", "data", "-o", "packed", cwd=tmp_path).returncode == 0
+    done = command("check", "packed", cwd=tmp_path)
+    assert done.returncode == 1
+    assert "1 test images that are among the training images" in done.stdout

@@ -164,6 +164,11 @@ def test_mistakes_are_named_with_their_line(tmp_path, content, message):
     assert "\n" not in str(error.value)
 
 
+def test_a_file_named_jsonl_is_json(tmp_path):
+    with pytest.raises(UserError, match=r"list\.jsonl:1: is no JSON"):
+        read(write(tmp_path, "a.png 1\n", "list.jsonl"))
+
+
 def test_labels_that_are_not_wanted_are_not_checked(tmp_path):
     lines = 'a.png 1\nb.png\nc.png cat\n"d.png" -1\n'
     assert paths(read(write(tmp_path, lines), labels=False), tmp_path) == [

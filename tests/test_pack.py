@@ -12,13 +12,14 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import torchvision.transforms.v2.functional as F
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -189,6 +190,10 @@ def test_a_pack_of_a_pack_knows_the_first_images(tmp_path):
     assert two.name(3) == one.name(3)
     assert np.array_equal(two.origins, one.origins)
     assert not np.array_equal(two.hashes, one.hashes)
+    part = opened(tmp_path / "one" / "train", "test")  # divided off here
+    rows = [[one.name(i) for i in range(12)].index(part.name(n)) for n in range(len(part))]
+    assert rows != list(range(len(rows)))
+    assert np.array_equal(part.origins, one.origins[rows])
 
 
 def test_an_image_is_found_again_in_a_pack_that_changed_it(tmp_path):
@@ -290,9 +295,27 @@ def stop_after(images: int):
     return watch
 
 
+@pytest.mark.parametrize("images", [1, 3, 4, 14])
+def test_one_split_without_the_other_does_not_open(tmp_path, images):
+    """Or its training images would be divided into other splits than the source has."""
+    root = pngs(tmp_path / "in")  # 3 images to test on, 12 to train on
+    calls = []
+
+    def stop(*now):
+        calls.append(now)
+        if len(calls) == images:
+            raise Stop
+
+    with pytest.raises(Stop):
+        pack(DataConfig(path=str(root)), PackConfig(size=8), tmp_path / "out", stop)
+    for split in ("train", "test"):
+        with pytest.raises(UserError):
+            opened(tmp_path / "out", split)
+
+
 @pytest.mark.parametrize("raw", [True, False])
 def test_whatever_a_crash_leaves_the_end_is_the_same(tmp_path, monkeypatch, raw):
-    """Any prefix of the records, with any later state of the images, is continued."""
+    """Some records, the last of them torn, and images of which the last bytes were not written."""
     root = pngs(tmp_path / "in", 24)
     (root / "train" / "a" / "004.png").write_bytes(b"")
     how, keys = PackConfig(raw=raw, size=8), {"path": str(root), "max_bad": 1}
@@ -309,19 +332,21 @@ def test_whatever_a_crash_leaves_the_end_is_the_same(tmp_path, monkeypatch, raw)
     blob = work / "images.part"
     images = blob.read_bytes()
     ends = np.frombuffer(records, RECORD)["end"].tolist()
-    left = st.integers(0, len(records))
 
-    @given(left, st.binary(max_size=60), st.sampled_from(["nothing", "garbage", "lost"]))
+    @given(st.integers(0, 17), st.integers(0, RECORD.itemsize), st.integers(0, 60))
+    @example(9, 30, 0)
+    @example(9, 0, 5)
     @settings(max_examples=12)
-    def check(cut_at, tail, trouble):
+    def check(count, more, lost):
+        """`count` records, so many bytes of the next one, and images that lack some bytes."""
         shutil.rmtree(tmp_path / "out", ignore_errors=True)
         shutil.copytree(tmp_path / "left", tmp_path / "out")
         there = tmp_path / "out" / ".train.packing"
-        kept = max(0, cut_at // RECORD.itemsize - 1)
-        tails = {"nothing": b"", "garbage": tail, "lost": bytes(RECORD.itemsize)}
-        (there / "records.bin").write_bytes(records[:cut_at] + tails[trouble])
-        enough = images[: ends[kept]] if trouble == "lost" else images + tail
-        (there / blob.name).write_bytes(enough)
+        cut_at = count * RECORD.itemsize
+        torn = records[cut_at : cut_at + more].ljust(RECORD.itemsize, b"\0")
+        (there / "records.bin").write_bytes(records[:cut_at] + torn)
+        end = ends[count - 1] if count else 0
+        (there / blob.name).write_bytes(images[: max(0, end - lost)].ljust(end, b"\0") + b"more")
         pack(config, how, tmp_path / "out", lambda *_: None)
         same_files(tmp_path / "out" / "train", whole)
 
@@ -329,8 +354,17 @@ def test_whatever_a_crash_leaves_the_end_is_the_same(tmp_path, monkeypatch, raw)
 
 
 @pytest.mark.parametrize("raw", [True, False])
-@pytest.mark.parametrize("step", ["_save", "checksum", "write_json", "rename_durably"])
-def test_a_crash_while_finishing(tmp_path, monkeypatch, step, raw):
+@pytest.mark.parametrize(
+    ("step", "call"),
+    [  # write_json also writes the plan; the renamed are the images, then the folder
+        ("_save", 1),
+        ("checksum", 1),
+        ("write_json", 2),
+        ("rename_durably", 1),
+        ("rename_durably", 2),
+    ],
+)
+def test_a_crash_while_finishing(tmp_path, monkeypatch, step, call, raw):
     root = pngs(tmp_path / "in")
     how, config = PackConfig(raw=raw, size=8), DataConfig(path=str(root))
     whole = packed(root, tmp_path / "whole", how) / "train"
@@ -340,7 +374,7 @@ def test_a_crash_while_finishing(tmp_path, monkeypatch, step, raw):
 
     def crash(*arguments):
         calls.append(arguments)
-        if len(calls) == (2 if step == "write_json" else 1):  # the first writes the plan
+        if len(calls) == call:
             raise Stop
         return real(*arguments)
 
@@ -350,9 +384,11 @@ def test_a_crash_while_finishing(tmp_path, monkeypatch, step, raw):
     monkeypatch.setattr(packing, step, real)
     work = tmp_path / "out" / ".train.packing"
     (work / ".hashes.npy.1.tmp").write_bytes(b"left by a crash")
-    for place in (tmp_path / "out", work):
+    with pytest.raises(UserError):
+        opened(tmp_path / "out")
+    if call == 1:  # before the last step the folder is whole, and only its name is missing
         with pytest.raises(UserError):
-            opened(place)
+            opened(work)
     pack(config, how, tmp_path / "out", lambda *_: None)
     same_files(tmp_path / "out" / "train", whole)
     assert not work.exists()
@@ -487,6 +523,15 @@ def test_another_source_is_refused(tmp_path, finished):
         packed(tmp_path / "in" / "train", finished, PackConfig(size=8), labels=False)
 
 
+def test_other_labels_are_refused(tmp_path):
+    images = np.zeros((4, 8, 8, 3), np.uint8)
+    for labels, message in (([0, 1, 0, 1], None), ([0, 1, 1, 1], "source_hash")):
+        np.savez(tmp_path / "in.npz", images=images, labels=labels)
+        expected = pytest.raises(UserError, match=message) if message else nullcontext()
+        with expected:
+            packed(tmp_path / "in.npz", tmp_path / "out", PackConfig(raw=True, size=8))
+
+
 def test_a_folder_of_something_else_is_left_alone(tmp_path):
     pngs(tmp_path / "in")
     with pytest.raises(UserError, match=r"'.*in/train' is there and is no pack"):
@@ -595,6 +640,7 @@ def test_what_the_command_says(tmp_path, monkeypatch, capfd):
     assert re.fullmatch(r"packing test 10/10  \d+ images/s  0 s left", lines[0])
     assert re.fullmatch(r"packing train 40/40  \d+ images/s  0 s left", lines[1])
     assert opened(Path("out")).classes is None
+    assert opened(Path("out")).name(0) == str(tmp_path / "in/train/a/000.png")
     code, out, said = command(monkeypatch, capfd, "in", "data.labels=false", "-o", "out")
     assert out.startswith("out/train: 40 images, packed before\n")
     assert (code, said) == (0, "")

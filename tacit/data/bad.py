@@ -1,5 +1,6 @@
 """Broken images that training puts up with: each is written down, too many end the run."""
 
+import re
 import threading
 from pathlib import Path
 from typing import TextIO
@@ -32,7 +33,9 @@ class BadImages:
 
         Raises: UserError if there are now too many.
         """
-        line = "\t".join(" ".join(text.split("\t")) for text in (error.name, error.reason))
+        line = "\t".join(
+            " ".join(re.split(r"[\t\r\n]", text)) for text in (error.name, error.reason)
+        )
         with self._lock:
             if self._file is None:
                 self._add(line)

@@ -18,8 +18,8 @@ from tacit.data.source import BadImage
 
 TASK = 8  # images that a thread takes at a time
 
-# Of n images, their places, heights and widths (n,): for each view boxes (n, 4) and flips (n,).
-Boxes = Callable[[Tensor, Tensor, Tensor], list[tuple[Tensor, Tensor]]]
+# Of n images, their places, heights and widths (n,): for each view boxes (n, 4).
+Boxes = Callable[[Tensor, Tensor, Tensor], list[Tensor]]
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Crops:
     """A batch that threads are filling.
 
     Attributes:
-        views: for each (B, s, s, 3) uint8; to be read after `wait`.
+        views: for each (B, s, s, 3) uint8, not mirrored; to be read after `wait`.
     """
 
     views: list[Tensor]
@@ -78,10 +78,9 @@ def _fill(images: Images, rows: np.ndarray, outs: list[np.ndarray], boxes: Boxes
         taken, pictures = zip(*(images.picture(int(i)) for i in rows), strict=True)
         sizes = torch.tensor([picture.shape[:2] for picture in pictures])
         cuts = boxes(torch.tensor(taken), sizes[:, 0], sizes[:, 1])
-        for out, (places, flips) in zip(outs, cuts, strict=True):
-            for n, (box, flip) in enumerate(zip(places.tolist(), flips.tolist(), strict=True)):
-                crop = resize(pictures[n], box, out.shape[1])
-                out[n] = crop[:, ::-1] if flip else crop
+        for out, places in zip(outs, cuts, strict=True):
+            for n, box in enumerate(places.tolist()):
+                out[n] = resize(pictures[n], box, out.shape[1])
         return np.array(taken)
     except BadImage:
         raise

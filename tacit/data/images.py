@@ -1,13 +1,14 @@
 """Decoded images: small ones as one uint8 tensor on the device, others decoded when asked for."""
 
 import copy
-import os
 from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from tacit import distributed
 from tacit.data.bad import BadImages
 from tacit.data.decode import decode
 from tacit.data.source import BadImage, Part, Source
@@ -38,7 +39,7 @@ class Images:
         bad: BadImages | None = None,
     ) -> None:
         self.source, self.classes, self.device = source, source.classes, device
-        self.pool = ThreadPoolExecutor(config.workers or os.cpu_count() or 1, "decode")
+        self.pool = ThreadPoolExecutor(config.workers or distributed.cores(), "decode")
         self.labels = None
         if source.labels is not None:
             self.labels = torch.from_numpy(source.labels.astype(np.int64)).to(device)
@@ -55,7 +56,7 @@ class Images:
 
         Raises: BadImage if it is broken and none may be, UserError if too many are.
         """
-        for j in (*range(i, len(self)), *range(i)):
+        for j in chain(range(i, len(self)), range(i)):
             if j in self._broken:
                 continue
             try:
@@ -134,7 +135,7 @@ def resize(image: np.ndarray, box: list[int], size: int | tuple[int, int]) -> np
     # Made contiguous here: torch would do it with threads of its own, which disturb each other.
     crop = np.ascontiguousarray(image[top : top + height, left : left + width])
     resized = torch.nn.functional.interpolate(
-        torch.from_numpy(crop).permute(2, 0, 1)[None],
+        torch.from_numpy(crop)[None].permute(0, 3, 1, 2),  # so that torch sees channels last
         (size, size) if isinstance(size, int) else size,
         mode="bilinear",
         antialias=True,

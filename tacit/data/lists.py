@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from tacit.data.folder import EXTENSIONS, read_file
+from tacit.data.folder import ENDINGS as IMAGE_ENDINGS
+from tacit.data.folder import read_file
 from tacit.data.names import Names
 from tacit.errors import UserError
 
@@ -19,7 +20,6 @@ IMAGE_KEYS = ("filename", "file_name", "file", "path", "image", "img")  # the fi
 LABEL_KEYS = ("label", "class", "target", "category")
 MOST_CLASSES = 10_000_000  # a number above is no class, but perhaps a date or an identifier
 _KINDS = {int: "a number as label", str: "a name as label", type(None): "no label"}
-_IMAGE_ENDINGS = tuple(ending.encode() for ending in EXTENSIONS)
 
 
 class ListFile:
@@ -122,13 +122,13 @@ def _paths(file: Path, lines: Iterable[bytes], labels: _Labels | None) -> Iterat
 
 def _parse_text(line: bytes) -> tuple[bytes, int | str | None]:
     line.decode()  # only a check: split as text, a line has more kinds of spaces than ASCII
-    path, *rest = line.rsplit(None, 1)
-    if not rest:
+    words = line.rsplit(None, 1)
+    if len(words) == 1:
         return line, None
-    (label,) = rest
+    path, label = words
     if label.isdigit() or (label.startswith(b"-") and label[1:].isdigit()):
         return path, int(label)
-    if label.lower().endswith(_IMAGE_ENDINGS):
+    if label.lower().endswith(IMAGE_ENDINGS):
         return line, None
     return path, label.decode()
 
@@ -142,7 +142,15 @@ def _parse_json(line: bytes) -> tuple[bytes, Any]:
         raise ValueError("is JSON nested too deeply") from None
     if not isinstance(item, dict):
         raise ValueError("is no JSON object")
-    path = next((item[key] for key in IMAGE_KEYS if key in item), None)
+    path = _first(item, IMAGE_KEYS)
     if not isinstance(path, str) or not path:
         raise ValueError(f"names no image: needs one of {', '.join(IMAGE_KEYS)}")
-    return os.fsencode(path), next((item[key] for key in LABEL_KEYS if key in item), None)
+    # A surrogate stands for a byte that is no UTF-8, as in os.fsencode.
+    return path.encode(errors="surrogateescape"), _first(item, LABEL_KEYS)
+
+
+def _first(item: dict, keys: tuple[str, ...]) -> Any:
+    for key in keys:
+        if key in item:
+            return item[key]
+    return None

@@ -138,10 +138,10 @@ class ViewLoader:
     def _submit(self, epoch: int, rows: np.ndarray) -> Crops:
         """Have the pool decode and crop these images."""
 
-        def boxes(index: Tensor, height: Tensor, width: Tensor) -> list[tuple[Tensor, Tensor]]:
+        def boxes(index: Tensor, height: Tensor, width: Tensor) -> list[Tensor]:
             at = Coordinates(self.seed, epoch, index)
             return [
-                boxes_and_flips(group, at.crop_draws(view), height, width)
+                boxes_and_flips(group, at.crop_draws(view), height, width)[0]
                 for view, group in self._views
             ]
 

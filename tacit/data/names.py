@@ -29,7 +29,7 @@ class Names:
         blobs, lengths = [], []
         while batch := list(islice(strings, BATCH)):
             blobs.append(b"".join(batch))
-            lengths.append(np.fromiter(map(len, batch), np.int64, len(batch)))
+            lengths.append(np.fromiter(map(len, batch), np.uint32, len(batch)))
         return cls._concatenated(blobs, lengths)
 
     @classmethod
@@ -39,8 +39,9 @@ class Names:
     @classmethod
     def _concatenated(cls, blobs: list[bytes], lengths: list[np.ndarray]) -> "Names":
         blob = b"".join(blobs)
-        offsets = np.concatenate([[0], *lengths]).cumsum(dtype=np.int64)
-        return cls(blob, offsets.astype(np.uint32) if len(blob) < 2**32 else offsets)
+        zero = np.zeros(1, np.uint32 if len(blob) < 2**32 else np.int64)
+        offsets = np.concatenate([zero, *lengths], dtype=zero.dtype)
+        return cls(blob, offsets.cumsum(dtype=zero.dtype, out=offsets))
 
     def __len__(self) -> int:
         return len(self.offsets) - 1

@@ -93,7 +93,9 @@ def pack(
 
 def _absolute(data: DataConfig) -> DataConfig:
     """With paths that mean the same from every folder, for they become the names of images."""
-    given = {key: getattr(data, key) for key in ("path", "test_path", "image_dir")}
+    given = {
+        key: getattr(data, key) for key in ("path", "test_path", "image_dir", "test_image_dir")
+    }
     local = {key: text for key, text in given.items() if text and "://" not in text}
     update = {key: os.path.abspath(Path(text).expanduser()) for key, text in local.items()}
     return data.model_copy(update=update)
@@ -191,8 +193,7 @@ def _made(
             while waiting:
                 yield waiting.popleft().result()
         finally:
-            for future in waiting:
-                future.cancel()
+            pool.shutdown(cancel_futures=True)
 
 
 def _make(source: Source, i: int, config: PackConfig) -> Made | BadImage:

@@ -47,6 +47,7 @@ class DataConfig(Config):
     path: str | None = None  # file or folder; of torchvision and huggingface where they keep theirs
     test_path: str | None = None  # of the test images, where they are not found beside the others
     image_dir: str | None = None  # of a list: where its paths start (default: the list's folder)
+    test_image_dir: str | None = None  # the same of test_path, where it is another
     labels: bool = True  # false: read no labels even where there are some
     limit: int | None = Field(None, ge=2)  # at most so many training images, drawn by coordinates
     test_fraction: float = Field(0.2, gt=0, lt=1)  # held out of a labelled set without a test split
@@ -144,8 +145,9 @@ def recognise(path: Path) -> str:
             known = sorted(end for kind in ENDINGS if kind != "folder" for end in ENDINGS[kind])
             raise UserError(f"data.path={path}: is none of {', '.join(known)}, nor a folder")
         return kind
+    places = [path, *_folders(path)]
     for kind, mark in MARKS.items():
-        if (path / mark).is_file() or any(path.glob(f"*/{mark}")):
+        if any((place / mark).is_file() for place in places):
             return kind
     for file in _files(path):
         kind = _kind_of(file)
@@ -175,6 +177,12 @@ def _files(path: Path) -> Iterator[str]:
         yield from sorted(files)
 
 
+def _folders(path: Path) -> list[Path]:
+    """Those directly below, perhaps next to a million files."""
+    with os.scandir(path) as entries:
+        return [path / entry.name for entry in entries if entry.is_dir()]
+
+
 def _find_splits(kind: str, path: Path) -> tuple[Where, Where | None]:
     """What to open for the train and the test split; the second is None where there is none."""
     if kind in ("folder", *MARKS):
@@ -182,8 +190,7 @@ def _find_splits(kind: str, path: Path) -> tuple[Where, Where | None]:
             raise UserError(f"data.path={path}: is no folder, which data.source={kind} needs")
         if kind in MARKS and (path / MARKS[kind]).is_file():
             return path, None
-        with os.scandir(path) as entries:  # perhaps of a million files
-            names = {e.name.lower(): path / e.name for e in entries if e.is_dir()}
+        names = {p.name.lower(): p for p in _folders(path)}
         train = next((names[n] for n in TRAIN_NAMES if n in names), None)
         test = next((names[n] for n in TEST_NAMES if n in names), None)
         return (train, test) if train else (path, None)
@@ -223,6 +230,7 @@ def _open(kind: str, where: Where, split: str, config: DataConfig, cache: Path |
         listed = ", ".join(f.name for f in where[:4])
         raise UserError(f"data.path: several {kind} files for '{split}' ({listed}); name one")
     if kind == "list":
-        folder = Path(config.image_dir).expanduser() if config.image_dir else where[0].parent
+        given = (split == "test" and config.test_image_dir) or config.image_dir
+        folder = Path(given).expanduser() if given else where[0].parent
         return ListFile(where[0], folder, config.labels)
     return Arrays(where[0], split, config.labels)

@@ -81,10 +81,9 @@ def _batch(images: Images, size: int) -> int:
 def _decoded_views(images: Images, size: int, parts: list[np.ndarray]) -> Iterator[Tensor]:
     """While one batch is used, the threads decode the next."""
 
-    def boxes(_: Tensor, height: Tensor, width: Tensor) -> list[tuple[Tensor, Tensor]]:
+    def boxes(_: Tensor, height: Tensor, width: Tensor) -> list[Tensor]:
         sizes = zip(height.tolist(), width.tolist(), strict=True)
-        centers = torch.tensor([evaluation_box(h, w) for h, w in sizes])
-        return [(centers, torch.zeros(len(centers), dtype=torch.bool))]
+        return [torch.tensor([evaluation_box(h, w) for h, w in sizes])]
 
     cutter = Cutter(images, [size])
     ahead = cutter.submit(parts[0], boxes) if parts else None

@@ -120,13 +120,16 @@ def finish_crops(
     mean: tuple[float, ...],
     std: tuple[float, ...],
 ) -> list[Tensor]:
-    """As make_views, from crops cut while decoding: for each view (B, 3, size, size) uint8."""
+    """As make_views, from crops cut while decoding: for each view (B, 3, size, size) uint8, not yet
+    mirrored."""
     views = []
     for (view, group), crop in zip(expand(groups), crops, strict=True):
         u = at.draws(view)
         out = _empty(len(crop), group.size, crop.device)
         for rows in _chunks(out):
             x = crop[rows].float().div_(255)
+            mirrored = u[rows, Slot.FLIP] < group.flip
+            x = augment.where(mirrored, lambda x: x.flip(3), x)
             out[rows] = finish(x, group, u[rows], at.part(rows), view, mean, std)
         views.append(out)
     return views
