@@ -7,10 +7,15 @@ RUN ?= runs/digits-simclr
 
 .PHONY: run setup test lint bench clean
 
+ifdef CONFIGER_PATH
+run: setup            ## with CONFIGER_PATH=path/to/pretrain/simclr.ini: run that file; KEYS="epochs=5" over it
+	$(BIN)/tacit run $(CONFIGER_PATH) $(KEYS)
+else
 run: setup            ## pretrain on real handwritten digits, then print what was learned
 	$(BIN)/tacit pretrain digits/simclr --run $(RUN)
 	$(BIN)/tacit knn $(RUN)
 	$(BIN)/tacit linear $(RUN)
+endif
 
 setup: $(VENV)/.installed
 
@@ -26,6 +31,7 @@ bench: $(VENV)/.installed-bench ## timings against other libraries, in one run
 	$(BIN)/python -m benchmarks.training
 	$(BIN)/python -m benchmarks.steps
 	$(BIN)/python -m benchmarks.memory
+	$(BIN)/python -m benchmarks.data
 
 $(BIN)/uv:
 	$(PYTHON) -m venv $(VENV)

@@ -4,23 +4,31 @@ Images are (B, 3, H, W) float32 in [0, 1] unless said otherwise, on any device. 
 tensors; who draws them is `views`. With equal parameters each op equals its namesake of
 torchvision.transforms.v2.functional.
 
+Colours are changed on `Planes`, so that what runs compiled is one loop over the pixels: a loop over
+the channels would need the other two for every one.
+
 An op that only some images get takes a (B,) mask. The CPU then works on those images alone; other
 devices compute all and select, since picking rows would make the host wait for the device.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 GRAY = (0.2989, 0.587, 0.114)  # the luma weights of ITU-R 601, as torchvision rounds them
-BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
 CROP_TRIES = 10  # of a random crop before it falls back to the centre, as in torchvision
 CROP_SLOTS = 2 * CROP_TRIES + 2  # uniform numbers that one crop takes
 
+Planes = Sequence[Tensor]  # red, green and blue, each (B, 1, H, W)
 
 _PICK_ROWS_ON = {"cpu"}  # device types where an op works on the rows of its mask alone
+
+
+def picks_rows(x: Tensor) -> bool:
+    """Whether an op with a mask works on its rows alone."""
+    return x.device.type in _PICK_ROWS_ON and not torch.compiler.is_compiling()
 
 
 def where(mask: Tensor, op: Callable[..., Tensor], x: Tensor, *parameters: Tensor) -> Tensor:
@@ -30,12 +38,24 @@ def where(mask: Tensor, op: Callable[..., Tensor], x: Tensor, *parameters: Tenso
         mask: (B,) bool.
         parameters: tensors whose first dimension is B.
     """
-    if x.device.type not in _PICK_ROWS_ON:
-        return torch.where(mask.view(-1, 1, 1, 1), op(x, *parameters), x)
+    return where_planes(mask, lambda planes, *p: [op(*planes, *p)], [x], *parameters)[0]
+
+
+def where_planes(
+    mask: Tensor, op: Callable[..., Planes], planes: Planes, *parameters: Tensor
+) -> Planes:
+    """As `where`, for an op on planes."""
+    if not picks_rows(mask):
+        mask = mask.view(-1, 1, 1, 1)
+        changed = op(planes, *parameters)
+        return [torch.where(mask, a, b) for a, b in zip(changed, planes, strict=True)]
     rows = mask.nonzero().squeeze(1)
-    if len(rows) == len(x):
-        return op(x, *parameters)
-    return x.index_copy_(0, rows, op(x[rows], *(p[rows] for p in parameters))) if len(rows) else x
+    if len(rows) == len(mask):
+        return op(planes, *parameters)
+    if len(rows) == 0:
+        return planes
+    changed = op([p[rows] for p in planes], *(p[rows] for p in parameters))
+    return [p.index_copy_(0, rows, c) for p, c in zip(planes, changed, strict=True)]
 
 
 # Geometry -----------------------------------------------------------------------------------------
@@ -116,15 +136,27 @@ def resized_crop(images: Tensor, boxes: Tensor, size: int, flip: Tensor | None =
         flip: (B,) bool, mirrored left to right where true.
     Returns: (B, 3, size, size) float32 in [0, 1].
     """
-    b, c, h, w = images.shape
+    h, w = images.shape[2:]
     top, left, height, width = boxes.unbind(1)
     rows = _resize_matrix(top, height, h, size, None)  # (B, s, H)
     columns = _resize_matrix(left, width, w, size, flip)  # (B, s, W)
     if images.dtype == torch.uint8:
         rows = rows * (1 / 255)
-    x = torch.bmm(images.float().view(b, c * h, w), columns.transpose(1, 2))  # (B, cH, s)
-    rows = rows[:, None].expand(b, c, size, h).reshape(b * c, size, h)
-    return torch.bmm(rows, x.view(b * c, h, size)).view(b, c, size, size)
+    return _separable(images, rows, columns)
+
+
+def _separable(x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """rows @ x @ columns^T of each channel, in two batched products for all channels.
+
+    Args:
+        rows: (B, s, H). columns: (B, s, W).
+    """
+    b, c, h, w = x.shape
+    size = rows.shape[1]
+    x = x.transpose(1, 2).contiguous().float()  # (B, H, 3, W): one product for all channels
+    x = torch.bmm(x.view(b, -1, w), columns.transpose(1, 2))  # (B, H * 3, s)
+    x = torch.bmm(rows, x.view(b, h, -1))  # (B, s, 3 * s)
+    return x.view(b, size, c, size).transpose(1, 2).contiguous()
 
 
 def affine(x: Tensor, angle: Tensor, shift: Tensor, zoom: Tensor, shear: Tensor) -> Tensor:
@@ -138,103 +170,35 @@ def affine(x: Tensor, angle: Tensor, shift: Tensor, zoom: Tensor, shear: Tensor)
     """
     angle, shear = torch.deg2rad(angle), torch.deg2rad(shear)
     cos, sin, tan = angle.cos() / zoom, angle.sin() / zoom, shear.tan()
+    right, down = (2 * shift).unbind(1)  # a side is 2 long
     # grid_sample asks where an output pixel comes from: the inverse of rotation * shear * zoom.
-    unrotate = torch.stack([cos, sin, -sin, cos], 1).view(-1, 2, 2)
-    one, zero = torch.ones_like(tan), torch.zeros_like(tan)
-    inverse = torch.stack([one, tan, zero, one], 1).view(-1, 2, 2) @ unrotate
-    offset = -inverse @ (2 * shift)[:, :, None]
-    grid = torch.nn.functional.affine_grid(
-        torch.cat([inverse, offset], 2), list(x.shape), align_corners=False
-    )
+    a, b, c, d = cos - tan * sin, sin + tan * cos, -sin, cos
+    rows = [a, b, -a * right - b * down, c, d, -c * right - d * down]
+    theta = torch.stack(rows, 1).view(-1, 2, 3)
+    grid = torch.nn.functional.affine_grid(theta, list(x.shape), align_corners=False)
     return torch.nn.functional.grid_sample(x, grid, "bilinear", "zeros", align_corners=False)
 
 
 # Colour -------------------------------------------------------------------------------------------
 
 
-def luma(x: Tensor) -> Tensor:
-    """(B, 3, H, W) -> (B, 1, H, W)."""
+def luma(planes: Planes) -> Tensor:
+    """(B, 1, H, W)."""
     r, g, b = GRAY
-    return torch.mul(x[:, 0:1], r).add_(x[:, 1:2], alpha=g).add_(x[:, 2:3], alpha=b)
+    return torch.mul(planes[0], r).add_(planes[1], alpha=g).add_(planes[2], alpha=b)
 
 
-def _blend(x: Tensor, factor: Tensor, to_luma: Tensor, to_mean: Tensor) -> Tensor:
-    """clamp(factor * x + to_luma * luma(x) + to_mean * mean(luma(x))), parameters (B,).
-
-    Brightness, contrast and saturation are this map with one of the last two, or both, at zero.
-    """
-    factor, to_luma, to_mean = (p.view(-1, 1, 1, 1) for p in (factor, to_luma, to_mean))
-    gray = luma(x)
-    offset = gray.mean((2, 3), keepdim=True) * to_mean
-    return (x * factor).add_(gray.mul_(to_luma).add_(offset)).clamp_(0, 1)
+def join(planes: Planes) -> Tensor:
+    """(B, 3, H, W) of three (B, 1, H, W)."""
+    if picks_rows(planes[0]):
+        return torch.cat(planes, 1)
+    # In the order in memory that `_separable` needs; the CPU's loops over single rows are slow.
+    return torch.cat([p.transpose(1, 2) for p in planes], 2).transpose(1, 2)
 
 
-def adjust_brightness(x: Tensor, factor: Tensor) -> Tensor:
-    """clamp(factor * x)."""
-    return _blend(x, factor, torch.zeros_like(factor), torch.zeros_like(factor))
-
-
-def adjust_contrast(x: Tensor, factor: Tensor) -> Tensor:
-    """clamp(factor * x + (1 - factor) * mean luma of the image)."""
-    return _blend(x, factor, torch.zeros_like(factor), 1 - factor)
-
-
-def adjust_saturation(x: Tensor, factor: Tensor) -> Tensor:
-    """clamp(factor * x + (1 - factor) * luma of each pixel)."""
-    return _blend(x, factor, 1 - factor, torch.zeros_like(factor))
-
-
-def adjust_hue(x: Tensor, shift: Tensor) -> Tensor:
-    """Turn the hue of HSV by `shift` of a full circle, value and chroma kept.
-
-    Each channel is v - c * clamp(min(k, 4 - k), 0, 1) with k = (n + 6 h) mod 6 and n = 5, 3, 1 for
-    red, green,
-    blue: the closed form of the six cases of the usual conversion.
-    """
-    r, g, b = x.unbind(1)
-    value = torch.maximum(torch.maximum(r, g), b)
-    chroma = value - torch.minimum(torch.minimum(r, g), b)
-    scale = 1 / chroma.clamp(min=1e-12)
-    hue = torch.where(
-        value == r,
-        (g - b) * scale,
-        torch.where(value == g, (b - r) * scale + 2, (r - g) * scale + 4),
-    )
-    hue += 6 * shift.view(-1, 1, 1)  # in sixths of a circle
-    n = torch.arange(5.0, 0.0, -2.0, device=x.device).view(1, 3, 1, 1)
-    k = (hue[:, None] + n).remainder_(6)
-    k = torch.minimum(k, 4 - k).clamp_(0, 1)
-    return torch.addcmul(value[:, None], k, chroma[:, None], value=-1)
-
-
-def color_jitter(
-    x: Tensor,
-    brightness: Tensor,
-    contrast: Tensor,
-    saturation: Tensor,
-    hue: Tensor,
-    order: Tensor,
-) -> Tensor:
-    """The four adjustments of each image, each image in its own order.
-
-    Args:
-        brightness, contrast, saturation: (B,) factors.
-        hue: (B,) shift in fractions of a circle.
-        order: (B, 4), row i a permutation of BRIGHTNESS, CONTRAST, SATURATION, HUE.
-    """
-    one, zero = torch.ones_like(brightness), torch.zeros_like(brightness)
-    factor = torch.stack([brightness, contrast, saturation, one], 1).gather(1, order)
-    to_luma = torch.stack([zero, zero, 1 - saturation, zero], 1).gather(1, order)
-    to_mean = torch.stack([zero, 1 - contrast, zero, zero], 1).gather(1, order)
-    for place in range(4):
-        x = _blend(x, factor[:, place], to_luma[:, place], to_mean[:, place])
-        x = where((order[:, place] == HUE) & (hue != 0), adjust_hue, x, hue)
-    return x
-
-
-def grayscale(x: Tensor) -> Tensor:
+def grayscale(planes: Planes) -> Planes:
     """Luma in all three channels."""
-    return luma(x).expand_as(x)
+    return [luma(planes)] * 3
 
 
 def gaussian_blur(x: Tensor, sigma: Tensor, kernel: int) -> Tensor:
@@ -245,26 +209,27 @@ def gaussian_blur(x: Tensor, sigma: Tensor, kernel: int) -> Tensor:
         sigma: (B,) standard deviation in pixels, > 0.
         kernel: odd width of the truncated kernel in pixels, below twice the side.
     """
-    b, c, h, w = x.shape
-    rows = _blur_matrix(sigma, kernel, h)[:, None].expand(b, c, h, h).reshape(b * c, h, h)
-    columns = _blur_matrix(sigma, kernel, w)
-    x = torch.bmm(x.reshape(b, c * h, w), columns.transpose(1, 2))
-    return torch.bmm(rows, x.view(b * c, h, w)).view(b, c, h, w)
+    h, w = x.shape[2:]
+    rows = _blur_matrix(sigma, kernel, h)
+    columns = rows if h == w else _blur_matrix(sigma, kernel, w)
+    return _separable(x, rows, columns)
 
 
 def _blur_matrix(sigma: Tensor, kernel: int, size: int) -> Tensor:
-    """(B, size, size): weights; those of pixels outside fall back onto their mirror images."""
-    reach = kernel // 2
-    offset = torch.arange(-reach, reach + 1, device=sigma.device)
-    weight = torch.exp(-0.5 * (offset / sigma[:, None]) ** 2)
-    weight = weight / weight.sum(1, keepdim=True)  # (B, kernel)
-    source = torch.arange(size, device=sigma.device)[:, None] + offset  # (size, kernel)
-    period = max(2 * (size - 1), 1)
-    source = source.remainder(period)
-    source = torch.minimum(source, period - source) if size > 1 else torch.zeros_like(source)
-    matrix = torch.zeros(len(sigma), size, size, device=sigma.device)
-    source = source.expand(len(sigma), size, kernel)
-    return matrix.scatter_add_(2, source, weight[:, None].expand(-1, size, -1))
+    """(B, size, size): row i holds the weights of the pixels j that make pixel i.
+
+    Weights of pixels outside fall back onto their mirror images: j gets the weight of its distance
+    i - j, of that of its image at the first pixel, i + j, and of its image at the last.
+    """
+    last, reach = size - 1, min(kernel // 2, size - 1)
+    distance = torch.arange(-last, 2 * last + 1, device=sigma.device)
+    weight = torch.exp(-0.5 * (distance / sigma[:, None]) ** 2).where(distance.abs() <= reach, 0.0)
+    weight = weight.unfold(1, size, 1)  # (B, 2 * size - 1, size): row k begins at distance k - last
+    j = torch.arange(size, device=sigma.device)
+    matrix = weight[:, :size].flip(1)
+    matrix += weight[:, last:] * (j > 0)  # the first pixel is its own image
+    matrix += weight[:, last:].flip(1, 2) * (j < last)
+    return matrix / matrix.sum(2, keepdim=True)
 
 
 def solarize(x: Tensor, threshold: float) -> Tensor:
@@ -274,5 +239,9 @@ def solarize(x: Tensor, threshold: float) -> Tensor:
 
 def normalize(x: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
     """(x - mean) / std per channel."""
-    planes = [(x[:, c] - m) / s for c, (m, s) in enumerate(zip(mean, std, strict=True))]
-    return torch.stack(planes, 1)
+    channel = torch.arange(3, device=x.device).view(1, 3, 1, 1)
+
+    def constant(r: float, g: float, b: float) -> Tensor:  # made where x is: nothing is copied
+        return torch.where(channel == 0, r, torch.where(channel == 1, g, b))
+
+    return (x - constant(*mean)).div_(constant(*std))

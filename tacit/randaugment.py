@@ -152,7 +152,7 @@ def _blend(x: Tensor, op: Tensor, factor: Tensor) -> Tensor:
     """clamp(factor * x + (1 - factor) * plain), where plain is without what the operation changes:
     the luma of each pixel, the mean luma, black, or the smoothed image."""
     op, factor = op.view(-1, 1, 1, 1), factor.view(-1, 1, 1, 1)
-    luma = augment.luma(x)
+    luma = augment.luma(x.split(1, 1))
     plain = torch.where(op == Op.CONTRAST, luma.mean((2, 3), keepdim=True), 0.0)
     plain = torch.where(op == Op.COLOR, luma, plain)  # (B, 1, s, s)
     plain = torch.where(op == Op.SHARPNESS, _smoothed(x), plain)

@@ -18,6 +18,8 @@ _GOLDEN = 0x9E3779B97F4A7C15  # 2^64 / golden ratio: the increment of SplitMix64
 _MIX_1, _MIX_2 = 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
 _ROUNDS = 6  # of the network in `shuffled`
 
+_STEP = torch.tensor(_GOLDEN - (1 << 64))  # inductor's index arithmetic would refuse it as a number
+
 # The first coordinate after the seed says what the number is for, so that no two purposes share
 # one.
 VIEWS, ORDER, SPLIT, SUBSET, STEP, WEIGHTS, MASKS, DIRECTIONS, MIX, ERASE = range(10)
@@ -68,8 +70,22 @@ def uniform(
         purpose: what the numbers are for.
     Returns: (B, slots) float32, multiples of 2^-24, on the device of `index`.
     """
-    image = _mix(index[:, None] * _signed(_GOLDEN) + _signed(key(purpose, seed, epoch, view)))
-    slot = torch.arange(1, slots + 1, device=index.device) * _signed(_GOLDEN)
+    return numbers(index, stream(purpose, seed, epoch, view), slots)
+
+
+def stream(*coordinates: int) -> Tensor:
+    """() int64, the key of all coordinates but the index, for `numbers`.
+
+    It stays on the CPU, whence every device takes it as a plain number. It is a tensor so that
+    compiled functions take it as an argument: they would be compiled again for every integer.
+    """
+    return torch.tensor(_signed(key(*coordinates)))
+
+
+def numbers(index: Tensor, stream: Tensor, slots: int) -> Tensor:
+    """(B, slots), as `uniform`."""
+    image = _mix(index[:, None] * _STEP + stream)
+    slot = torch.arange(1, slots + 1, device=index.device) * _STEP
     return _shift(_mix(image + slot), 40).to(torch.float32) * 2.0**-24  # (B, slots)
 
 

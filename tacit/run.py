@@ -1,17 +1,13 @@
 """Whole jobs as typed functions: pretrain, draw views. The command line only calls them."""
 
 import contextlib
-import platform
-import subprocess
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from tacit import config as layers
 from tacit import distributed, randomness
 from tacit.backbones import build_backbone
 from tacit.data.bad import BadImages, read_bad
@@ -19,23 +15,21 @@ from tacit.data.images import Images
 from tacit.data.loader import ViewLoader
 from tacit.data.sources import open_source
 from tacit.errors import UserError
-from tacit.evaluate.encoder import save_encoder
+from tacit.evaluate.encoder import save_copy, save_encoder
 from tacit.evaluate.features import extract, weights_hash
 from tacit.evaluate.knn import knn_accuracy
-from tacit.files import locked, write_atomically, write_text
+from tacit.files import locked, write_atomically
 from tacit.methods import METHODS, Method
 from tacit.methods.heads import WithHead
-from tacit.run_config import RunConfig, to_yaml
-from tacit.train.engine import TrainConfig, fit
-from tacit.train.log import console
+from tacit.run_config import RunConfig
+from tacit.run_folder import BAD_IMAGES, claim, is_claimed, package_version
+from tacit.train.engine import fit
+from tacit.train.log import console, read_metrics
 from tacit.train.optim import scaled_lr
 from tacit.train.precision import pick_device, pick_precision
 from tacit.train.probe import OnlineProbe
 from tacit.train.session import Check
 from tacit.views.sheet import contact_sheet
-
-BAD_IMAGES = "bad_images.txt"
-PACKAGES = ("tacit", "torch", "torchvision", "timm", "numpy", "scikit-learn")
 
 
 def pretrain(config: RunConfig, quiet: bool = False) -> Path:
@@ -63,6 +57,8 @@ def pretrain(config: RunConfig, quiet: bool = False) -> Path:
             job.fit(folder, quiet)
             if first:
                 save_encoder(folder, job.method.backbone, describe(config, job.method, job.images))
+                if config.save_as:
+                    save_copy(folder, config.save_as, read_metrics(folder / "metrics.jsonl")[-1])
                 _tell_bad(folder / BAD_IMAGES)
         distributed.barrier()
         return folder
@@ -200,69 +196,13 @@ def make_loader(config: Any, images: Images) -> ViewLoader:
         mean=config.data.mean,
         std=config.data.std,
         parts=config.accumulate,
+        compile=config.compile and "auto",
     )
 
 
 def image_size(config: RunConfig) -> int:
     """Side in pixels that evaluation resizes to: that of the largest views."""
     return max(group.size for group in config.views)
-
-
-def claim(folder: Path, config: TrainConfig) -> None:
-    """Take a folder for this configuration, or make sure that it is already this one's."""
-    if is_claimed(folder, config):
-        return
-    versions = " ".join(f"{name} {_version(name)}" for name in PACKAGES)
-    head = f"# python {platform.python_version()} {versions}\n"
-    revision = _git_revision()
-    if revision:
-        head += f"# git {revision}\n"
-    write_text(folder / "config.yaml", head + to_yaml(config))
-
-
-def is_claimed(folder: Path, config: TrainConfig) -> bool:
-    """Whether the folder is already this configuration's.
-
-    Raises: UserError if it is another's, or if what it holds is not a run.
-    """
-    path = folder / "config.yaml"
-    if path.is_file():
-        there = layers.validate(type(config), layers.read_yaml(path))
-        lines = layers.differences(there.identity(), config.identity())
-        if lines:
-            shown = "\n".join(f"  {line}" for line in lines)
-            raise UserError(
-                f"'{folder}' holds another configuration (there -> asked for):\n{shown}\n"
-                f"Choose another folder with --run, or repeat the command that made it"
-            )
-        return True
-    # What a crash before the end of the very first write may have left.
-    begun = (".config.yaml.", BAD_IMAGES)
-    if folder.exists() and any(not p.name.startswith(begun) for p in folder.iterdir()):
-        raise UserError(f"'{folder}' exists and is not a run folder; choose another with --run")
-    return False
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "unknown"
-
-
-def _git_revision() -> str | None:
-    """HEAD of the repository that the command runs in, marked where files differ from it."""
-    try:
-        text = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
-            capture_output=True,
-            text=True,
-            timeout=5,
-            check=True,
-        ).stdout
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return text.strip() or None
 
 
 def _announce(config: RunConfig, images: Images, device: torch.device) -> None:
@@ -312,5 +252,5 @@ def describe(config: RunConfig, method: Method, images: Images) -> dict[str, Any
         "seed": config.seed,
         "weights_sha256": weights_hash(method.backbone),
         "pretrained_on": {"images": len(images), "epochs": config.epochs},
-        "tacit": _version("tacit"),
+        "tacit": package_version("tacit"),
     }

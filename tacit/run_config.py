@@ -5,13 +5,14 @@ from pathlib import Path
 from typing import Annotated, Any, Union
 
 import yaml
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from tacit import config as layers
 from tacit.backbones import BackboneConfig
 from tacit.config import Config, Origins, Tree, near
 from tacit.data.sources import DataConfig, with_source
 from tacit.errors import UserError
+from tacit.evaluate.encoder import NAMED_BY, named
 from tacit.methods import METHODS
 from tacit.methods.simclr import SimCLR
 from tacit.train.engine import FREE, TrainConfig
@@ -42,6 +43,14 @@ class RunConfig(TrainConfig):
     method: MethodChoice = SimCLR.Config()
     views: list[ViewGroup] = Field(min_length=1)  # or the name of a preset (default: the method's)
     evaluate: EvaluateConfig = EvaluateConfig()
+    save_as: str | None = None  # keep the encoder under this name too: simclr-{epoch}-{probe:.1f}
+
+    @field_validator("save_as")
+    @classmethod
+    def _name(cls, template: str | None) -> str | None:
+        if template is not None:
+            named(template, dict.fromkeys(NAMED_BY, 1))
+        return template
 
 
 @dataclass(frozen=True)

@@ -17,21 +17,14 @@ def linear(start: float, end: float, progress: float, until: float = 1.0) -> flo
     return end if progress >= until else start + (end - start) * progress / until
 
 
-def warmup_cosine(progress: float, warmup: float, final: float = 0.0) -> float:
-    """Factor on the base learning rate: linear from 0 to 1, then half a cosine from 1 to `final`.
+def rise(part: float, start: float = 0.0, shape: str = "linear") -> float:
+    """Factor on the base learning rate during a warm-up: from `start` at part 0 to 1 at part 1.
 
     Args:
-        progress: fraction of training done.
-        warmup: fraction of training that the linear part takes, in [0, 1]; continuous at its end.
-        final: factor at the end.
-    Source: SGDR (Loshchilov and Hutter, arXiv 1608.03983), with the warm-up of Goyal et al.
-    (1706.02677).
+        part: fraction of the warm-up done, in [0, 1].
+        shape: linear; exponential, which grows by the same factor each step (start above 0);
+            or cosine, half of one.
     """
-    if progress < warmup:
-        return progress / warmup
-    return cosine(1.0, final, (progress - warmup) / max(1e-12, 1.0 - warmup))
-
-
-def warmup_constant(progress: float, warmup: float) -> float:
-    """Factor on the base learning rate: linear from 0 to 1, then constant."""
-    return progress / warmup if progress < warmup else 1.0
+    if shape == "exponential":
+        return start ** (1.0 - part)
+    return cosine(start, 1.0, part) if shape == "cosine" else start + (1.0 - start) * part

@@ -79,7 +79,8 @@ def test_begins_with_a_title(name):
 
 @every_recipe
 def test_is_of_the_method_it_is_called_after(name):
-    assert compose(name).config.method.name == name.rpartition("/")[2]
+    called = name.rpartition("/")[2].removeprefix("up_").replace("simclr_v1", "simclr")
+    assert compose(name).config.method.name == called
 
 
 @pytest.mark.parametrize("data", ["cifar10", "imagenet"])
@@ -169,6 +170,26 @@ def test_imagenet_recipes_have_the_papers_schedule(name):
     assert scaled_lr(config.optimizer, config.batch_size) == pytest.approx(lr)
     assert (config.batch_size, config.epochs) == (batch_size, epochs)
     assert config.backbone != BackboneConfig()
+
+
+# the same of United Perception's shipped files
+UNITED_PERCEPTION = {
+    "up_moco_v1": (0.06, 512, 200),
+    "up_moco_v2": (0.06, 512, 200),
+    "up_moco_v3": (1.5e-4, 1024, 300),
+    "up_simclr_v1": (4.8, 4096, 100),
+    "up_simclr_v2": (4.8, 4096, 100),
+    "up_simsiam": (0.1, 512, 100),
+    "up_mae": (2.4e-3, 4096, 400),
+}
+
+
+@pytest.mark.parametrize("name", UNITED_PERCEPTION)
+def test_up_recipes_have_its_schedule(name):
+    config = compose(f"imagenet/{name}").config
+    lr, batch_size, epochs = UNITED_PERCEPTION[name]
+    assert scaled_lr(config.optimizer, config.batch_size) == pytest.approx(lr)
+    assert (config.batch_size, config.epochs, config.seed) == (batch_size, epochs, 131)
 
 
 @pytest.mark.parametrize(

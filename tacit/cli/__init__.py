@@ -5,7 +5,7 @@ import signal
 import sys
 
 # In the order of the help; each registers its commands.
-from tacit.cli import pretraining, evaluation, tables, data, lists  # isort: skip  # noqa: F401
+from tacit.cli import pretraining, evaluation, dialects, tables, data, lists  # isort: skip  # noqa: F401
 from tacit.cli.app import app
 from tacit.errors import UserError
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tacit.cli.app import Overrides, What, app, this_command
+from tacit.cli.jobs import composed
 from tacit.errors import UserError
 
 if TYPE_CHECKING:
@@ -52,9 +53,8 @@ def views(
 ) -> None:
     """Draw images and the views that a recipe makes of them."""
     from tacit import run as jobs
-    from tacit.run_config import compose
 
-    jobs.draw_views(compose(what, overrides).config, output, rows, epochs)
+    jobs.draw_views(composed(what, overrides).config, output, rows, epochs)
     print(f"Wrote {output}")
 
 

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from tacit.cli.app import app, continuing, list_names, print_from_first
+from tacit.cli.jobs import Opts, evaluate_job, read_job
 
 EvaluationKeys = Annotated[
     list[str] | None,
@@ -19,6 +20,10 @@ Subject = Annotated[
     ),
 ]
 Results = Annotated[str | None, typer.Option("--run", help="folder of the results")]
+Classifier = Annotated[
+    Path | None,
+    typer.Option(help="train none, only test this one: a folder below RUN/evaluations/"),
+]
 Protocol = Annotated[
     str, typer.Option(help="a shipped protocol (see `tacit protocols`) or a YAML file")
 ]
@@ -33,10 +38,15 @@ def knn(where: Subject, keys: EvaluationKeys = None, run: Results = None) -> Non
 
 
 @app.command()
-def linear(where: Subject, keys: EvaluationKeys = None, run: Results = None) -> None:
+def linear(
+    where: Subject, keys: EvaluationKeys = None, run: Results = None, opts: Opts = False
+) -> None:
     """Linear classifier on cached features: all labels, then 1 and 5 labels per class."""
     from tacit import measure
 
+    job = read_job(where, keys, opts)
+    if job is not None:
+        return evaluate_job(job, "linear", run)
     print_from_first(measure.linear(where, keys, run))
 
 
@@ -46,10 +56,17 @@ def linear_augmented(
     keys: EvaluationKeys = None,
     run: Results = None,
     protocol: Protocol = "linear-augmented",
+    classifier: Classifier = None,
+    opts: Opts = False,
 ) -> None:
     """Linear classifier on a frozen encoder, trained with crop and flip; continues if stopped."""
     from tacit import measure
 
+    job = read_job(where, keys, opts)
+    if job is not None:
+        return evaluate_job(job, "linear-augmented", run)
+    if classifier is not None:
+        return print_from_first(measure.retest(where, classifier, keys, run))
     with continuing():
         print_from_first(measure.linear_augmented(where, keys, run, protocol))
 
@@ -60,10 +77,17 @@ def finetune(
     keys: EvaluationKeys = None,
     run: Results = None,
     protocol: Protocol = "finetune",
+    classifier: Classifier = None,
+    opts: Opts = False,
 ) -> None:
     """Train the whole network as a classifier, beside one from scratch; continues if stopped."""
     from tacit import measure
 
+    job = read_job(where, keys, opts)
+    if job is not None:
+        return evaluate_job(job, "finetune", run)
+    if classifier is not None:
+        return print_from_first(measure.retest(where, classifier, keys, run))
     with continuing():
         print_from_first(measure.finetune(where, keys, run, protocol))
 

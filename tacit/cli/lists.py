@@ -1,15 +1,15 @@
 """Commands that list what there is."""
 
 from tacit.cli.app import Overrides, What, app, list_names
+from tacit.cli.jobs import composed
 
 
 @app.command()
 def show(what: What, overrides: Overrides = None) -> None:
     """Print every value of a configuration and who set it."""
     from tacit.printing import print_columns
-    from tacit.run_config import compose
 
-    rows = compose(what, overrides).rows()
+    rows = composed(what, overrides).rows()
     dim = [origin.startswith("default") for _, _, origin in rows]
     print_columns(("key", "value", "set by"), [[*map(str, row)] for row in rows], 1, dim)
 

@@ -5,6 +5,7 @@ from typing import Annotated
 import typer
 
 from tacit.cli.app import Overrides, What, app, continuing, is_first_rank
+from tacit.cli.jobs import Opts, composed
 
 
 @app.command()
@@ -12,12 +13,12 @@ def pretrain(
     what: What,
     overrides: Overrides = None,
     run: Annotated[str | None, typer.Option(help="folder of the run")] = None,
+    opts: Opts = False,
 ) -> None:
     """Pretrain an encoder; the same command again continues a stopped run."""
     from tacit import run as jobs
-    from tacit.run_config import compose
 
-    config = compose(what, overrides, run).config
+    config = composed(what, overrides, run, opts).config
     with continuing():
         folder = jobs.pretrain(config)
     if is_first_rank():
@@ -33,6 +34,5 @@ def profile(
     """Train for a minute, keep nothing, and print where the time goes and what would help."""
     from tacit import profiling
     from tacit.printing import print_profile
-    from tacit.run_config import compose
 
-    print_profile(profiling.profile(compose(what, overrides).config, seconds))
+    print_profile(profiling.profile(composed(what, overrides).config, seconds))

@@ -12,7 +12,7 @@ from tacit import distributed, randomness
 from tacit.data.crops import Crops, Cutter
 from tacit.data.images import Images
 from tacit.errors import UserError
-from tacit.views.make import Coordinates, boxes_and_flips, expand, finish_crops, make_views
+from tacit.views.make import Compile, Coordinates, boxes_and_flips, expand, finish_crops, make_views
 from tacit.views.recipe import ViewGroup
 
 AHEAD = 2  # batches that are decoded while the device trains
@@ -46,6 +46,7 @@ class ViewLoader:
     Args:
         batch_size: images of a step over all ranks; the rest of an epoch is left out.
         parts: equal parts that a batch is split into, for gradient accumulation.
+        compile: views to fused kernels; auto: on GPUs.
     Raises: UserError if the batch is larger than the source or not divisible.
     """
 
@@ -59,6 +60,7 @@ class ViewLoader:
         mean: tuple[float, ...],
         std: tuple[float, ...],
         parts: int = 1,
+        compile: Compile = "auto",
     ) -> None:
         world = distributed.world_size()
         if batch_size > len(images):
@@ -72,7 +74,7 @@ class ViewLoader:
             )
         self.images, self.groups, self.seed = images, groups, seed
         self.batch_size, self.parts = batch_size, parts
-        self._mean, self._std = mean, std
+        self._mean, self._std, self._compile = mean, std, compile
         self._views = list(expand(groups))
         self._cutter = Cutter(images, [group.size for _, group in self._views])
 
@@ -132,7 +134,7 @@ class ViewLoader:
     def _in_memory(self, epoch: int, rows: np.ndarray, step: int = 0) -> Batch:
         at = self._coordinates(epoch, self.images.whole(rows), self.images.device)
         pixels = self.images.tensor[at.index]
-        views = make_views(pixels, self.groups, at, self._mean, self._std)
+        views = make_views(pixels, self.groups, at, self._mean, self._std, self._compile)
         return self._batch(views, at, step)
 
     def _submit(self, epoch: int, rows: np.ndarray) -> Crops:
@@ -149,7 +151,8 @@ class ViewLoader:
 
     def _collect(self, epoch: int, crops: Crops, step: int = 0) -> Batch:
         at = self._coordinates(epoch, self._wait(crops), self.images.device)
-        views = finish_crops(self._move(crops), self.groups, at, self._mean, self._std)
+        given = self.groups, at, self._mean, self._std, self._compile
+        views = finish_crops(self._move(crops), *given)
         self._cutter.take_back(crops)
         return self._batch(views, at, step)
 

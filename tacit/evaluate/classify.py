@@ -42,6 +42,7 @@ class LinearHeads(Classifier):
         name: Literal["heads"] = "heads"
         lr_factors: tuple[Annotated[float, Field(gt=0)], ...] = Field((1.0,), min_length=1)
         batch_norm: bool = False  # without weights, before the head, as in MAE's linear probe
+        label_smoothing: float = Field(0.0, ge=0, lt=1)
 
     def __init__(self, backbone: nn.Module, config: Config, classes: int) -> None:
         super().__init__(backbone.requires_grad_(False), config)
@@ -68,8 +69,12 @@ class LinearHeads(Classifier):
         for x in batch.views:
             with torch.no_grad():
                 h = self.backbone(x)  # (B, D)
-            losses += [F.cross_entropy(head(h).float(), batch.labels) for head in self.heads]
+            losses += [self._loss(head(h), batch.labels) for head in self.heads]
         return Output(sum(losses) / len(batch.views), features=h)
+
+    def _loss(self, scores: Tensor, labels: Tensor) -> Tensor:
+        smoothing = self.config.label_smoothing
+        return F.cross_entropy(scores.float(), labels, label_smoothing=smoothing)
 
 
 class FineTuned(Classifier):

@@ -1,6 +1,7 @@
 """The pretrained encoder as a file: weights, and a description to build it again, strictly."""
 
 import json
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from tacit.files import write_atomically, write_json
 from tacit.methods.heads import WithHead
 
 FILE = "encoder.safetensors"
+NAMED_BY = ("epoch", "step", "loss", "probe", "knn")  # the last two in percent
 
 
 class Encoder(nn.Module):
@@ -70,6 +72,33 @@ def save_encoder(folder: Path, backbone: nn.Module, description: dict[str, Any])
     write_json(folder / "encoder.json", description)
     write_atomically(path, lambda p: save_file(tensors, p, metadata))
     return path
+
+
+def save_copy(folder: Path, template: str, record: dict[str, Any]) -> Path:
+    """The encoder of a run's folder once more, under a name made of the last metrics."""
+    values = {"epoch": round(record["epoch"]), "step": record["step"], "loss": record["loss"]}
+    values |= {"probe": record.get("probe_top1"), "knn": record.get("knn")}
+    values |= {key: 100 * values[key] for key in ("probe", "knn") if values[key] is not None}
+    path = folder / f"{named(template, values)}.safetensors"
+    write_atomically(path, lambda p: shutil.copyfile(folder / FILE, p))
+    return path
+
+
+def named(template: str, values: dict[str, Any]) -> str:
+    """A file name with NAMED_BY in it; what was not measured is 0, as Lightning has it.
+
+    Raises: ValueError for another field, or if the result is no name of a file.
+    """
+    values = {key: 0 if value is None else value for key, value in values.items()}
+    try:
+        name = template.format(**values)
+    except (KeyError, IndexError, AttributeError, ValueError) as error:
+        reason = f"no such field: {error}" if isinstance(error, KeyError) else str(error)
+        known = ", ".join(f"{{{key}}}" for key in NAMED_BY)
+        raise ValueError(f"is no name with fields ({reason}); known: {known}") from None
+    if not name or name != Path(name).name or name in ("encoder", ".", ".."):
+        raise ValueError(f"makes '{name}', which is no name for a file beside {FILE}")
+    return name
 
 
 def load_encoder(where: str | Path) -> Encoder:

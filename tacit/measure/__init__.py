@@ -2,6 +2,16 @@
 
 from tacit.measure.cached import knn, linear
 from tacit.measure.results import Result, notes, read_results
+from tacit.measure.retest import retest
 from tacit.measure.trained import finetune, linear_augmented
 
-__all__ = ["Result", "finetune", "knn", "linear", "linear_augmented", "notes", "read_results"]
+__all__ = [
+    "Result",
+    "finetune",
+    "knn",
+    "linear",
+    "linear_augmented",
+    "notes",
+    "read_results",
+    "retest",
+]

@@ -26,7 +26,8 @@ from tacit.measure.job import Job, job
 from tacit.measure.results import Result
 from tacit.measure.splits import labelled, said, write_subset
 from tacit.measure.subject import open_subject
-from tacit.run import claim, make_loader
+from tacit.run import make_loader
+from tacit.run_folder import claim
 from tacit.train.checkpoint import Checkpoints
 from tacit.train.engine import fit
 from tacit.train.log import console
@@ -159,7 +160,7 @@ def _train(
             _classifier(network, config, classes), loader, config, folder, work.device, quiet=quiet
         )
         began = time.perf_counter()
-        metrics = _test(work, network, folder, classes, images.validation, before)
+        metrics = test_classifier(work, network, folder, classes, images.validation, before)
         cost = {"train_seconds": seconds, "seconds": time.perf_counter() - began}
         record = {"metrics": metrics, "cost": cost, "weights_sha256": before}
         if first:
@@ -176,7 +177,7 @@ def _classifier(network: Network, config: TrainedConfig, classes: int) -> Classi
         return CLASSIFIERS[config.method.name](backbone, config.method, classes)
 
 
-def _test(
+def test_classifier(
     work: Job,
     network: Network,
     folder: Path,

@@ -34,7 +34,8 @@ from tacit.train.probe import OnlineProbe
 from tacit.train.session import Check, Session
 
 # What may differ when a run is continued, since it changes a result by rounding at most.
-FREE = ("run", "device", "compile", "log_every", "checkpoint", "data.workers", "data.max_bad")
+FREE = ("run", "device", "compile", "log_every", "checkpoint", "start_epoch", "save_as")
+FREE += ("log_csv", "data.workers", "data.max_bad")
 
 
 class TrainConfig(Config):
@@ -46,11 +47,13 @@ class TrainConfig(Config):
     compile: Literal["auto"] | bool = "auto"  # torch.compile of the networks; auto: on GPUs
     epochs: int = Field(100, ge=1)
     max_steps: int | None = Field(None, ge=1)  # end earlier; the schedule then ends there, too
+    start_epoch: int = Field(0, ge=0)  # epochs that checkpoints here must already have behind them
     batch_size: int = Field(256, ge=2)  # images of a step, over all processes and accumulated parts
     accumulate: int = Field(1, ge=1)  # parts of a batch that go through one after the other
     clip_gradient: float | None = Field(None, gt=0)  # largest L2 norm of all gradients together
     sync_batchnorm: bool = False  # GPUs: batch statistics of the encoder over all processes
     log_every: int = Field(10, ge=1)  # steps
+    log_csv: bool = False  # metrics.csv as well, the numbers of metrics.jsonl as a table
     optimizer: OptimizerConfig = OptimizerConfig()
     schedule: ScheduleConfig = ScheduleConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
@@ -104,7 +107,7 @@ def fit(
     with session.running(quiet):
         for step, parts in enumerate(loader.steps(session.start, steps), session.start):
             progress = (step + 0.5) / steps
-            factor = lr_factor(config.schedule, progress, epochs)
+            factor = lr_factor(config.schedule, progress, epochs, steps)
             decay = weight_decay(config.optimizer, config.schedule, progress)
             set_rates(optimizer, peak, factor, decay)
             _seed_layers(config.seed, step)

@@ -37,9 +37,15 @@ class OptimizerConfig(Config):
 class ScheduleConfig(Config):
     """How the learning rate changes."""
 
-    name: Literal["cosine", "constant", "step"] = "cosine"
-    warmup_epochs: float = Field(0.0, ge=0)  # linear from 0
-    final_lr: float = Field(0.0, ge=0, le=1)  # cosine: at the end, as a fraction of lr
+    name: Literal["cosine", "constant", "step", "polynomial"] = "cosine"
+    warmup_epochs: float = Field(0.0, ge=0)
+    warmup_steps: int = Field(0, ge=0)  # of both the longer counts
+    warmup_start: float = Field(0.0, ge=0, le=1)  # where it begins, as a fraction of lr
+    warmup_shape: Literal["linear", "exponential", "cosine"] = "linear"
+    final_lr: float = Field(0.0, ge=0, le=1)  # cosine, polynomial: at the end, a fraction of lr
+    # cosine, polynomial: epochs, warm-up included, after which final_lr is reached (default: all)
+    decay_epochs: float | None = Field(None, gt=0)
+    power: float = Field(1.0, gt=0)  # polynomial: 1 is a straight line
     milestones: tuple[float, ...] = ()  # step: epochs after which the rate falls
     gamma: float = Field(0.1, gt=0, le=1)  # step: the factor at each of them
     final_weight_decay: float | None = Field(None, ge=0)  # half a cosine leads there, as in DINO
@@ -51,6 +57,12 @@ class ScheduleConfig(Config):
                 f"milestones={list(self.milestones)}: name the epochs where name=step lowers the "
                 f"rate, and none for another schedule"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _exponential(self) -> "ScheduleConfig":
+        if self.warmup_shape == "exponential" and not self.warmup_start:
+            raise ValueError("warmup_start=0: an exponential warm-up begins above 0")
         return self
 
 
@@ -121,13 +133,26 @@ def build_optimizer(
     return Lars(groups, lr=lr, **momentum, **trust)
 
 
-def lr_factor(config: ScheduleConfig, progress: float, epochs: float) -> float:
-    """The factor on the peak rate at this progress of a training of so many epochs."""
-    warmup = min(1.0, config.warmup_epochs / epochs)
+def lr_factor(config: ScheduleConfig, progress: float, epochs: float, steps: int = 1) -> float:
+    """The factor on the peak rate at this progress of a training of so many epochs and steps.
+
+    Continuous at the end of the warm-up, where the cosine of SGDR (arXiv 1608.03983) or the
+    polynomial begins at 1.
+    """
+    warmup = min(1.0, max(config.warmup_epochs / epochs, config.warmup_steps / steps))
+    start = 1.0
+    if progress < warmup:
+        start = schedules.rise(progress / warmup, config.warmup_start, config.warmup_shape)
+    if config.name in ("constant", "step"):
+        passed = sum(progress * epochs >= milestone for milestone in config.milestones)
+        return start * config.gamma**passed
+    if progress < warmup:
+        return start
+    end = config.decay_epochs / epochs if config.decay_epochs else 1.0
+    part = min(1.0, (progress - warmup) / max(1e-12, end - warmup))
     if config.name == "cosine":
-        return schedules.warmup_cosine(progress, warmup, config.final_lr)
-    passed = sum(progress * epochs >= milestone for milestone in config.milestones)
-    return schedules.warmup_constant(progress, warmup) * config.gamma**passed
+        return schedules.cosine(1.0, config.final_lr, part)
+    return config.final_lr + (1.0 - config.final_lr) * (1.0 - part) ** config.power
 
 
 def weight_decay(config: OptimizerConfig, schedule: ScheduleConfig, progress: float) -> float:

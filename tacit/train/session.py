@@ -21,7 +21,7 @@ from tacit.files import write_json
 from tacit.methods.method import Method, Output
 from tacit.train.checkpoint import Checkpoints
 from tacit.train.collapse import CollapseMonitor
-from tacit.train.log import Display, MetricsFile, console
+from tacit.train.log import Display, MetricsFile, console, write_table
 from tacit.train.precision import device_name, peak_memory
 from tacit.train.probe import OnlineProbe
 
@@ -71,6 +71,7 @@ class Session:
         self._device = next(method.parameters()).device
         self._first_bad = torch.full((), -1, dtype=torch.long, device=self._device)
         self._resume()
+        self._check_start()
 
     def _resume(self) -> None:
         found = self.checkpoints.load(self._device)
@@ -85,6 +86,16 @@ class Session:
         if self.probe:
             self.probe.load_state_dict(state["probe"])
             self.probe.optimizer.load_state_dict(state["probe_optimizer"])
+
+    def _check_start(self) -> None:
+        """What was asked to be continued is not begun anew."""
+        epoch = self.config.start_epoch
+        if self.start < min(self.steps, epoch * self.loader.steps_per_epoch):
+            found = f"the newest is of step {self.start}" if self.start else "there is none"
+            raise UserError(
+                f"start_epoch={epoch}: '{self.checkpoints.folder}' holds no checkpoint of that "
+                f"epoch or later; {found}. start_epoch=0 begins anew"
+            )
 
     def _save(self, done: int) -> None:
         if distributed.rank() == 0:
@@ -116,6 +127,8 @@ class Session:
             self._display.close()
             if self._metrics:
                 self._metrics.close()
+                if self.config.log_csv:
+                    write_table(self.folder)
 
     def finish(self) -> None:
         """Write cost.json: seconds, images per second, peak memory of this process and its device.

@@ -1,19 +1,25 @@
 """From a batch of images and its coordinates to views: draw the parameters, then apply batched ops.
 
-`boxes_and_flips` says where to crop, `finish` does what runs on whole batches of equal size. Small
-data of one size goes through both in `make_views`; photographs are cropped where they are decoded,
-and `finish_crops` does the rest.
+`make_views` crops data of one size in batches; photographs are cropped where they are decoded, at
+`boxes_and_flips`, and `finish_crops` does the rest.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+import functools
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from enum import IntEnum
+from functools import partial
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from tacit import augment, randaugment, randomness
+from tacit.jitter import color_jitter
 from tacit.views.recipe import ViewGroup
+
+Compile = Literal["auto"] | bool
 
 
 class Slot(IntEnum):
@@ -53,15 +59,9 @@ class Coordinates:
         """(B, FLIP + 1) the first of them: what a crop takes."""
         return randomness.uniform(self.seed, self.epoch, self.index, view, Slot.FLIP + 1)
 
-    def noise(self, view: int, count: int) -> Tensor:
-        """(B, count) standard normal numbers for the erased pixels of one view."""
-        slots = count + count % 2  # they come in pairs
-        u = randomness.uniform(self.seed, self.epoch, self.index, view, slots, randomness.ERASE)
-        return randaugment.normals(u)[:, :count]
-
-    def part(self, rows: slice) -> "Coordinates":
-        """Those of some images of the batch."""
-        return replace(self, index=self.index[rows])
+    def stream(self, view: int, purpose: int = randomness.VIEWS) -> Tensor:
+        """() where the numbers of one view come from, all coordinates but the images'."""
+        return randomness.stream(purpose, self.seed, self.epoch, view)
 
     def mask_draws(self, view: int, slots: int) -> Tensor:
         """(B, slots) uniform numbers for the mask of one view."""
@@ -87,30 +87,33 @@ def boxes_and_flips(
     return boxes, u[:, Slot.FLIP] < group.flip
 
 
+class Kind(NamedTuple):
+    """What a view is made by, the same in every step."""
+
+    group: ViewGroup
+    crop: bool  # from whole images; else from crops, which are neither cropped nor resized
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
 def make_views(
     images: Tensor,
     groups: list[ViewGroup],
     at: Coordinates,
     mean: tuple[float, ...],
     std: tuple[float, ...],
+    compile: Compile = "auto",
 ) -> list[Tensor]:
     """All views of a batch of equally large images.
 
     Args:
         images: (B, 3, H, W) uint8.
         mean, std: per channel, of images in [0, 1].
+        compile: each view to a few fused kernels; auto: on GPUs.
     Returns: for each view (B, 3, size, size) float32, normalised, channels last in memory.
     """
-    views = []
-    for view, group in expand(groups):
-        u = at.draws(view)
-        boxes, flips = boxes_and_flips(group, u, *images.shape[-2:])
-        out = _empty(len(images), group.size, images.device)
-        for rows in _chunks(out):
-            x = augment.resized_crop(images[rows], boxes[rows], group.size, flips[rows])
-            out[rows] = finish(x, group, u[rows], at.part(rows), view, mean, std)
-        views.append(out)
-    return views
+    views = expand(groups)
+    return [_view(images, Kind(group, True, mean, std), at, v, compile) for v, group in views]
 
 
 def finish_crops(
@@ -119,85 +122,103 @@ def finish_crops(
     at: Coordinates,
     mean: tuple[float, ...],
     std: tuple[float, ...],
+    compile: Compile = "auto",
 ) -> list[Tensor]:
     """As make_views, from crops cut while decoding: for each view (B, 3, size, size) uint8, not yet
     mirrored."""
-    views = []
-    for (view, group), crop in zip(expand(groups), crops, strict=True):
-        u = at.draws(view)
-        out = _empty(len(crop), group.size, crop.device)
-        for rows in _chunks(out):
-            x = crop[rows].float().div_(255)
-            mirrored = u[rows, Slot.FLIP] < group.flip
-            x = augment.where(mirrored, lambda x: x.flip(3), x)
-            out[rows] = finish(x, group, u[rows], at.part(rows), view, mean, std)
-        views.append(out)
-    return views
+    views = zip(expand(groups), crops, strict=True)
+    return [_view(x, Kind(group, False, mean, std), at, v, compile) for (v, group), x in views]
 
 
-def _empty(batch: int, size: int, device: torch.device) -> Tensor:
-    shape = (batch, 3, size, size)
-    return torch.empty(shape, device=device, memory_format=torch.channels_last)
-
-
-def _chunks(out: Tensor) -> Iterator[slice]:
-    n = len(out)
-    step = max(1, CHUNK // out[0].numel()) if out.device.type == "cpu" else n
+def _view(pixels: Tensor, kind: Kind, at: Coordinates, view: int, compile: Compile) -> Tensor:
+    """One view, compiled as a whole, or step by step; that on the CPU in chunks."""
+    noise = at.stream(view, randomness.ERASE)
+    if compile is True or (compile == "auto" and pixels.device.type == "cuda"):
+        draw, steps = _compiled()
+        return steps(pixels, kind, draw(at.index, at.stream(view), SLOTS), at.index, noise)
+    u = at.draws(view)
+    n, size = len(pixels), kind.group.size
+    out = torch.empty((n, 3, size, size), device=pixels.device, memory_format=torch.channels_last)
+    step = max(1, CHUNK // (3 * size * size)) if pixels.device.type == "cpu" else n
     for start in range(0, n, step):
-        yield slice(start, start + step)
+        rows = slice(start, start + step)
+        out[rows] = _steps(pixels[rows], kind, u[rows], at.index[rows], noise)
+    return out
 
 
-def finish(
-    x: Tensor,
-    group: ViewGroup,
-    u: Tensor,
-    at: Coordinates,
-    view: int,
-    mean: tuple[float, ...],
-    std: tuple[float, ...],
-) -> Tensor:
-    """Everything after crop and flip; may write into x.
+@functools.cache
+def _compiled() -> list[Callable[..., Tensor]]:
+    """Both parts of a view: apart, so that no number is drawn again for every pixel."""
+
+    def steps(*arguments: Tensor | Kind) -> Tensor:
+        return _steps(*arguments).contiguous(memory_format=torch.channels_last)
+
+    # Loops are to write their part of what torch.cat makes, which else takes a loop of its own.
+    names = ("max_pointwise_cat_inputs", "max_complex_pointwise_cat_inputs")
+    options = {name: 0 for name in names if name in torch._inductor.list_options()}
+    return [torch.compile(f, dynamic=False, options=options) for f in (randomness.numbers, steps)]
+
+
+def _steps(pixels: Tensor, kind: Kind, u: Tensor, index: Tensor, noise: Tensor) -> Tensor:
+    """All steps of a view; other devices than the CPU are not waited for.
 
     Args:
-        x: (B, 3, s, s) float32 in [0, 1].
+        pixels: (B, 3, H, W) uint8.
         u: (B, SLOTS) the view's uniform numbers.
-    Returns: (B, 3, s, s) float32, normalised.
+        index: (B,), noise: (), where more numbers come from for what is erased.
+    Returns: (B, 3, size, size) float32, normalised.
     """
+    group = kind.group
+    if kind.crop:
+        boxes, flips = boxes_and_flips(group, u, *pixels.shape[2:])
+        x = augment.resized_crop(pixels, boxes, group.size, flips)
+    else:
+        x = pixels.to(torch.float32, memory_format=torch.contiguous_format).div_(255)
+        x = augment.where(u[:, Slot.FLIP] < group.flip, lambda x: x.flip(3), x)
     if group.rand_augment:
         numbers = u[:, Slot.RAND_AUGMENT :][:, : group.rand_augment * randaugment.OP_SLOTS]
         strength = group.rand_magnitude, group.rand_magnitude_std
-        x = randaugment.rand_augment(x, numbers, *strength, fill=mean)
-    x = augment.normalize(_distort(x, group, u), mean, std)
-    return _erase(x, group, u, at, view) if group.erase else x
+        x = randaugment.rand_augment(x, numbers, *strength, fill=kind.mean)
+    x = augment.normalize(_distort(x, group, u), kind.mean, kind.std)
+    return _erase(x, group, u, index, noise) if group.erase else x
 
 
 def _distort(x: Tensor, group: ViewGroup, u: Tensor) -> Tensor:
     """The steps from affine to solarize; may write into x."""
     if group.affine:
         x = augment.where(u[:, Slot.AFFINE] < group.affine, augment.affine, x, *_affine(group, u))
+    planes = x.split(1, 1)
     if group.jitter:
         mask = u[:, Slot.JITTER] < group.jitter
-        x = augment.where(mask, augment.color_jitter, x, *_jitter(group, u))
+        planes = augment.where_planes(mask, color_jitter, planes, *_jitter(group, u))
     if group.grayscale:
-        x = augment.where(u[:, Slot.GRAYSCALE] < group.grayscale, augment.grayscale, x)
+        mask = u[:, Slot.GRAYSCALE] < group.grayscale
+        planes = augment.where_planes(mask, augment.grayscale, planes)
+    if group.jitter or group.grayscale:
+        x = augment.join(planes)
     if group.blur:
         sigma = _between(u[:, Slot.SIGMA], *group.blur_sigma)
-        mask = u[:, Slot.BLUR] < group.blur
-        x = augment.where(mask, lambda x, s: augment.gaussian_blur(x, s, group.kernel), x, sigma)
+        blur = partial(augment.gaussian_blur, kernel=group.kernel)
+        x = augment.where(u[:, Slot.BLUR] < group.blur, blur, x, sigma)
     if group.solarize:
-        mask = u[:, Slot.SOLARIZE] < group.solarize
-        x = augment.where(mask, lambda x: augment.solarize(x, group.solarize_threshold), x)
+        solarize = partial(augment.solarize, threshold=group.solarize_threshold)
+        x = augment.where(u[:, Slot.SOLARIZE] < group.solarize, solarize, x)
     return x
 
 
-def _erase(x: Tensor, group: ViewGroup, u: Tensor, at: Coordinates, view: int) -> Tensor:
+def _erase(x: Tensor, group: ViewGroup, u: Tensor, index: Tensor, stream: Tensor) -> Tensor:
     def fill(x: Tensor, boxes: Tensor, index: Tensor) -> Tensor:
-        noise = replace(at, index=index).noise(view, x[0].numel())
-        return randaugment.erase(x, boxes, noise.view_as(x))
+        return randaugment.erase(x, boxes, noise(index, stream, x[0].numel()).view_as(x))
 
     numbers = u[:, Slot.ERASE_BOX :][:, : augment.CROP_SLOTS]
     boxes = randaugment.erase_boxes(numbers, x.shape[-1], group.erase_area, group.erase_ratio)
-    return augment.where(u[:, Slot.ERASE] < group.erase, fill, x, boxes, at.index)
+    return augment.where(u[:, Slot.ERASE] < group.erase, fill, x, boxes, index)
+
+
+def noise(index: Tensor, stream: Tensor, count: int) -> Tensor:
+    """(B, count) standard normal numbers for the erased pixels of a view."""
+    u = randomness.numbers(index, stream, count + count % 2)  # they come in pairs
+    return randaugment.normals(u)[:, :count]
 
 
 def _between(u: Tensor, low: float, high: float) -> Tensor:
@@ -207,14 +228,13 @@ def _between(u: Tensor, low: float, high: float) -> Tensor:
 def _affine(group: ViewGroup, u: Tensor) -> tuple[Tensor, ...]:
     """angle, shift, zoom, shear of each image."""
     angle = _between(u[:, Slot.ROTATION], -group.rotation, group.rotation)
-    shift = _between(u[:, [Slot.RIGHT, Slot.DOWN]], -group.translation, group.translation)
-    low, high = torch.tensor(group.zoom).log().tolist()
-    zoom = _between(u[:, Slot.ZOOM], low, high).exp()
+    shift = _between(u[:, Slot.RIGHT : Slot.DOWN + 1], -group.translation, group.translation)
+    zoom = _between(u[:, Slot.ZOOM], *map(math.log, group.zoom)).exp()
     return angle, shift, zoom, _between(u[:, Slot.SHEAR], -group.shear, group.shear)
 
 
 def _jitter(group: ViewGroup, u: Tensor) -> tuple[Tensor, ...]:
-    """brightness, contrast, saturation, hue and order of each image."""
+    """brightness, contrast, saturation, hue of each image, and the place of each of them."""
     strengths = (group.brightness, group.contrast, group.saturation)
     factors = [
         _between(u[:, slot], max(0.0, 1 - strength), 1 + strength)
@@ -223,4 +243,13 @@ def _jitter(group: ViewGroup, u: Tensor) -> tuple[Tensor, ...]:
         )
     ]
     hue = _between(u[:, Slot.HUE], -group.hue, group.hue)
-    return *factors, hue, u[:, Slot.ORDER : Slot.ORDER + 4].argsort(1)
+    return *factors, hue, *_places(u[:, Slot.ORDER : Slot.ORDER + 4])
+
+
+def _places(u: Tensor) -> list[Tensor]:
+    """For each column (B,): how many numbers of the row are smaller, or equal and further left."""
+    columns = u.unbind(1)
+    return [
+        sum(a <= b if j < i else a < b for j, a in enumerate(columns) if j != i)
+        for i, b in enumerate(columns)
+    ]

@@ -1,0 +1,125 @@
+"""What commands do with a configuration file of another system, or with what it became."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from tacit.cli.app import continuing, print_from_first
+from tacit.errors import UserError
+
+if TYPE_CHECKING:
+    from tacit.dialects.report import Converted
+    from tacit.run_config import Composed
+
+Opts = Annotated[
+    bool, typer.Option("--opts", help="keys and values stand in turn: --opts trainer.max_epoch 5")
+]
+
+
+def read_job(
+    file: str | Path, keys: list[str] | None = None, opts: bool = False
+) -> "Converted | None":
+    """The job that a file of another system, or of `tacit convert`, describes; None for a recipe.
+
+    Raises: UserError if it holds a mistake.
+    """
+    from tacit import dialects
+    from tacit.dialects import native
+
+    if dialects.recognise(file):
+        return dialects.convert(file, paired(keys, opts))
+    if opts:
+        raise UserError(f"--opts: '{file}' is not a file of another system; give key=value")
+    return native.read(Path(file), keys or [])
+
+
+def paired(words: list[str] | None, opts: bool) -> list[str]:
+    """As key=value: with opts 'a.b' 'value' 'c=1', else as it is."""
+    found, rest = [], list(words or [])
+    if not opts:
+        return rest
+    while rest:
+        word = rest.pop(0)
+        if "=" not in word:
+            if not rest:
+                raise UserError(f"--opts {word}: has no value after it")
+            word = f"{word}={rest.pop(0)}"
+        found.append(word)
+    return found
+
+
+def evaluate_job(job: "Converted", command: str, run: str | None = None) -> None:
+    """Evaluate as the file says, and print the outcome.
+
+    Args:
+        command: the one that was typed, which must be the file's.
+        run: a folder in place of the file's.
+    """
+    _check_phase(job, command)
+    with continuing():
+        print_from_first(_evaluate(job, run))
+
+
+def _check_phase(job: "Converted", command: str) -> None:
+    """`linear` also stands for `linear-augmented`: both train a linear classifier."""
+    fits = command == job.phase or (command, job.phase) == ("linear", "linear-augmented")
+    if not fits:
+        raise UserError(
+            f"tacit {command}: this file is for `tacit {job.phase}`; `tacit run` finds that itself"
+        )
+
+
+def composed(
+    what: str, overrides: list[str] | None, run: str | None = None, opts: bool = False
+) -> "Composed":
+    """The configuration of a recipe, of a YAML file, or of another system's file.
+
+    Raises: UserError for a mistake, or for a file that describes no pretraining.
+    """
+    from tacit.dialects import native
+    from tacit.run_config import compose
+
+    job = read_job(what, overrides, opts)
+    if job is None:
+        return compose(what, overrides, run)
+    _check_phase(job, "pretrain")
+    return compose(None, native.arguments({"run": job.run} | job.tree), run)
+
+
+def _evaluate(job: "Converted", run: str | None) -> Any:
+    from tacit import measure
+    from tacit.dialects import native
+
+    folder = run or job.run
+    if not job.subject:
+        raise UserError("the file does not say which encoder to measure")
+    tree = _without_encoder(job) if _is_ours(Path(job.subject)) else job.tree
+    keys = native.arguments(tree)
+    if job.classifier:
+        return measure.retest(job.subject, job.classifier, keys, folder)
+    if job.phase == "linear":
+        return measure.linear(job.subject, keys, folder)
+    trained = {"linear-augmented": measure.linear_augmented, "finetune": measure.finetune}
+    return trained[job.phase](job.subject, keys, folder, job.protocol or job.phase)
+
+
+def _is_ours(path: Path) -> bool:
+    from tacit.evaluate.encoder import is_ours
+
+    return path.is_dir() or (path.is_file() and is_ours(path))
+
+
+def _without_encoder(job: "Converted") -> dict[str, Any]:
+    """Tacit's own files say themselves which encoder they hold and for which size.
+
+    Raises: UserError if it is another than the file describes.
+    """
+    from tacit.evaluate.encoder import encoder_file, read_network
+
+    described = read_network(encoder_file(job.subject)).description
+    tree = {key: value for key, value in job.tree.items() if key not in ("backbone", "format")}
+    asked, there = job.tree.get("backbone", {}).get("name"), described["backbone"]["name"]
+    if asked not in (None, there):
+        raise UserError(f"'{job.subject}': holds a {there}, and the file is for a {asked}")
+    return tree

@@ -1,0 +1,517 @@
+"""Lightweight-SSL's files: every key has its effect, from the file to the numbers."""
+
+import csv
+import json
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+import yaml
+from PIL import Image
+
+from tacit import config as layers
+from tacit import dialects
+from tacit.cli.jobs import composed, read_job
+from tacit.dialects import ini, native
+from tacit.dialects.lightweight_tables import SSL_ARGS
+from tacit.dialects.report import Converted, Fate
+from tacit.errors import UserError
+from tacit.evaluate.encoder import load_encoder
+from tacit.measure import read_results
+from tacit.measure.subject import open_subject
+from tacit.train.optim import lr_factor, scaled_lr
+from tests.conftest import ROOT
+
+SECTIONS = ("wandb_args", "ckpt_args", "ssl_args")
+FLAT = {  # each flat key that pretraining has
+    "seed": 3,
+    "epoch_start": 0,
+    "epochs": 100,
+    "compute_cfg": {"devices": 4, "accelerator": "gpu", "strategy": "ddp"},
+    "backbone": "resnet50",
+    "ssl_method": "simclr",
+    "dataset": "imagenet",
+    "data_dir": "/data/ImgNet",
+    "batch_size": 512,
+    "aug_crop_lst": [2],
+    "custom_ds_cfg": {},
+    "num_workers": 18,
+    "log_type": "wandb",
+}
+WANDB = {"save_dir": "logs", "name": "a", "project": "b", "entity": "c", "offline": False}
+CKPT = {
+    "dirpath": "ckpts",
+    "filename": "simclr-{epoch}-{lin_acc1:.2f}",
+    "every_n_epochs": 25,
+    "save_top_k": -1,
+    "monitor": "lin_acc1",
+    "only_eval": False,
+    "ckpt_path": "none.ckpt",
+}
+SSL = {"lr": 4.8, "weight_decay": 1e-6, "warmup_epochs": 10, "proj_hidden_dim": 2048}
+SSL |= {"proj_output_dim": 128, "temperature": 0.2}
+# The published recipes: method, its [ssl_args], and what they are natively.
+RECIPES = [
+    ("simclr", SSL, ("simclr", 4.8, {"hidden_dim": 2048, "output_dim": 128, "temperature": 0.2})),
+    (
+        "simsiam",
+        {"lr": 0.1, "momentum": 0.9, "weight_decay": 1e-4, "proj_hidden_dim": 2048}
+        | {"proj_output_dim": 2048, "pred_hidden_dim": 256},
+        ("simsiam", 0.1, {"hidden_dim": 2048, "output_dim": 2048, "predictor_dim": 256}),
+    ),
+    (
+        "barlowtwin",
+        {"lr": 1.6, "weight_decay": 1.5e-6, "warmup_epochs": 10, "proj_hidden_dim": 2048}
+        | {"proj_output_dim": 256, "lamb": 5e-3, "scale_loss": 0.1},
+        ("barlow_twins", 1.6, {"output_dim": 256, "off_diagonal_weight": 5e-3, "loss_scale": 0.1}),
+    ),
+    (
+        "nnclr",
+        {"queue_size": 65536, "proj_hidden_dim": 2048, "proj_output_dim": 256}
+        | {"pred_hidden_dim": 4096, "temperature": 0.2},
+        ("nnclr", 0.3 * 8, {"queue_size": 65536, "predictor_dim": 4096, "temperature": 0.2}),
+    ),
+    (
+        "byol",
+        {"lr": 3.2, "momentum": 0.996, "proj_hidden_dim": 4096, "pred_hidden_dim": 4096},
+        ("byol", 3.2, {"hidden_dim": 4096, "momentum": 0.996}),
+    ),
+    (
+        "mocov2",
+        {"lr": 0.03, "momentum": 0.9, "queue_size": 4096, "temperature": 0.07},
+        ("moco_v2", 0.03, {"queue_size": 4096, "temperature": 0.07}),
+    ),
+]
+
+
+def write(folder: Path, flat: dict, phase: str = "pretrain", name: str = "x", **sections) -> Path:
+    """An INI file in the folder of its phase; sections not given have all of their keys."""
+    tree = {**flat, "wandb_args": WANDB, "ckpt_args": CKPT, "ssl_args": SSL, **sections}
+    path = folder / phase / f"{name}.ini"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("# of a test\n" + ini.dump(tree, SECTIONS))
+    return path
+
+
+def fates(converted: Converted) -> dict[str, Fate]:
+    return {entry.key: entry.fate for entry in converted.entries}
+
+
+def problems(path: Path, *overrides: str) -> list[str]:
+    with pytest.raises(UserError) as error:
+        dialects.convert(path, list(overrides))
+    return str(error.value).splitlines()
+
+
+# What a file becomes ------------------------------------------------------------------------------
+
+
+def test_every_key_of_the_language_has_a_fate(tmp_path):
+    flat = {**FLAT, "dataset": "custom", "data_dir": {"train": "a", "test": "b"}}
+    flat["custom_ds_cfg"] = {"crop_size": 48, "mean": [0.5] * 3, "hue": 0.2}
+    every = {key: 1 if key.endswith(("_dim", "_size", "_epochs")) else 0.5 for key in SSL_ARGS}
+    path = write(tmp_path, flat, ssl_args=every)
+    found = fates(dialects.convert(path))
+    nested = ("compute_cfg", "data_dir", "custom_ds_cfg")
+    expected = {key for key in flat if key not in nested}
+    expected |= {f"{key}.{inner}" for key in nested for inner in flat[key]}
+    for section, keys in (("wandb_args", WANDB), ("ckpt_args", CKPT), ("ssl_args", every)):
+        expected |= {f"{section}.{key}" for key in keys}
+    assert found.keys() == expected
+    assert found["ssl_args.lamb"] == Fate.WITHOUT_EFFECT  # SimCLR has none
+    assert found["ssl_args.temperature"] == Fate.TAKEN
+    assert found["log_type"] == Fate.REPLACED
+
+
+@pytest.mark.parametrize(("method", "args", "expected"), RECIPES, ids=[r[0] for r in RECIPES])
+def test_the_published_recipes(tmp_path, method, args, expected):
+    path = write(tmp_path, {**FLAT, "ssl_method": method}, ssl_args=args)
+    config = composed(str(path), []).config
+    name, lr, keys = expected
+    assert config.method.name == name
+    assert keys.items() <= config.method.model_dump().items()
+    assert config.batch_size == 4 * 512
+    assert scaled_lr(config.optimizer, config.batch_size) == pytest.approx(lr)
+    assert config.optimizer.momentum == 0.9
+    assert config.optimizer.weight_decay == args.get("weight_decay", config.optimizer.weight_decay)
+    assert config.optimizer.name == ("sgd" if method in ("simsiam", "mocov2") else "lars")
+    assert config.schedule.warmup_epochs == args.get("warmup_epochs", 0)
+
+
+def test_the_flat_keys(tmp_path):
+    path = write(tmp_path, {**FLAT, "data_dir": "/data/ImgNet/train"})
+    config = composed(str(path), []).config
+    assert (config.seed, config.epochs, config.start_epoch) == (3, 100, 0)
+    assert (config.device, config.sync_batchnorm) == ("cuda", True)
+    assert (config.backbone.name, config.data.workers) == ("resnet50", 18)
+    assert config.data.path == "/data/ImgNet"  # not the training folder for both splits
+    assert [(group.count, group.size) for group in config.views] == [(2, 224)]
+    assert config.checkpoint.every_epochs == 25
+    assert config.checkpoint.keep == 4  # all
+    assert config.run == "ckpts/simclr"
+    assert config.save_as == "simclr-epoch={epoch}-lin_acc1={probe:.2f}"
+
+
+@pytest.mark.parametrize(
+    ("dataset", "source", "where", "size"),
+    [
+        ("cifar10", "torchvision:CIFAR10", "/data/tch_ds", 32),
+        ("cifar100", "torchvision:CIFAR100", "/data/tch_ds", 32),
+        ("stl10", "torchvision:STL10", "/data/tch_ds", 96),
+        ("imagenet", "auto", "/data/ImgNet", 224),
+        ("slim", "auto", None, 64),
+        ("custom", "auto", None, 224),
+    ],
+)
+def test_data_sets_and_where_they_are(tmp_path, dataset, source, where, size):
+    flat = {key: value for key, value in FLAT.items() if key != "data_dir"}
+    path = write(tmp_path, {**flat, "dataset": dataset})
+    if where is None:
+        (line,) = problems(path)
+        assert "data_dir: missing key" in line
+        where = "mine"
+    config = composed(str(path), [f"data_dir={where}"]).config
+    assert (config.data.source, config.data.path) == (source, where)
+    assert config.views[0].size == size
+    if dataset not in ("slim", "custom"):
+        assert composed(str(path), []).config.data == config.data
+
+
+def test_two_folders(tmp_path):
+    flat = {**FLAT, "data_dir": {"train": "there/train", "test": "there/val"}}
+    data = composed(str(write(tmp_path, flat)), []).config.data
+    assert (data.path, data.test_path) == ("there/train", "there/val")
+    path = write(tmp_path, {**flat, "dataset": "cifar10"})
+    (line,) = problems(path)
+    assert "x.ini:9: data_dir.test=there/val: torchvision keeps both splits in one folder" in line
+
+
+def test_custom_images_in_their_own_words(tmp_path):
+    words = {"crop_size": 40, "mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6], "min_scale": 0.3}
+    words |= {"solarization_prob": 0.25, "gaussian_prob": 0.0, "color_jitter_prob": 0.7}
+    path = write(tmp_path, {**FLAT, "dataset": "custom", "custom_ds_cfg": words})
+    config = composed(str(path), []).config
+    (group,) = config.views
+    assert (group.size, group.solarize, group.blur, group.jitter) == (40, 0.25, 0, 0.7)
+    assert group.crop_scale == (0.3, 1.0)
+    assert (config.data.mean, config.data.std) == ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
+
+
+def test_crops_devices_and_seeds(tmp_path):
+    path = write(tmp_path, {**FLAT, "ssl_method": "simsiam"}, ssl_args={})
+    assert [g.count for g in composed(str(path), ["aug_crop_lst=[1, 1]"]).config.views] == [1, 1]
+    assert composed(str(path), ["seed=-1"]).config.seed == 0
+    one = composed(str(path), ["compute_cfg={'accelerator': 'auto'}"]).config
+    assert (one.batch_size, one.device, one.sync_batchnorm) == (512, "auto", False)
+    keys = ["compute_cfg.devices=[0, 1]", "compute_cfg.accumulate_grad_batches=2"]
+    parts = composed(str(path), [*keys, "compute_cfg.precision=16"]).config
+    assert (parts.batch_size, parts.accumulate, parts.precision) == (2048, 2, "auto")
+    for top, keep in ((3, 3), (0, 1)):
+        assert composed(str(path), [f"ckpt_args.save_top_k={top}"]).config.checkpoint.keep == keep
+
+
+def test_the_name_of_the_folder_is_the_phase(tmp_path):
+    flat = {**FLAT, "pretrain_ckpt_path": "ckpts/simclr", "epochs": 90}
+    for folder, phase in (("pretrain", "pretrain"), ("linear_eval", "linear-augmented")):
+        converted = (
+            dialects.convert(write(tmp_path, FLAT | flat, folder))
+            if phase != "pretrain"
+            else dialects.convert(write(tmp_path, FLAT, folder))
+        )
+        assert converted.phase == phase
+    assert (converted.subject, converted.protocol) == ("ckpts/simclr", "linear-augmented")
+    assert converted.run == "ckpts/simclr-linear_eval"
+    assert converted.tree["epochs"] == 90
+    assert "optimizer" not in converted.tree  # the protocol's: LAMB, cosine
+    assert fates(converted)["ssl_args.lr"] == Fate.WITHOUT_EFFECT
+
+
+def test_mistakes_are_listed_at_once_with_their_lines(tmp_path):
+    path = write(tmp_path, {**FLAT, "batchsize": 3, "log_type": "wandbb"}, ssl_args={"lrr": 1.0})
+    lines = problems(path, "epochs='100'@str", "dataset=cifar", "compute_cfg.acelerator=cpu")
+    text = "\n".join(lines)
+    assert "x.ini:15: unknown key 'batchsize'. Did you mean 'batch_size'" in text
+    assert "x.ini:14: log_type=wandbb: no such logger. Did you mean 'wandb'?" in text
+    assert "unknown key 'ssl_args.lrr'. Did you mean 'lr'" in text
+    assert "epochs=100: is a str, not @int" in text
+    assert "dataset=cifar: no such dataset. Did you mean 'cifar10'" in text
+    assert "x.ini:5: unknown key 'compute_cfg.acelerator'. Did you mean 'accelerator'" in text
+    assert len(lines) == 6
+
+
+def test_a_tpu_and_an_evaluation_without_its_classifier_are_refused(tmp_path):
+    assert "accelerator=tpu" in problems(write(tmp_path, FLAT), "compute_cfg.accelerator=tpu")[0]
+    flat = {**FLAT, "pretrain_ckpt_path": "a"}
+    found = fates(dialects.convert(write(tmp_path, flat)))
+    assert found["pretrain_ckpt_path"] == Fate.WITHOUT_EFFECT
+    path = write(tmp_path, flat, "linear_eval", ckpt_args={"only_eval": True})
+    assert "ckpt_args.ckpt_path: missing key" in problems(path)[0]
+    path = write(tmp_path, FLAT, "linear_eval")
+    assert "pretrain_ckpt_path: missing key" in problems(path)[0]
+
+
+@pytest.mark.parametrize(
+    ("override", "line"),
+    [
+        ("seed=one@str", "seed=one: is a str, not @int"),
+        ("compute_cfg={'devices': 0}", "compute_cfg.devices=0: is neither a number of devices nor"),
+        ("compute_cfg=[1]", "compute_cfg=[1]: expected keys below it"),
+        ("aug_crop_lst=[]", "aug_crop_lst=[]: is a list of numbers of crops, such as [2]"),
+        ("data_dir={'test': 'b'}", "data_dir.train: missing key"),
+        ("data_dir={'train': 'a', 'val': 'b'}", "unknown key 'data_dir.val'"),
+        ("custom_ds_cfg={'train': 'a'}", "data_dir says where the images are"),
+        ("custom_ds_cfg={'mean': 0.5}", "custom_ds_cfg.mean=0.5: is a float, not @list"),
+        ("custom_ds_cfg={'min_scale': 'a'}", "custom_ds_cfg.min_scale=a: is a str, not @float"),
+        ("ssl_args.momentum='big'@str", "ssl_args.momentum=big: is a str, not @float"),
+        ("ssl_args.proj_hidden_dim=1.5@float", "proj_hidden_dim=1.5: is a float, not @int"),
+        ("ckpt_args.only_eval=True", "ckpt_args.only_eval=True: is for linear evaluation"),
+        ("ckpt_args.save_top_k=1.5@float", "ckpt_args.save_top_k=1.5: is a float, not @int"),
+        ("ssl_args.pred_hidden_dim=7", "pred_hidden_dim=7: byol's predictor is as wide as"),
+        ("ssl_args={'lr': 1.0}", None),
+    ],
+)
+def test_a_wrong_value_is_one_line(tmp_path, override, line):
+    path = write(tmp_path, {**FLAT, "dataset": "custom", "ssl_method": "byol"})
+    if line is None:
+        assert fates(dialects.convert(path, [override]))["ssl_args.lr"] == Fate.TAKEN
+        return
+    (found,) = problems(path, override)
+    assert line in found
+
+
+def test_names_of_files_without_what_is_not_measured(tmp_path):
+    for template, native_name in (
+        ("a_{epoch:03d}", "a_epoch={epoch:03d}"),
+        ("{step}-{nce_loss:.3f}", "step={step}-nce_loss={loss:.3f}"),
+        ("a-{lin_acc5:.1f}-{epoch}", "a-epoch={epoch}"),
+        ("{lin_acc5}", "x"),  # the INI file's name
+        ("sub/a-{epoch}", "a-epoch={epoch}"),
+    ):
+        path = write(tmp_path, FLAT, ckpt_args={"filename": template})
+        assert composed(str(path), []).config.save_as == native_name
+
+
+def test_the_first_epoch_trains_and_nothing_jumps_after_the_warm_up(tmp_path):
+    """There, the whole first epoch ran at rate 0, and the schedule jumped."""
+    config = composed(str(write(tmp_path, FLAT)), []).config
+    rates = [lr_factor(config.schedule, (s + 0.5) / 2000, 100) for s in range(2000)]
+    assert rates[0] > 0
+    assert np.mean(rates[:20]) == pytest.approx(0.05, rel=0.02)
+    assert max(rates) == pytest.approx(1, rel=0.01)
+    assert np.abs(np.diff(rates)).max() < 0.006
+
+
+# Two ways to run a file ---------------------------------------------------------------------------
+
+
+def test_convert_then_run_equals_run(tmp_path, command):
+    for number, (method, args, _) in enumerate(RECIPES):
+        flat = {**FLAT, "ssl_method": method}
+        path = write(tmp_path, flat, name=f"m{number}", ssl_args=args)
+        out = tmp_path / f"{number}.yaml"
+        done = command("convert", str(path), "seed=5", "-o", str(out), cwd=tmp_path)
+        assert done.returncode == 0
+        assert "ssl_args.proj_hidden_dim" in done.stdout or "proj_hidden_dim" not in args
+        assert composed(str(out), []).config == composed(str(path), ["seed=5"]).config
+    flat = {**FLAT, "pretrain_ckpt_path": "ckpts/simclr"}
+    path = write(tmp_path, flat, "linear_eval")
+    command("convert", str(path), "-o", str(out), cwd=tmp_path)
+    direct, written = read_job(path), read_job(out)
+    for key in ("phase", "subject", "protocol", "classifier", "run"):
+        assert getattr(written, key) == getattr(direct, key)
+    assert native.arguments(written.tree) == native.arguments(direct.tree)
+
+
+def test_a_file_of_the_wrong_phase_is_not_run(tmp_path, command):
+    path = write(tmp_path, {**FLAT, "pretrain_ckpt_path": "a"}, "linear_eval")
+    done = command("pretrain", str(path), cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr == (
+        "tacit: tacit pretrain: this file is for `tacit linear-augmented`; `tacit run` finds that "
+        "itself\n"
+    )
+
+
+def test_run_takes_configer_path_and_words_over_it(tmp_path, command, monkeypatch):
+    path = write(tmp_path, {**FLAT, "pretrain_ckpt_path": "nowhere"}, "linear_eval")
+    done = command("run", cwd=tmp_path)
+    assert "set CONFIGER_PATH" in done.stderr
+    monkeypatch.setenv("CONFIGER_PATH", str(path))
+    for words in ((), ("seed=5",), ("--opts", "seed", "-1")):
+        done = command("run", *words, cwd=tmp_path)
+        assert done.stderr == "tacit: 'nowhere': no such run folder or file of weights\n"
+    done = command("run", "sed=5", cwd=tmp_path)
+    assert "unknown key 'sed'. Did you mean 'seed'" in done.stderr
+
+
+def test_the_makefile_and_the_script_take_configer_path(tmp_path):
+    stub = tmp_path / "bin" / "tacit"
+    stub.parent.mkdir()
+    stub.write_text('#!/bin/bash\necho "$@"\n')
+    stub.chmod(0o755)
+    script = tmp_path / "run_script" / "run_script.sh"
+    script.parent.mkdir()
+    shutil.copy(ROOT / "run_script" / "run_script.sh", script)
+    path = {"PATH": f"{stub.parent}:/usr/bin:/bin"}
+    env = {**path, "CONFIGER_PATH": "./pretrain/a b.ini"}
+    done = subprocess.run([script, "epochs=5"], env=env, capture_output=True, text=True, check=True)
+    assert done.stdout == "run ./pretrain/a b.ini epochs=5\n"
+    done = subprocess.run([script], env=path, capture_output=True, text=True)
+    assert "CONFIGER_PATH" in done.stderr
+    make = ["make", "-n", "run", "CONFIGER_PATH=pretrain/x.ini", "KEYS=epochs=5"]
+    done = subprocess.run(make, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert "tacit run pretrain/x.ini epochs=5" in done.stdout
+    assert "digits/simclr" not in done.stdout
+
+
+# To the numbers -----------------------------------------------------------------------------------
+
+SMALL = {
+    "seed": 1,
+    "epochs": 2,
+    "compute_cfg": {"devices": 2, "accelerator": "cpu"},
+    "backbone": "resnet18",
+    "ssl_method": "simclr",
+    "dataset": "custom",
+    "data_dir": "photos/train",
+    "batch_size": 4,
+    "aug_crop_lst": [2],
+    "custom_ds_cfg": {"crop_size": 32},
+    "log_type": "csv",
+}
+SMALL_CKPT = {"dirpath": "ckpts", "filename": "simclr-{epoch}-{lin_acc1:.2f}", "every_n_epochs": 1}
+SMALL_SSL = {"lr": 0.1, "proj_hidden_dim": 32, "proj_output_dim": 16, "temperature": 0.2}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """Photographs of two classes in train/ and val/."""
+    folder = tmp_path_factory.mktemp("user")
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 8), ("val", 4)):
+        for label, colour in (("dark", 60), ("light", 190)):
+            where = folder / "photos" / split / label
+            where.mkdir(parents=True)
+            for n in range(count):
+                pixels = rng.normal(colour, 30, (40, 40, 3)).clip(0, 255).astype(np.uint8)
+                Image.fromarray(pixels).save(where / f"{n}.png")
+    return folder
+
+
+def small(folder: Path, phase: str = "pretrain", **keys) -> Path:
+    sections = {"ckpt_args": SMALL_CKPT, "ssl_args": SMALL_SSL, "wandb_args": {"offline": False}}
+    sections |= {key: keys.pop(key) for key in SECTIONS if key in keys}
+    return write(folder, {**SMALL, **keys}, phase, "simclr", **sections)
+
+
+def test_from_the_file_to_the_numbers(folder, command):
+    done = command("run", str(small(folder)), cwd=folder)
+    assert done.returncode == 0, done.stderr
+    run = folder / "ckpts" / "simclr"
+    config = layers.read_yaml(run / "config.yaml")
+    assert (config["batch_size"], config["epochs"]) == (8, 2)
+    assert "16 images (2 classes)" in done.stderr  # the whole of train/
+    with (run / "metrics.csv").open() as file:  # log_type = csv
+        rows = list(csv.DictReader(file))
+    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [float(row["loss"]) for row in rows] == [record["loss"] for record in records]
+    assert {name for record in records for name in record} == rows[0].keys()
+    (named,) = run.glob("simclr-epoch=2-lin_acc1=*.safetensors")
+    assert named.read_bytes() == (run / "encoder.safetensors").read_bytes()
+    probe = records[-1]["probe_top1"]
+    assert named.stem.endswith(f"lin_acc1={100 * probe:.2f}")
+    assert load_encoder(named).description["method"]["temperature"] == 0.2
+
+    keys = {"pretrain_ckpt_path": "ckpts/simclr.ckpt", "aug_crop_lst": [1], "epochs": 1}
+    linear = small(folder, "linear_eval", **keys)
+    done = command("linear", str(linear), cwd=folder)
+    assert done.returncode == 0, done.stderr
+    records = read_results(folder / "ckpts" / "simclr-linear_eval")
+    encoder = next(r for r in records if r["evaluated"] == "encoder")
+    assert encoder["kind"] == encoder["protocol"] == "linear-augmented"
+    assert encoder["settings"]["changed"]["epochs"] == 1
+    assert encoder["metrics"].keys() == {"top1", "top5", "steps"}
+    assert encoder["data"]["train"] == 16
+    assert encoder["data"]["test"] == 8
+    assert encoder["overlap"]["contents"] == 0
+    (home,) = (folder / "ckpts/simclr-linear_eval/evaluations").iterdir()
+    optimizer = layers.read_yaml(home / "encoder" / "config.yaml")["optimizer"]
+    assert (optimizer["name"], optimizer["weight_decay"]) == ("lamb", 0)
+
+    done_before = sorted((p, p.stat().st_mtime_ns) for p in home.rglob("*") if p.is_file())
+    args = {**SMALL_CKPT, "only_eval": True, "ckpt_path": str(home / "encoder")}
+    tested = small(folder, "linear_eval", **keys, ckpt_args=args)
+    done = command("run", str(tested), "--run", "again", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    (record,) = read_results(folder / "again")
+    assert record["metrics"] == encoder["metrics"]
+    after = sorted((p, p.stat().st_mtime_ns) for p in home.rglob("*") if p.is_file())
+    assert after == done_before, "only tested"
+
+    start = command("run", str(small(folder, epoch_start=1)), cwd=folder)
+    assert start.returncode == 0  # what is there has got so far
+
+
+def test_epoch_start_needs_a_checkpoint_of_that_epoch(folder, command):
+    path = small(folder, epoch_start=1)
+    done = command("run", str(path), "--run", "elsewhere", cwd=folder)
+    assert done.returncode == 2
+    assert "start_epoch=1: 'elsewhere/checkpoints' holds no checkpoint of that epoch" in done.stderr
+
+
+def test_only_eval_tests_nothing_but_a_classifier_of_this_encoder(folder, command):
+    """Runs after test_from_the_file_to_the_numbers, which leaves a classifier."""
+    (home,) = (folder / "ckpts/simclr-linear_eval/evaluations").iterdir()
+    keys = {"pretrain_ckpt_path": "ckpts/simclr", "aug_crop_lst": [1]}
+    for where in ("ckpts/simclr", str(home / "untrained"), "nowhere.ckpt"):
+        args = {"only_eval": True, "ckpt_path": where}
+        path = small(folder, "linear_eval", **keys, ckpt_args=args)
+        done = command("run", str(path), cwd=folder)
+        assert done.returncode == 2
+        assert f"--classifier {where}: is no classifier that Tacit has trained" in done.stderr
+    other = command("run", str(small(folder, seed=2)), "--run", "other", cwd=folder)
+    assert other.returncode == 0, other.stderr
+    words = ["linear-augmented", "other", "--classifier", str(home / "encoder")]
+    done = command(*words, cwd=folder)
+    assert done.returncode == 2
+    assert "was trained on another encoder than 'other'" in done.stderr
+
+
+def test_two_files_with_one_dirpath_and_name_do_not_share_a_run(folder, command):
+    """There, the second would have resumed the first's checkpoint."""
+    other = write(
+        folder, {**SMALL, "ssl_method": "byol"}, name="byol", ckpt_args=SMALL_CKPT, ssl_args={}
+    )
+    done = command("run", str(other), cwd=folder)
+    assert done.returncode == 2
+    assert "'ckpts/simclr' holds another configuration" in done.stderr
+    found = yaml.safe_load((folder / "ckpts/simclr/config.yaml").read_text())
+    assert found["method"]["name"] == "simclr"
+
+
+@pytest.mark.parametrize("method", ["simclr", "simsiam", "nnclr"])
+def test_its_own_checkpoints_are_measured(tmp_path, method):
+    """Lightning's file: the backbone under its own names beside heads, classifier and state."""
+    backbone = timm.create_model("resnet18", num_classes=0)
+    heads = {"projector.linear1.weight": (8, 512), "projector.bn1.bias": (8,)}
+    heads |= {"classifier.weight": (10, 512), "classifier.bias": (10,)}
+    if method != "simclr":
+        heads["predictor.linear1.weight"] = (8, 8)
+    if method == "nnclr":
+        heads |= {"queue": (64, 8), "queue_y": (64,), "queue_ptr": (1,)}
+    state = {f"backbone.{name}": value for name, value in backbone.state_dict().items()}
+    state |= {name: torch.zeros(shape) for name, shape in heads.items()}
+    more = {"epoch": 99, "global_step": 9, "pytorch-lightning_version": "1.6.0", "callbacks": {}}
+    more |= {"optimizer_states": [], "lr_schedulers": [], "hyper_parameters": {}, "loops": {}}
+    torch.save({"state_dict": state, **more}, tmp_path / "x.ckpt")
+    flat = {**SMALL, "ssl_method": method, "pretrain_ckpt_path": str(tmp_path / "x.ckpt")}
+    job = read_job(write(tmp_path, flat, "linear_eval"))
+    subject = open_subject(job.subject, native.arguments(job.tree), job.run)
+    torch.manual_seed(0)
+    x = torch.randn(2, 3, 32, 32)
+    assert torch.equal(subject.encoder.build().eval()(x), backbone.eval()(x))
+    assert subject.encoder.image_size == 32
