@@ -149,14 +149,14 @@ def _separable(x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     """rows @ x @ columns^T of each channel, in two batched products for all channels.
 
     Args:
-        rows: (B, s, H). columns: (B, s, W).
+        rows: (B, h, H). columns: (B, w, W).
+    Returns: (B, 3, h, w).
     """
-    b, c, h, w = x.shape
-    size = rows.shape[1]
+    b, c, height, width = x.shape
     x = x.transpose(1, 2).contiguous().float()  # (B, H, 3, W): one product for all channels
-    x = torch.bmm(x.view(b, -1, w), columns.transpose(1, 2))  # (B, H * 3, s)
-    x = torch.bmm(rows, x.view(b, h, -1))  # (B, s, 3 * s)
-    return x.view(b, size, c, size).transpose(1, 2).contiguous()
+    x = torch.bmm(x.view(b, -1, width), columns.transpose(1, 2))  # (B, H * 3, w)
+    x = torch.bmm(rows, x.view(b, height, -1))  # (B, h, 3 * w)
+    return x.view(b, rows.shape[1], c, -1).transpose(1, 2).contiguous()
 
 
 def affine(x: Tensor, angle: Tensor, shift: Tensor, zoom: Tensor, shear: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ def claim(folder: Path, config: TrainConfig) -> None:
     if is_claimed(folder, config):
         return
     versions = " ".join(f"{name} {package_version(name)}" for name in PACKAGES)
-    head = f"# python {platform.pythonpackage_version()} {versions}\n"
+    head = f"# python {platform.python_version()} {versions}\n"
     revision = _git_revision()
     if revision:
         head += f"# git {revision}\n"

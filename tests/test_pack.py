@@ -422,12 +422,14 @@ def test_kill_9(tmp_path):
 def command(monkeypatch, capfd, *arguments: str) -> tuple[int, str, str]:
     """In this process, which spares the seconds of importing torch."""
     monkeypatch.setattr(sys, "argv", ["tacit", "pack", *arguments])
-    before = signal.getsignal(signal.SIGTERM)
+    before = {n: signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)}
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored by a shell's background jobs
     try:
         with pytest.raises(SystemExit) as end:
             cli.main()
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
     return end.value.code or 0, *capfd.readouterr()
 
 

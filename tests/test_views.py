@@ -185,7 +185,10 @@ def test_erased_pixels_are_standard_normal_after_the_normalisation():
 
 def test_noise_shares_no_number_with_the_choices():
     at = Coordinates(0, 0, torch.arange(5000))
-    noise, draws = make.noise(at.index, at.stream(0, randomness.ERASE), 2 * make.SLOTS) ** 2, at.draws(0)
+    noise, draws = (
+        make.noise(at.index, at.stream(0, randomness.ERASE), 2 * make.SLOTS) ** 2,
+        at.draws(0),
+    )
     for slot in range(make.SLOTS):
         assert abs(stats.spearmanr(noise[:, slot], draws[:, slot]).statistic) < 5 / 5000**0.5
 

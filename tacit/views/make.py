@@ -153,10 +153,14 @@ def _compiled() -> list[Callable[..., Tensor]]:
     def steps(*arguments: Tensor | Kind) -> Tensor:
         return _steps(*arguments).contiguous(memory_format=torch.channels_last)
 
-    # Loops are to write their part of what torch.cat makes, which else takes a loop of its own.
+    functions = randomness.numbers, steps
+    return [torch.compile(f, dynamic=False, options=compiler_options()) for f in functions]
+
+
+def compiler_options() -> dict[str, int]:
+    """A loop writes its part of what torch.cat makes, which would else take a loop of its own."""
     names = ("max_pointwise_cat_inputs", "max_complex_pointwise_cat_inputs")
-    options = {name: 0 for name in names if name in torch._inductor.list_options()}
-    return [torch.compile(f, dynamic=False, options=options) for f in (randomness.numbers, steps)]
+    return {name: 0 for name in names if name in torch._inductor.list_options()}
 
 
 def _steps(pixels: Tensor, kind: Kind, u: Tensor, index: Tensor, noise: Tensor) -> Tensor:
