@@ -88,12 +88,12 @@ def apply(
         magnitude: (B,) in [0, 10]. sign: (B,), -1 or 1, for operations with two directions.
         fill: as for `rand_augment`.
     """
-    table = (op >= Op.AUTO_CONTRAST) & (op <= Op.SOLARIZE_ADD)
-    blend = (op >= Op.COLOR) & (op <= Op.SHARPNESS)
+    table = (op >= int(Op.AUTO_CONTRAST)) & (op <= int(Op.SOLARIZE_ADD))
+    blend = (op >= int(Op.COLOR)) & (op <= int(Op.SHARPNESS))
     amount = sign * magnitude / STRONGEST
     x = augment.where(table, _look_up, x, op, magnitude / STRONGEST)
     x = augment.where(blend, _blend, x, op, 1 + BLEND * amount)
-    return augment.where(op >= Op.ROTATE, partial(_warp, fill=fill), x, op, amount)
+    return augment.where(op >= int(Op.ROTATE), partial(_warp, fill=fill), x, op, amount)
 
 
 # Tables of levels ---------------------------------------------------------------------------------
@@ -122,7 +122,7 @@ def _tables(levels: Tensor, op: Tensor, strength: Tensor) -> Tensor:
     }
     table = level.expand(*levels.shape[:2], 256)
     for kind, other in tables.items():
-        table = torch.where(op == kind, other, table)
+        table = torch.where(op == int(kind), other, table)
     return table
 
 
@@ -153,9 +153,9 @@ def _blend(x: Tensor, op: Tensor, factor: Tensor) -> Tensor:
     the luma of each pixel, the mean luma, black, or the smoothed image."""
     op, factor = op.view(-1, 1, 1, 1), factor.view(-1, 1, 1, 1)
     luma = augment.luma(x.split(1, 1))
-    plain = torch.where(op == Op.CONTRAST, luma.mean((2, 3), keepdim=True), 0.0)
-    plain = torch.where(op == Op.COLOR, luma, plain)  # (B, 1, s, s)
-    plain = torch.where(op == Op.SHARPNESS, _smoothed(x), plain)
+    plain = torch.where(op == int(Op.CONTRAST), luma.mean((2, 3), keepdim=True), 0.0)
+    plain = torch.where(op == int(Op.COLOR), luma, plain)  # (B, 1, s, s)
+    plain = torch.where(op == int(Op.SHARPNESS), _smoothed(x), plain)
     return torch.lerp(plain, x, factor).clamp_(0, 1)
 
 
@@ -178,7 +178,7 @@ def _warp(x: Tensor, op: Tensor, amount: Tensor, fill: tuple[float, ...]) -> Ten
     """
 
     def of(kind: Op, strongest: float) -> Tensor:
-        return torch.where(op == kind, strongest * amount, 0.0)
+        return torch.where(op == int(kind), strongest * amount, 0.0)
 
     angle = of(Op.ROTATE, math.radians(DEGREES))
     cos, sin = angle.cos(), angle.sin()

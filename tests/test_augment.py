@@ -66,6 +66,24 @@ def test_gaussian_blur(kernel):
     assert_close(augment.gaussian_blur(x, sigma, kernel), theirs, 2e-6)
 
 
+@given(st.integers(1, 12), st.integers(0, 11), st.floats(0.05, 9))
+@settings(max_examples=100)
+def test_blur_mirrors_at_the_borders(size, reach, sigma):
+    reach = min(reach, size - 1)
+    x = images(size, size)
+    weight = torch.exp(-0.5 * (torch.arange(-reach, reach + 1) / sigma) ** 2)
+    weight = torch.outer(weight, weight) / weight.sum() ** 2
+    padded = torch.nn.functional.pad(x, [reach] * 4, mode="reflect")
+    expected = torch.nn.functional.conv2d(padded, weight.expand(3, 1, -1, -1), groups=3)
+    blurred = augment.gaussian_blur(x, torch.full((B,), sigma), 2 * reach + 1)
+    torch.testing.assert_close(blurred, expected, rtol=0, atol=2e-6)
+
+
+def test_blur_wider_than_the_image_keeps_its_mean_level():
+    x = torch.full((B, 3, 4, 5), 0.7)
+    torch.testing.assert_close(augment.gaussian_blur(x, parameters(0.1, 9), 99), x)
+
+
 @pytest.mark.parametrize("shear", [0.0, 1.0])
 def test_affine(shear):
     x = images(32, 32)
@@ -107,6 +125,23 @@ def test_crop_boxes_lie_inside(height, width, least, narrow, wide, seed):
     assert (w >= 1).all()
     assert ((top >= 0) & (top + h <= height)).all()
     assert ((left >= 0) & (left + w <= width)).all()
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 500), st.integers(1, 500)), min_size=1, max_size=30),
+    st.sampled_from([(0.08, 1.0), (0.9, 1.0), (0.01, 0.02)]),
+    st.sampled_from([(0.75, 4 / 3), (1.0, 1.0), (2.0, 3.0)]),
+    st.sampled_from([None, (0, 0)]),
+    st.integers(0, 10**6),
+)
+@settings(max_examples=60)
+def test_crop_boxes_of_different_images_as_of_each(sizes, scale, ratio, otherwise, seed):
+    u = randomness.uniform(seed, 0, torch.arange(len(sizes)), 0, augment.CROP_SLOTS)
+    height, width = torch.tensor(sizes).unbind(1)
+    together = augment.crop_boxes(u, height, width, scale, ratio, otherwise)
+    for n, (h, w) in enumerate(sizes):
+        alone = augment.crop_boxes(u[n : n + 1], h, w, scale, ratio, otherwise)
+        assert torch.equal(together[n], alone[0])
 
 
 def test_crop_boxes_are_distributed_as_torchvisions():

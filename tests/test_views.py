@@ -105,10 +105,8 @@ def test_output_is_normalised_and_channels_last():
 
 
 def test_crops_cut_while_decoding_get_the_same_colours():
-    group = EVERYTHING.model_copy(
-        update={"crop_scale": (1, 1), "crop_ratio": (1, 1), "size": 20, "flip": 0}
-    )
-    groups = [group, FINETUNE.model_copy(update={"flip": 0})]
+    group = EVERYTHING.model_copy(update={"crop_scale": (1, 1), "crop_ratio": (1, 1), "size": 20})
+    groups = [group, FINETUNE]
     at = Coordinates(0, 0, torch.arange(8))
     whole = make_views(pictures(8), groups, at, MEAN, STD)
     cut = finish_crops([pictures(8)] * 4, groups, at, MEAN, STD)
@@ -149,6 +147,14 @@ def test_jitter_draws_every_order_equally():
     assert len(counts) == 24
     assert counts.min() > 850
     assert counts.max() < 1150
+
+
+@given(st.lists(st.lists(st.integers(0, 3), min_size=4, max_size=4), min_size=1, max_size=20))
+def test_places_are_ranks_and_the_left_one_is_first_of_equals(rows):
+    """Coarse numbers, so that most rows have ties."""
+    u = torch.tensor(rows) / 4
+    places = torch.stack(make._places(u), 1)
+    assert torch.equal(places, u.argsort(dim=1, stable=True).argsort(1))
 
 
 def erased(mean: tuple[float, ...], std: tuple[float, ...]) -> tuple[torch.Tensor, ...]:
