@@ -102,7 +102,7 @@ def _blend(planes: Planes, factor: Tensor, shade: Tensor) -> Planes:
 def _turn_hue(planes: Planes, shift: Tensor) -> Planes:
     """Turn the hue of HSV by `shift` of a full circle, value v and chroma c kept.
 
-    A channel is v - c * clamp(|h - n| - 1, 0, 1) with the hue h in [0, 6) and n = 2 for green, 4
+    A channel is v - c * clamp(|h - n| - 1, 0, 1) with the hue h in [0, 6] and n = 2 for green, 4
     for blue, and v - c * clamp(2 - |h - 3|, 0, 1) for red: the closed form of the six cases of the
     usual conversion.
     """
@@ -116,6 +116,6 @@ def _turn_hue(planes: Planes, shift: Tensor) -> Planes:
         torch.where(value == g, (b - r) * scale + 2, (r - g) * scale + 4),
     )
     hue += 6 * shift.view(-1, 1, 1, 1)  # in sixths of a circle
-    hue.remainder_(6)
-    away = [2 - (hue - 3).abs_(), (hue - 2).abs_() - 1, (hue - 4).abs_() - 1]
+    hue.sub_((hue / 6).floor_(), alpha=6)
+    away = (hue - 3).abs_().neg_().add_(2), (hue - 2).abs_().sub_(1), hue.sub_(4).abs_().sub_(1)
     return [torch.addcmul(value, a.clamp_(0, 1), chroma, value=-1) for a in away]
