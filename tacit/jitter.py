@@ -59,7 +59,7 @@ def _in_two_passes(
     Compiled, these are two loops over the pixels, without a branch.
     """
     after = [p > place[HUE] for p in place[:HUE]]
-    place = [p + 2 * late for p, late in zip(place, after, strict=False)]  # 0 ... 2 or 3 ... 5
+    place = [p + 2 * late for p, late in zip(place[:HUE], after, strict=True)]  # 0 ... 2 or 3 ... 5
     maps = [_map(k, factors, place) for k in range(6)]
     before = []
     for k in (0, 1, 3, 4):  # where something may stand before the contrast
