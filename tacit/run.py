@@ -226,12 +226,12 @@ def _knn_check(config: RunConfig, images: Images, device: torch.device) -> Check
     order = randomness.permutation(len(images), randomness.SPLIT, config.seed)
     order = order[: config.evaluate.images]
     cut = max(1, len(order) // 5)
-    labels = images.labels[torch.from_numpy(order)]
     amp = pick_precision(config.precision, device) == "bf16"
 
     def measure(backbone: nn.Module) -> dict[str, float]:
         data = config.data
         x = extract(backbone, images, image_size(config), data.mean, data.std, order, amp)
+        labels = images.labels[torch.from_numpy(images.whole(order))]  # of those that were shown
         accuracy = knn_accuracy(x[cut:], labels[cut:], x[:cut], labels[:cut], ks=(20,))
         return {"knn": accuracy[20]}
 

@@ -29,6 +29,7 @@ class Images:
         tensor: (N, 3, H, W) uint8 on the device, or None if the images are decoded when asked for.
         labels: (N,) int64 on the device, or None.
         classes: names, or None.
+        workers: threads of the pool, which read and decode.
     """
 
     def __init__(
@@ -39,7 +40,8 @@ class Images:
         bad: BadImages | None = None,
     ) -> None:
         self.source, self.classes, self.device = source, source.classes, device
-        self.pool = ThreadPoolExecutor(config.workers or distributed.cores(), "decode")
+        self.workers = config.workers or distributed.cores()
+        self.pool = ThreadPoolExecutor(self.workers, "decode")
         self.labels = None
         if source.labels is not None:
             self.labels = torch.from_numpy(source.labels.astype(np.int64)).to(device)
@@ -56,13 +58,18 @@ class Images:
 
         Raises: BadImage if it is broken and none may be, UserError if too many are.
         """
-        for j in chain(range(i, len(self)), range(i)):
-            if j in self._broken:
-                continue
+        while True:
+            j = self._next_whole(i)
             try:
                 return j, decode(self.source, j)
             except BadImage as error:
                 self.leave_out(j, error)
+
+    def _next_whole(self, i: int) -> int:
+        """Image i, or the next one that is not known to be broken."""
+        for j in chain(range(i, len(self)), range(i)):
+            if j not in self._broken:
+                return j
         raise UserError("None of the images can be used")
 
     def leave_out(self, i: int, error: BadImage) -> None:
@@ -77,14 +84,16 @@ class Images:
         """The images that are known to be broken."""
         return sorted(self._broken)
 
-    def without(self, rows: list[int]) -> "Images":
-        return self.part(np.setdiff1d(np.arange(len(self)), rows))
+    def without(self, broken: list[int]) -> "Images":
+        """The others; from now on a broken image is an error."""
+        rows = np.setdiff1d(np.arange(len(self)), broken)
+        others = self.part(rows) if broken else copy.copy(self)
+        others._bad = None
+        return others
 
     def whole(self, rows: np.ndarray) -> np.ndarray:
-        """The images that stand for these in `tensor`: all of them where none is broken."""
-        if not self._broken:
-            return rows
-        return np.array([self.picture(int(i))[0] if i in self._broken else i for i in rows])
+        """These images, and for each that is known to be broken the one that stands for it."""
+        return np.array([self._next_whole(int(i)) for i in rows]) if self._broken else rows
 
     def part(self, rows: np.ndarray) -> "Images":
         """Some of the images, in this order; what is decoded stays decoded."""

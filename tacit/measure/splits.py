@@ -74,11 +74,11 @@ def open_splits(config: Evaluation, subject: Subject, device: torch.device) -> S
         digests, overlap = _compare(config, subject, *images)
         broken = images[0].broken()
         if broken:
-            said = f"{len(broken)} broken training images are left out, such as {bad.lines[0]}"
+            example = bad.lines[0].replace("\t", ": ")
+            said = f"{len(broken)} broken training images are left out, such as {example}"
             console.print(said, soft_wrap=True, markup=False)
     digests, overlap, broken = distributed.share((digests, overlap, broken))
-    train = images[0].without(broken) if broken else images[0]
-    return Splits(train, images[1], digests, overlap)
+    return Splits(images[0].without(broken), images[1], digests, overlap)
 
 
 def _named(data: DataConfig) -> str:
