@@ -8,6 +8,7 @@ import torch
 from lightly.transforms import SimCLRTransform
 
 from benchmarks.common import MEAN, STD, arguments, machine, pictures, report, start
+from tacit.train.precision import prepare
 from tacit.views.make import Coordinates, make_views
 from tacit.views.recipe import ViewGroup, preset
 
@@ -46,6 +47,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     options = parser.parse_args()
     torch.set_num_threads(1)
+    prepare(torch.device("cpu"))  # as training does
     print(machine())
     decoded = pictures(options.data, options.images)
     for blur in (0.0, 0.5):

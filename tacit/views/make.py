@@ -41,11 +41,6 @@ SLOTS = Slot.RAND_AUGMENT + randaugment.MOST_OPS * randaugment.OP_SLOTS
 # Values at a time on the CPU: larger chunks leave the cache, smaller ones wait for Python.
 CHUNK = 2**20
 
-# The C library hands freed memory back, and faults it in again page by page, beyond twice the size
-# of the largest array that was freed before. This one is, without being touched; without it views
-# on the CPU take up to twice as long.
-torch.empty(7 * 2**20)
-
 
 @dataclass(frozen=True)
 class Coordinates:
