@@ -24,7 +24,7 @@ from tacit.evaluate.encoder import load_encoder
 from tacit.measure import read_results
 from tacit.measure.subject import open_subject
 from tacit.train.optim import lr_factor, scaled_lr
-from tests.conftest import ROOT
+from tests.conftest import ROOT, tacit
 
 SECTIONS = ("wandb_args", "ckpt_args", "ssl_args")
 FLAT = {  # each flat key that pretraining has
@@ -408,13 +408,28 @@ def small(folder: Path, phase: str = "pretrain", **keys) -> Path:
     return write(folder, {**SMALL, **keys}, phase, "simclr", **sections)
 
 
-def test_from_the_file_to_the_numbers(folder, command):
-    done = command("run", str(small(folder)), cwd=folder)
-    assert done.returncode == 0, done.stderr
+LINEAR = {"pretrain_ckpt_path": "ckpts/simclr.ckpt", "aug_crop_lst": [1], "epochs": 1}
+
+
+@pytest.fixture(scope="module")
+def pretrained(folder) -> str:
+    """ckpts/simclr below the folder; what the command said."""
+    return tacit("run", str(small(folder)), cwd=folder).stderr
+
+
+@pytest.fixture(scope="module")
+def classifier(folder, pretrained) -> Path:
+    """The folder of a trained linear classifier."""
+    tacit("linear", str(small(folder, "linear_eval", **LINEAR)), cwd=folder)
+    (home,) = (folder / "ckpts/simclr-linear_eval/evaluations").iterdir()
+    return home
+
+
+def test_from_the_file_to_an_encoder(folder, pretrained):
     run = folder / "ckpts" / "simclr"
     config = layers.read_yaml(run / "config.yaml")
     assert (config["batch_size"], config["epochs"]) == (8, 2)
-    assert "16 images (2 classes)" in done.stderr  # the whole of train/
+    assert "16 images (2 classes)" in pretrained  # the whole of train/
     with (run / "metrics.csv").open() as file:  # log_type = csv
         rows = list(csv.DictReader(file))
     records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
@@ -426,10 +441,8 @@ def test_from_the_file_to_the_numbers(folder, command):
     assert named.stem.endswith(f"lin_acc1={100 * probe:.2f}")
     assert load_encoder(named).description["method"]["temperature"] == 0.2
 
-    keys = {"pretrain_ckpt_path": "ckpts/simclr.ckpt", "aug_crop_lst": [1], "epochs": 1}
-    linear = small(folder, "linear_eval", **keys)
-    done = command("linear", str(linear), cwd=folder)
-    assert done.returncode == 0, done.stderr
+
+def test_from_the_file_to_the_numbers(folder, classifier, command):
     records = read_results(folder / "ckpts" / "simclr-linear_eval")
     encoder = next(r for r in records if r["evaluated"] == "encoder")
     assert encoder["kind"] == encoder["protocol"] == "linear-augmented"
@@ -438,20 +451,21 @@ def test_from_the_file_to_the_numbers(folder, command):
     assert encoder["data"]["train"] == 16
     assert encoder["data"]["test"] == 8
     assert encoder["overlap"]["contents"] == 0
-    (home,) = (folder / "ckpts/simclr-linear_eval/evaluations").iterdir()
-    optimizer = layers.read_yaml(home / "encoder" / "config.yaml")["optimizer"]
+    optimizer = layers.read_yaml(classifier / "encoder" / "config.yaml")["optimizer"]
     assert (optimizer["name"], optimizer["weight_decay"]) == ("lamb", 0)
 
-    done_before = sorted((p, p.stat().st_mtime_ns) for p in home.rglob("*") if p.is_file())
-    args = {**SMALL_CKPT, "only_eval": True, "ckpt_path": str(home / "encoder")}
-    tested = small(folder, "linear_eval", **keys, ckpt_args=args)
+    before = sorted((p, p.stat().st_mtime_ns) for p in classifier.rglob("*") if p.is_file())
+    args = {**SMALL_CKPT, "only_eval": True, "ckpt_path": str(classifier / "encoder")}
+    tested = small(folder, "linear_eval", **LINEAR, ckpt_args=args)
     done = command("run", str(tested), "--run", "again", cwd=folder)
     assert done.returncode == 0, done.stderr
     (record,) = read_results(folder / "again")
     assert record["metrics"] == encoder["metrics"]
-    after = sorted((p, p.stat().st_mtime_ns) for p in home.rglob("*") if p.is_file())
-    assert after == done_before, "only tested"
+    after = sorted((p, p.stat().st_mtime_ns) for p in classifier.rglob("*") if p.is_file())
+    assert after == before, "only tested"
 
+
+def test_epoch_start_goes_on_where_a_checkpoint_is(folder, pretrained, command):
     start = command("run", str(small(folder, epoch_start=1)), cwd=folder)
     assert start.returncode == 0  # what is there has got so far
 
@@ -463,11 +477,9 @@ def test_epoch_start_needs_a_checkpoint_of_that_epoch(folder, command):
     assert "start_epoch=1: 'elsewhere/checkpoints' holds no checkpoint of that epoch" in done.stderr
 
 
-def test_only_eval_tests_nothing_but_a_classifier_of_this_encoder(folder, command):
-    """Runs after test_from_the_file_to_the_numbers, which leaves a classifier."""
-    (home,) = (folder / "ckpts/simclr-linear_eval/evaluations").iterdir()
+def test_only_eval_tests_nothing_but_a_classifier_of_this_encoder(folder, classifier, command):
     keys = {"pretrain_ckpt_path": "ckpts/simclr", "aug_crop_lst": [1]}
-    for where in ("ckpts/simclr", str(home / "untrained"), "nowhere.ckpt"):
+    for where in ("ckpts/simclr", str(classifier / "untrained"), "nowhere.ckpt"):
         args = {"only_eval": True, "ckpt_path": where}
         path = small(folder, "linear_eval", **keys, ckpt_args=args)
         done = command("run", str(path), cwd=folder)
@@ -475,13 +487,13 @@ def test_only_eval_tests_nothing_but_a_classifier_of_this_encoder(folder, comman
         assert f"--classifier {where}: is no classifier that Tacit has trained" in done.stderr
     other = command("run", str(small(folder, seed=2)), "--run", "other", cwd=folder)
     assert other.returncode == 0, other.stderr
-    words = ["linear-augmented", "other", "--classifier", str(home / "encoder")]
+    words = ["linear-augmented", "other", "--classifier", str(classifier / "encoder")]
     done = command(*words, cwd=folder)
     assert done.returncode == 2
     assert "was trained on another encoder than 'other'" in done.stderr
 
 
-def test_two_files_with_one_dirpath_and_name_do_not_share_a_run(folder, command):
+def test_two_files_with_one_dirpath_and_name_do_not_share_a_run(folder, pretrained, command):
     """There, the second would have resumed the first's checkpoint."""
     other = write(
         folder, {**SMALL, "ssl_method": "byol"}, name="byol", ckpt_args=SMALL_CKPT, ssl_args={}
