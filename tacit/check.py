@@ -11,7 +11,7 @@ from tacit import distributed
 from tacit.data.decode import decoded, read
 from tacit.data.pack import DESCRIPTION, verify
 from tacit.data.source import BadImage, Source, content_hash, origins
-from tacit.data.sources import DataConfig, open_source
+from tacit.data.sources import DataConfig, folders_in, open_source
 
 BLOCK = 64  # images that a thread takes at a time
 
@@ -82,12 +82,10 @@ def check(config: DataConfig, watch: Watch) -> Report:
 
 
 def _packs(config: DataConfig) -> list[Path]:
-    places = [Path(p).expanduser() for p in (config.path, config.test_path) if p]
-    return [f for place in places for f in (place, *sorted(place.glob("*"))) if _is_pack(f)]
-
-
-def _is_pack(folder: Path) -> bool:
-    return (folder / DESCRIPTION).is_file() and not folder.name.startswith(".")
+    """The finished packs that the source's paths are or hold."""
+    given = (Path(p).expanduser() for p in (config.path, config.test_path) if p)
+    places = [p for place in given if place.is_dir() for p in (place, *sorted(folders_in(place)))]
+    return [p for p in places if (p / DESCRIPTION).is_file() and not p.name.startswith(".")]
 
 
 def _check_split(name: str, source: Source, pool: ThreadPoolExecutor, watch: Watch) -> Split:

@@ -144,7 +144,7 @@ class Stopwatch:
             seconds=self._parts,
             decode=decode,
             crops=task - decode if task else 0.0,
-            workers=0 if self._images.tensor is not None else self._images.pool._max_workers,
+            workers=0 if self._images.tensor is not None else self._images.workers,
             host=peak_memory(torch.device("cpu")),
             memory=peak_memory(self._device) if self._device.type == "cuda" else 0.0,
             device=device_name(self._device),
@@ -161,9 +161,8 @@ class Stopwatch:
         self._last_part = part
 
     def _before_forward(self) -> str:
-        return (
-            "backward" if self._last_part == "forward" else "log, save"
-        )  # the next part's forward
+        """Of an accumulated step, a later part's forward ends the backward of the one before."""
+        return "backward" if self._last_part == "forward" else "log, save"
 
     def _around(self, call: Callable, before: Callable | str | None, after: str) -> Callable:
         def timed(*args: Any, **kwargs: Any) -> Any:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -130,19 +131,27 @@ def small_heads(name: str) -> dict[str, int]:
     return keys
 
 
+def in_process(monkeypatch, capture, *arguments: str) -> tuple[int, str, str]:
+    """Exit code, stdout and stderr of a command in this process, which spares the seconds of
+    importing torch."""
+    monkeypatch.setattr(sys, "argv", ["tacit", *arguments])
+    before = {n: signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)}
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored by a shell's background jobs
+    try:
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    return end.value.code or 0, *capture.readouterr()
+
+
 @pytest.fixture
 def command(monkeypatch, capsys):
-    """A command in this process: quicker than `tacit`, where no other process has to be proven."""
+    """As `tacit`, in this process."""
 
     def call(*arguments: str, cwd: Path) -> subprocess.CompletedProcess:
         monkeypatch.chdir(cwd)
-        monkeypatch.setattr(sys, "argv", ["tacit", *arguments])
-        code = 0
-        try:
-            cli.main()
-        except SystemExit as end:
-            code = end.code or 0
-        said = capsys.readouterr()
-        return subprocess.CompletedProcess(arguments, code, said.out, said.err)
+        return subprocess.CompletedProcess(arguments, *in_process(monkeypatch, capsys, *arguments))
 
     return call

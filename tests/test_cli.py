@@ -2,7 +2,6 @@
 
 import json
 import re
-import sys
 
 import pytest
 from PIL import Image
@@ -10,20 +9,11 @@ from typer.testing import CliRunner
 
 from tacit import cli
 from tacit.methods import METHODS
-from tests.conftest import TINY, heads, tacit
-
-
-def invoke(monkeypatch, capsys, *arguments: str) -> tuple[int, str, str]:
-    """The command in this process, which spares the seconds of importing torch."""
-    monkeypatch.setattr(sys, "argv", ["tacit", *arguments])
-    with pytest.raises(SystemExit) as end:
-        cli.main()
-    captured = capsys.readouterr()
-    return end.value.code or 0, captured.out, captured.err
+from tests.conftest import TINY, heads, in_process, tacit
 
 
 def test_methods_lists_papers_needs_and_recipes(monkeypatch, capsys):
-    code, out, _ = invoke(monkeypatch, capsys, "methods")
+    code, out, _ = in_process(monkeypatch, capsys, "methods")
     assert code == 0
     rows = {line.split()[0]: line for line in out.splitlines() if line and line[0] != " "}
     assert rows.keys() == {"method", *METHODS}
@@ -106,7 +96,7 @@ def test_from_pretraining_to_the_table(tmp_path):
 )
 def test_a_mistake_is_one_line_and_exit_code_2(monkeypatch, capsys, tmp_path, arguments, message):
     monkeypatch.chdir(tmp_path)
-    code, out, err = invoke(monkeypatch, capsys, *arguments)
+    code, out, err = in_process(monkeypatch, capsys, *arguments)
     assert code == 2
     assert out == ""
     (line,) = err.splitlines()
@@ -125,7 +115,7 @@ def test_a_mistake_in_a_real_process(tmp_path):
 def test_views_draws_a_sheet(monkeypatch, capsys, tmp_path):
     target = tmp_path / "sheet.png"
     arguments = ["views", "digits/simclr", "-o", str(target), "--rows", "3", "--epochs", "2"]
-    code, _, _ = invoke(monkeypatch, capsys, *arguments)
+    code, _, _ = in_process(monkeypatch, capsys, *arguments)
     assert code == 0
     sheet = Image.open(target)
     # an original and 2 views in each of 2 epochs, 64 px and a gap each
@@ -134,13 +124,13 @@ def test_views_draws_a_sheet(monkeypatch, capsys, tmp_path):
 
 
 def test_show_recipes_schema(monkeypatch, capsys):
-    code, out, _ = invoke(monkeypatch, capsys, "show", "digits/simclr", "epochs=3")
+    code, out, _ = in_process(monkeypatch, capsys, "show", "digits/simclr", "epochs=3")
     assert code == 0
     assert re.search(r"epochs +3 +command line", out)
     assert re.search(r"optimizer\.momentum +0\.9 +default", out)
-    code, out, _ = invoke(monkeypatch, capsys, "recipes")
+    code, out, _ = in_process(monkeypatch, capsys, "recipes")
     assert re.search(r"^cifar10/byol +BYOL on CIFAR-10", out, re.MULTILINE)
-    code, out, _ = invoke(monkeypatch, capsys, "schema")
+    code, out, _ = in_process(monkeypatch, capsys, "schema")
     assert "temperature" in json.dumps(json.loads(out)["$defs"])
 
 

@@ -24,7 +24,6 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import tacit
-from tacit import cli
 from tacit.data import journal, packing
 from tacit.data.decode import decode
 from tacit.data.images import Images, center_box, cut
@@ -34,7 +33,7 @@ from tacit.data.packing import PackConfig, pack
 from tacit.data.sources import DataConfig, open_source
 from tacit.errors import UserError
 from tacit.evaluate.overlap import compare, prints
-from tests.conftest import ROOT, TINY, environment, heads
+from tests.conftest import ROOT, TINY, environment, heads, in_process
 
 CPU = torch.device("cpu")
 PAGE = (ROOT / "docs" / "data.md").read_text(encoding="utf-8")
@@ -419,20 +418,6 @@ def test_kill_9(tmp_path):
     same_files(tmp_path / "out" / "train", whole)
 
 
-def command(monkeypatch, capfd, *arguments: str) -> tuple[int, str, str]:
-    """In this process, which spares the seconds of importing torch."""
-    monkeypatch.setattr(sys, "argv", ["tacit", "pack", *arguments])
-    before = {n: signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)}
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored by a shell's background jobs
-    try:
-        with pytest.raises(SystemExit) as end:
-            cli.main()
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-    return end.value.code or 0, *capfd.readouterr()
-
-
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_tells_how_to_go_on(tmp_path, monkeypatch, capfd, number):
     root = pngs(tmp_path / "in", 90)
@@ -446,12 +431,12 @@ def test_a_signal_tells_how_to_go_on(tmp_path, monkeypatch, capfd, number):
 
     monkeypatch.setattr(packing, "_make", signalled)
     arguments = [str(root), "-o", str(tmp_path / "out"), "--size", "8"]
-    code, out, said = command(monkeypatch, capfd, *arguments)
+    code, out, said = in_process(monkeypatch, capfd, "pack", *arguments)
     assert (code, out) == (130, "")
     assert said.splitlines()[-1].endswith(f"Resume with: tacit pack {' '.join(arguments)}")
     assert "Traceback" not in said
     assert len(made) < 112, "all were made"
-    assert command(monkeypatch, capfd, *arguments)[0] == 0
+    assert in_process(monkeypatch, capfd, "pack", *arguments)[0] == 0
     assert len(made) < 112 + 30, "what was packed was made again"
     whole = packed(root, tmp_path / "whole", PackConfig(size=8))
     same_files(tmp_path / "out" / "train", whole / "train")
@@ -635,7 +620,7 @@ def test_verify_finds_every_changed_byte(tmp_path, raw):
 
 def test_what_the_command_says(tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(pngs(tmp_path / "in", 40).parent)
-    code, out, said = command(monkeypatch, capfd, "in", "data.labels=false", "-o", "out")
+    code, out, said = in_process(monkeypatch, capfd, "pack", "in", "data.labels=false", "-o", "out")
     assert code == 0
     assert out == "out/train: 40 images\nout/test: 10 images\nUse them with data.path=out\n"
     lines = said.splitlines()
@@ -643,11 +628,11 @@ def test_what_the_command_says(tmp_path, monkeypatch, capfd):
     assert re.fullmatch(r"packing train 40/40  \d+ images/s  0 s left", lines[1])
     assert opened(Path("out")).classes is None
     assert opened(Path("out")).name(0) == str(tmp_path / "in/train/a/000.png")
-    code, out, said = command(monkeypatch, capfd, "in", "data.labels=false", "-o", "out")
+    code, out, said = in_process(monkeypatch, capfd, "pack", "in", "data.labels=false", "-o", "out")
     assert out.startswith("out/train: 40 images, packed before\n")
     assert (code, said) == (0, "")
     Path("in/train/a/000.png").write_bytes(b"")
-    _, out, _ = command(monkeypatch, capfd, "in", "data.max_bad=0.1", "-o", "b", "--raw")
+    _, out, _ = in_process(monkeypatch, capfd, "pack", "in", "data.max_bad=0.1", "-o", "b", "--raw")
     assert "b/train: 39 images; 1 broken ones left out, see bad_images.txt\n" in out
 
 
@@ -668,7 +653,7 @@ def test_mistakes_are_named(tmp_path, monkeypatch, capfd, arguments, message):
     monkeypatch.chdir(pngs(tmp_path / "in", 4).parent)
     write(tmp_path / "broken", {"1.png": encoded(picture(0, 9, 9)), "2.png": b"text"})
     given = arguments if "-o" in arguments else [*arguments, "-o", "out"]
-    code, out, said = command(monkeypatch, capfd, *given)
+    code, out, said = in_process(monkeypatch, capfd, "pack", *given)
     assert (code, out) == (2, "")
     assert re.search(message.replace("?", r"\?"), said)
     assert "Traceback" not in said
@@ -677,7 +662,7 @@ def test_mistakes_are_named(tmp_path, monkeypatch, capfd, arguments, message):
 def test_knn_on_a_pack_is_knn_on_its_source(tmp_path, monkeypatch, capfd):
     digits, run = tmp_path / "digits", str(tmp_path / "run")
     arguments = ["data.source=digits", "-o", str(digits), "--raw", "--size", "8"]
-    assert command(monkeypatch, capfd, *arguments)[0] == 0
+    assert in_process(monkeypatch, capfd, "pack", *arguments)[0] == 0
     config = tacit.compose("digits/simclr", [*TINY, *heads("simclr"), "max_steps=1"], run).config
     tacit.pretrain(config)
     scores = [

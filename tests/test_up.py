@@ -17,6 +17,7 @@ from PIL import Image
 from tacit import config as layers
 from tacit import dialects
 from tacit import run as jobs
+from tacit.cli.jobs import paired
 from tacit.data.sources import open_source
 from tacit.dialects import native
 from tacit.dialects.report import Converted, Fate
@@ -760,14 +761,16 @@ def test_precedence_of_the_saver(tmp_path, monkeypatch):
 
 
 def test_opts_reach_everything(tmp_path):
-    """UP's own form, which helper commands turn into key=value, and its way into hooks."""
+    """UP's own form, which the commands turn into key=value, and its way into hooks."""
     tree = pretraining()
     opts = ["trainer.max_epoch", "3", "net.0.wrappers.0.kwargs.T=0.3", "trainer.test_freq", "9"]
-    config = pretrain_config(tree, tmp_path, *opts)
+    config = pretrain_config(tree, tmp_path, *paired(opts, True))
     assert (config.epochs, config.method.temperature) == (3, 0.3)
     hook = ["hooks.grad_clipper-kwargs.mode=pre_defined", "hooks.grad_clipper-kwargs.max_norm", "2"]
-    assert pretrain_config(tree, tmp_path, *hook).clip_gradient == 2
-    with pytest.raises(UserError, match=r"'trainer\.max_epoch' has no value"):
+    assert pretrain_config(tree, tmp_path, *paired(hook, True)).clip_gradient == 2
+    with pytest.raises(UserError, match=r"--opts trainer\.max_epoch: has no value"):
+        paired(["trainer.max_epoch"], True)
+    with pytest.raises(UserError, match=r"trainer\.max_epoch"):
         read(tree, tmp_path, "trainer.max_epoch")
     assert "unknown key 'trainer.max_epochs'" in refused(tree, tmp_path, "trainer.max_epochs=3")
     ours = ["device=cpu", "batch_size=32", "data.path=images", "run=there"]

@@ -22,6 +22,7 @@ import numpy as np
 import simplejpeg
 from pydantic import Field
 
+from tacit import distributed
 from tacit.config import Config, differences
 from tacit.data.bad import BadImages
 from tacit.data.decode import JPEG, decoded, orientation, read
@@ -182,7 +183,7 @@ def _made(
     source: Source, rows: range, config: PackConfig, workers: int | None
 ) -> Iterator[Made | BadImage]:
     """The images in order, made by all cores; a few are in memory at a time."""
-    threads = workers or os.cpu_count() or 1
+    threads = workers or distributed.cores()
     with ThreadPoolExecutor(threads, "pack") as pool:
         waiting: deque[Future] = deque()
         try:

@@ -145,7 +145,7 @@ def recognise(path: Path) -> str:
             known = sorted(end for kind in ENDINGS if kind != "folder" for end in ENDINGS[kind])
             raise UserError(f"data.path={path}: is none of {', '.join(known)}, nor a folder")
         return kind
-    places = [path, *_folders(path)]
+    places = [path, *folders_in(path)]
     for kind, mark in MARKS.items():
         if any((place / mark).is_file() for place in places):
             return kind
@@ -177,7 +177,7 @@ def _files(path: Path) -> Iterator[str]:
         yield from sorted(files)
 
 
-def _folders(path: Path) -> list[Path]:
+def folders_in(path: Path) -> list[Path]:
     """Those directly below, perhaps next to a million files."""
     with os.scandir(path) as entries:
         return [path / entry.name for entry in entries if entry.is_dir()]
@@ -190,7 +190,7 @@ def _find_splits(kind: str, path: Path) -> tuple[Where, Where | None]:
             raise UserError(f"data.path={path}: is no folder, which data.source={kind} needs")
         if kind in MARKS and (path / MARKS[kind]).is_file():
             return path, None
-        names = {p.name.lower(): p for p in _folders(path)}
+        names = {p.name.lower(): p for p in folders_in(path)}
         train = next((names[n] for n in TRAIN_NAMES if n in names), None)
         test = next((names[n] for n in TEST_NAMES if n in names), None)
         return (train, test) if train else (path, None)

@@ -16,7 +16,6 @@ from tacit.dialects.up_run import read_ema, read_hooks, read_runtime, read_saver
 from tacit.dialects.up_trainer import read_trainer
 from tacit.dialects.up_values import NOTHING, TAKEN, Draft, ignore
 from tacit.dialects.up_yaml import Document, read_document, read_file
-from tacit.errors import UserError
 from tacit.evaluate.classify import FineTuned, LinearHeads
 from tacit.train.engine import TrainConfig
 from tacit.train.optim import OptimizerConfig, ScheduleConfig
@@ -45,8 +44,8 @@ def convert(path: Path, overrides: list[str]) -> Converted:
     """The native recipe, or the evaluation, that a file asks for.
 
     Args:
-        overrides: 'key=value', or key and value by turns as after UP's --opts, in UP's keys, or
-            in Tacit's for what UP has none, which then go over what the file says.
+        overrides: 'key=value' in UP's keys, or in Tacit's for what UP has none, which then go over
+            what the file says.
     Raises: UserError that lists every unknown key and every value that cannot be had here.
     """
     document = read_document(read_file(path), str(path))
@@ -105,17 +104,9 @@ def _adaptive(tree: Tree) -> bool:
 
 
 def _sorted(overrides: list[str]) -> tuple[list[str], list[str]]:
-    """As 'key=value': those in UP's keys, and those in Tacit's."""
-    theirs, ours, rest = [], [], list(overrides)
-    while rest:
-        word = rest.pop(0)
-        if "=" not in word:
-            if not rest:
-                raise UserError(f"'{word}' has no value; write {word}=VALUE")
-            word = f"{word}={rest.pop(0)}"
-        top = re.split(r"[.=]", word)[0]
-        (ours if top in NATIVE | MEASURED else theirs).append(word)
-    return theirs, ours
+    """Those in UP's keys, and those in Tacit's."""
+    ours = [w for w in overrides if re.split(r"[.=]", w)[0] in NATIVE | MEASURED]
+    return [w for w in overrides if w not in ours], ours
 
 
 def _overridden(tree: Tree, words: list[str]) -> Tree:
