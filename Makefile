@@ -20,7 +20,7 @@ endif
 setup: $(VENV)/.installed
 
 test: $(VENV)/.installed-test   ## every test; about ten minutes on two cores
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .

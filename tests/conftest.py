@@ -1,7 +1,6 @@
 """What the tests share: real data if it is there, a tiny encoder, commands as real processes."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -14,6 +13,7 @@ from torch import nn
 
 from tacit import cli
 from tacit.methods import METHODS
+from tests.processes import Started
 
 ROOT = Path(__file__).parent.parent
 SHARED = ROOT.parent / "shared"
@@ -55,20 +55,9 @@ class TinyEncoder(nn.Module):
         return self.layers(x).mean((2, 3))
 
 
-def environment() -> dict[str, str]:
-    return {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
-
-
 def tacit(*arguments: str, cwd: Path, check: bool = True) -> subprocess.CompletedProcess:
     """Run a command as a user would."""
-    done = subprocess.run(
-        [sys.executable, "-m", "tacit", *arguments],
-        cwd=cwd,
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    done = Started(*arguments, cwd=cwd).wait()
     if check and done.returncode != 0:
         raise AssertionError(f"exit code {done.returncode}: {done.stderr}")
     return done

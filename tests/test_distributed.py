@@ -5,12 +5,10 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 import torch.nn.functional as F
 from torch.nn.parallel import DistributedDataParallel
 
@@ -19,7 +17,9 @@ from tacit.methods import METHODS
 from tacit.methods.heads import BatchNorm
 from tacit.methods.method import Batch, Method
 from tacit.methods.parts import Queue
-from tests.conftest import TINY, TinyEncoder, environment
+from tacit.train.log import read_metrics
+from tests.conftest import TINY, TinyEncoder, tacit
+from tests.processes import environment, in_ranks
 from tests.test_methods import batch_of, build
 
 
@@ -119,7 +119,7 @@ def worker(rank: int, world: int, folder: str) -> None:
 @pytest.fixture(scope="module")
 def two_ranks(tmp_path_factory):
     folder = tmp_path_factory.mktemp("ranks")
-    mp.spawn(worker, (2, str(folder)), nprocs=2)
+    in_ranks(worker, str(folder))
     return [torch.load(folder / f"rank{r}.pt", weights_only=True) for r in (0, 1)]
 
 
@@ -173,21 +173,21 @@ def test_torchrun_trains_on_the_cpu(tmp_path):
     # two steps an epoch, so that kNN checks fall between the logged steps
     keys += ["batch_size=700", "log_every=100", "evaluate.every_epochs=1", "epochs=9"]
 
-    def launch(run: str, *prefix: str) -> list[dict]:
-        command = [*prefix, "-m", "tacit", "pretrain", "digits/simclr", *keys, f"run={run}"]
-        done = subprocess.run(
-            command, cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=240
-        )
-        assert done.returncode == 0, done.stderr
-        assert (tmp_path / run / "encoder.safetensors").exists()
-        from tacit.train.log import read_metrics
-
-        return read_metrics(Path(tmp_path / run / "metrics.jsonl"))
-
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+    command = ["pretrain", "digits/simclr", *keys]
     port = 20_000 + os.getpid() % 20_000
-    two = launch("two", *torchrun, "--master-port", str(port))
-    one = launch("one", sys.executable)
+    torchrun = ["torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(port)]
+    done = subprocess.run(
+        [sys.executable, "-m", *torchrun, "-m", "tacit", *command, "run=two"],
+        cwd=tmp_path,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stderr
+    tacit(*command, "--run", "one", cwd=tmp_path)
+    assert (tmp_path / "two" / "encoder.safetensors").exists()
+    two, one = (read_metrics(tmp_path / run / "metrics.jsonl") for run in ("two", "one"))
     assert [r["step"] for r in two] == [1, 2, 4, 5]
     assert ["knn" in r for r in two] == [False, True, True, True]
     for a, b in zip(one, two, strict=True):

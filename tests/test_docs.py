@@ -11,7 +11,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from tests.conftest import ROOT, environment
+from tests.conftest import ROOT
+from tests.processes import environment
 from tests.test_losses import compare
 
 PAGE = (ROOT / "docs" / "adding-a-method.md").read_text(encoding="utf-8")

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.linear_model import LogisticRegression
@@ -32,6 +31,7 @@ from tacit.evaluate.features import (
 from tacit.evaluate.knn import knn_accuracy, neighbours
 from tacit.evaluate.linear import STRENGTHS, linear_probe
 from tacit.evaluate.subsets import draw, hold_out
+from tests.processes import in_ranks
 
 CPU = torch.device("cpu")
 HALF = (0.5,) * 3
@@ -201,7 +201,7 @@ def share(rank: int, world: int, folder: str) -> None:
 
 
 def test_ranks_share_the_images(tmp_path):
-    mp.spawn(share, (2, str(tmp_path)), nprocs=2)
+    in_ranks(share, str(tmp_path))
     ranks = [torch.load(tmp_path / f"rank{r}.pt", weights_only=True) for r in (0, 1)]
     whole = read(Net())
     for rank in ranks:

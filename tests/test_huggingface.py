@@ -21,7 +21,7 @@ from tacit.data.parquet import HuggingFace, Parquet
 from tacit.data.source import BadImage, Part
 from tacit.data.sources import DataConfig, open_source
 from tacit.errors import UserError
-from tests.conftest import environment
+from tests.processes import environment
 
 NAMES = ["cat", "dog", "eel"]
 

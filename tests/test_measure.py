@@ -4,8 +4,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -27,7 +25,8 @@ from tacit.methods import METHODS
 from tacit.run_config import read_run_config
 from tacit.train import session
 from tacit.train.checkpoint import Checkpoints
-from tests.conftest import TINY, environment, heads
+from tests.conftest import TINY, heads
+from tests.processes import two_ranks
 from tests.test_train import config_of
 
 QUICK = ["epochs=2", "views=digits", "views.0.count=1"]
@@ -278,17 +277,10 @@ def test_two_ranks_measure_what_one_does(run, tmp_path, command):
         one = tacit.knn(run, keys)
     else:
         one = tacit.linear_augmented(run, keys, quiet=True)
-    launch = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "tacit"]
-    done = subprocess.run(
-        [sys.executable, *launch, command, str(twin), *keys],
-        cwd=tmp_path,
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("protocol " + command) == 1, "one rank speaks"
+    first, second = two_ranks(command, str(twin), *keys, cwd=tmp_path)
+    assert first.returncode == second.returncode == 0, first.stderr + second.stderr
+    assert first.stdout.count("protocol " + command) == 1
+    assert not second.stdout, "one rank speaks"
     records = read_results(twin)
     assert [r["evaluated"] for r in records] == [r.evaluated for r in one]
     for a, b in zip(records, one, strict=True):

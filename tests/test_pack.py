@@ -33,7 +33,8 @@ from tacit.data.packing import PackConfig, pack
 from tacit.data.sources import DataConfig, open_source
 from tacit.errors import UserError
 from tacit.evaluate.overlap import compare, prints
-from tests.conftest import ROOT, TINY, environment, heads, in_process
+from tests.conftest import ROOT, TINY, heads, in_process
+from tests.processes import environment
 
 CPU = torch.device("cpu")
 PAGE = (ROOT / "docs" / "data.md").read_text(encoding="utf-8")

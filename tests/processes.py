@@ -1,0 +1,106 @@
+"""Commands as processes of their own, forked from one that has imported torch and timm: that spares
+each of them ten seconds of a core. `python -m tacit` itself is started by tests/test_cli.py and
+tests/test_docs.py."""
+
+import multiprocessing
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from multiprocessing import forkserver
+from pathlib import Path
+from typing import Any
+
+import torch.multiprocessing as mp
+
+import tacit
+
+MAIN = str(Path(tacit.__file__).parent / "__main__.py")
+_context = multiprocessing.get_context("forkserver")
+_context.set_forkserver_preload(
+    ["tacit.cli", "tacit.measure", "tacit.dialects.up", "timm", "torch._dynamo", __name__]
+)
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "COLUMNS": "200"}
+
+
+def _ensure_server() -> None:
+    """Start it, once, in the environment of the commands: libraries read it as they load."""
+    before = dict(os.environ)
+    os.environ.update(environment())
+    try:
+        forkserver.ensure_running()
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+def in_ranks(worker: Callable[..., None], *arguments: Any) -> None:
+    """Call worker(rank, 2, *arguments) in two processes. Raises: what either of them raises."""
+    _ensure_server()
+    mp.start_processes(worker, (2, *arguments), 2, start_method="forkserver")
+
+
+class Started:
+    """A command that runs."""
+
+    def __init__(self, *arguments: str, cwd: Path, **more: str) -> None:
+        """Args:
+        more: variables of its environment.
+        """
+        _ensure_server()
+        self.arguments = arguments
+        self._output = Path(tempfile.mkdtemp())
+        files = [str(self._output / name) for name in ("stdout", "stderr")]
+        environ = {**environment(), **more}
+        self._process = _context.Process(target=_child, args=(arguments, str(cwd), environ, files))
+        self._process.start()
+
+    def poll(self) -> int | None:
+        """The exit code, if it has ended."""
+        return self._process.exitcode
+
+    def send_signal(self, number: int) -> None:
+        os.kill(self._process.pid, number)
+
+    def wait(self, timeout: float = 300) -> subprocess.CompletedProcess:
+        """Exit code, stdout and stderr. Raises: TimeoutError if it runs on."""
+        self._process.join(timeout)
+        if self._process.exitcode is None:
+            self._process.kill()
+            raise TimeoutError(f"{self.arguments}: runs for more than {timeout} s")
+        texts = [(self._output / name).read_text() for name in ("stdout", "stderr")]
+        shutil.rmtree(self._output)
+        return subprocess.CompletedProcess(self.arguments, self._process.exitcode, *texts)
+
+
+def _child(arguments: tuple[str, ...], cwd: str, environ: dict[str, str], files: list[str]) -> None:
+    for number, file in enumerate(files, 1):
+        os.dup2(os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT), number)
+    os.environ.clear()
+    os.environ.update(environ)
+    os.chdir(cwd)
+    sys.argv = [MAIN, *arguments]
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored below a background job
+    from tacit import cli
+
+    cli.main()
+
+
+def two_ranks(*arguments: str, cwd: Path) -> list[subprocess.CompletedProcess]:
+    """The outcome of a command in two processes that work together, as torchrun starts them."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
+    started = [
+        Started(*arguments, cwd=cwd, **shared, RANK=str(rank), LOCAL_RANK=str(rank))
+        for rank in range(2)
+    ]
+    return [process.wait() for process in started]
