@@ -1,4 +1,5 @@
-"""From JPEG files and packs to crops: Tacit against lightly, torchvision and PyTorch's DataLoader.
+"""From JPEG files, packs and shards to crops: Tacit against lightly, torchvision, PyTorch's
+DataLoader, webdataset and Hugging Face's datasets.
 
 One thread each unless said; rounds are interleaved, ratios are paired. The peers' transforms end in
 float tensors with colours changed; Tacit's threads end in uint8 crops, and the device that trains
@@ -7,6 +8,7 @@ does the rest, so "crops and colours" adds that work on the same thread.
 
 import argparse
 import sys
+import tarfile
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -78,17 +80,75 @@ def lightlys(files: list[Path], transform: Callable) -> Work:
     return work
 
 
-def torchvisions(files: list[Path]) -> Work:
-    """Its fastest way: uint8 tensors, crop and flip only."""
+def two_crops() -> Callable[[torch.Tensor], tuple]:
+    """torchvision's fastest way: uint8 tensors, crop and flip only."""
     crop = v2.Compose([v2.RandomResizedCrop(224, antialias=True), v2.RandomHorizontalFlip()])
+    return lambda image: (crop(image), crop(image))
+
+
+def torchvisions(files: list[Path]) -> Work:
+    crop = two_crops()
 
     def work() -> int:
         for file in files:
-            image = decode_image(str(file), ImageReadMode.RGB)
-            crop(image), crop(image)
+            crop(decode_image(str(file), ImageReadMode.RGB))
         return len(files)
 
     return work
+
+
+def webdatasets(shards: list[Path]) -> Work:
+    """As its pages have it: shuffled shards, a buffer that shuffles, one sample at a time."""
+    import webdataset as wds
+
+    crop, urls = two_crops(), [str(shard) for shard in shards]
+
+    def views(jpeg: bytes) -> tuple:
+        pixels = torch.from_numpy(np.frombuffer(jpeg, np.uint8).copy())
+        return crop(decode_image(pixels, ImageReadMode.RGB))
+
+    def work() -> int:
+        data = wds.WebDataset(urls, shardshuffle=len(urls)).shuffle(BATCH).to_tuple("jpg")
+        return sum(1 for _ in data.map_tuple(views))
+
+    return work
+
+
+def huggingfaces(files: list[Path]) -> Work:
+    """A data set in Arrow with a transform, read in random order."""
+    from datasets import disable_progress_bars, load_dataset
+
+    disable_progress_bars()
+    data = load_dataset("parquet", data_files=[str(f) for f in files], split="train")
+    crop, to_tensor = two_crops(), v2.PILToTensor()
+
+    def work() -> int:
+        for i in np.random.default_rng(0).permutation(len(data)):
+            crop(to_tensor(data[int(i)]["image"].convert("RGB")))
+        return len(data)
+
+    return work
+
+
+def shards_of(files: list[Path], folder: Path, count: int = 4) -> list[Path]:
+    """The files in tar shards."""
+    made = []
+    for n in range(count):
+        made.append(folder / f"train-{n:06d}.tar")
+        with tarfile.open(made[-1], "w") as tar:
+            for number, file in enumerate(files[n::count]):
+                tar.add(file, f"{number:06d}.jpg")
+    return made
+
+
+def parquet_of(files: list[Path], folder: Path) -> list[Path]:
+    """The files in parquet as `datasets` writes them."""
+    from datasets import Dataset, Features
+    from datasets import Image as Encoded
+
+    rows = {"image": [{"bytes": file.read_bytes(), "path": None} for file in files]}
+    Dataset.from_dict(rows, Features({"image": Encoded()})).to_parquet(folder / "train-0.parquet")
+    return [folder / "train-0.parquet"]
 
 
 def compare(title: str, mine: Work, theirs: Work, rounds: int, peer: str = "lightly") -> None:
@@ -126,8 +186,7 @@ def first_and_rate(start: Callable[[], Iterator], size: int) -> tuple[float, flo
 
 def whole_loaders(path: Path, files: list[Path], rounds: int) -> None:
     """All cores: threads that fill batches against forked workers, both with crops only."""
-    crop = v2.Compose([v2.RandomResizedCrop(224, antialias=True), v2.RandomHorizontalFlip()])
-    crops = v2.Compose([v2.PILToTensor(), v2.Lambda(lambda x: (crop(x), crop(x)))])
+    crops = v2.Compose([v2.PILToTensor(), v2.Lambda(two_crops())])
     cores = torch.multiprocessing.cpu_count()
     repeated = files * 4
     firsts, rates = ([], []), ([], [])
@@ -190,6 +249,13 @@ def main() -> None:
             packed = pack(path, Path(folder) / str(raw), raw)
             kind = "raw" if raw else "JPEG"
             compare(f"two crops from a pack, {kind}", ours(packed, simclr), theirs, rounds)
+    with tempfile.TemporaryDirectory() as name:
+        tars, tables = Path(name, "tars"), Path(name, "parquet")
+        tars.mkdir(), tables.mkdir()
+        peer = webdatasets(shards_of(files, tars))
+        compare("two crops from tar shards", ours(tars, simclr), peer, rounds, "webdataset")
+        peer = huggingfaces(parquet_of(files, tables))
+        compare("two crops from parquet", ours(tables, simclr), peer, rounds, "datasets")
     whole_loaders(path, files, rounds)
 
 
