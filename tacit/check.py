@@ -11,7 +11,7 @@ from tacit import distributed
 from tacit.data.decode import decoded, read
 from tacit.data.pack import DESCRIPTION, verify
 from tacit.data.source import BadImage, Source, content_hash, origins
-from tacit.data.sources import DataConfig, folders_in, open_source
+from tacit.data.sources import DataConfig, folders_in, open_source, several
 
 BLOCK = 64  # images that a thread takes at a time
 
@@ -83,7 +83,8 @@ def check(config: DataConfig, watch: Watch) -> Report:
 
 def _packs(config: DataConfig) -> list[Path]:
     """The finished packs that the source's paths are or hold."""
-    given = (Path(p).expanduser() for p in (config.path, config.test_path) if p)
+    paths = (*several(config.path), *several(config.test_path))
+    given = (Path(path).expanduser() for path in paths)
     places = [p for place in given if place.is_dir() for p in (place, *sorted(folders_in(place)))]
     return [p for p in places if (p / DESCRIPTION).is_file() and not p.name.startswith(".")]
 

@@ -31,7 +31,7 @@ from tacit.data.journal import BROKEN, RECORD, Journal, Made
 from tacit.data.names import Names
 from tacit.data.pack import BLOB, DESCRIPTION, FORMAT, VERSION, checksum, hash_of, read_description
 from tacit.data.source import BadImage, Source, content_hash, origins
-from tacit.data.sources import READING, DataConfig, open_source
+from tacit.data.sources import READING, DataConfig, open_source, several
 from tacit.errors import UserError
 from tacit.files import locked, rename_durably, write_atomically, write_json
 
@@ -97,9 +97,16 @@ def _absolute(data: DataConfig) -> DataConfig:
     given = {
         key: getattr(data, key) for key in ("path", "test_path", "image_dir", "test_image_dir")
     }
-    local = {key: text for key, text in given.items() if text and "://" not in text}
-    update = {key: os.path.abspath(Path(text).expanduser()) for key, text in local.items()}
+    update = {
+        key: places if isinstance(text, tuple) else places[0]
+        for key, text in given.items()
+        if (places := tuple(map(_from_root, several(text))))
+    }
     return data.model_copy(update=update)
+
+
+def _from_root(place: str) -> str:
+    return place if "://" in place else os.path.abspath(Path(place).expanduser())
 
 
 def _plan(source: Source, split: str, data: DataConfig, config: PackConfig) -> dict[str, Any]:

@@ -46,6 +46,49 @@ class BadImage(UserError):
         self.name, self.reason = name, reason
 
 
+class Joined:
+    """Several sources, one after the other, with the classes of them all."""
+
+    def __init__(self, sources: list[Source]) -> None:
+        """Raises: UserError if some have labels and others have none."""
+        self._sources = sources
+        self._ends = np.cumsum([len(source) for source in sources])
+        self.classes, self.labels = None, None
+        if any(source.classes is not None for source in sources):
+            self._join_labels()
+        known = [origins(source) for source in sources]
+        self.origins = None if any(k is None for k in known) else np.concatenate(known)
+
+    def _join_labels(self) -> None:
+        if any(source.classes is None for source in self._sources):
+            raise UserError(
+                "data.path: some of these sources have labels and others have none; "
+                "data.labels=false reads none"
+            )
+        self.classes = max((source.classes for source in self._sources), key=len)
+        every = {name for source in self._sources for name in source.classes}
+        if not every <= set(self.classes):
+            self.classes = sorted(every)
+        for source in self._sources:
+            align(source, self.classes)
+        self.labels = np.concatenate([source.labels for source in self._sources])
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    def read(self, i: int) -> bytes | np.ndarray:
+        source, i = self._place(i)
+        return source.read(i)
+
+    def name(self, i: int) -> str:
+        source, i = self._place(i)
+        return source.name(i)
+
+    def _place(self, i: int) -> tuple[Source, int]:
+        n = int(np.searchsorted(self._ends, i, "right"))
+        return self._sources[n], i - (int(self._ends[n - 1]) if n else 0)
+
+
 class Part:
     """Some images of a source: one side of a split made here."""
 

@@ -18,7 +18,7 @@ from tacit.data.pack import DESCRIPTION, Pack
 from tacit.data.parquet import SAVED, HuggingFace, Parquet, hub_splits
 from tacit.data.readers import Arrays, Digits
 from tacit.data.shards import Shards, expand
-from tacit.data.source import TEST_NAMES, TRAIN_NAMES, Part, Source
+from tacit.data.source import TEST_NAMES, TRAIN_NAMES, Joined, Part, Source
 from tacit.data.torchvision_sets import Torchvision
 from tacit.errors import UserError
 
@@ -37,6 +37,9 @@ KINDS = (*ENDINGS, *MARKS)
 SOURCES = ("auto", "digits", *KINDS, "huggingface:NAME", "torchvision:NAME")
 
 
+Places = str | tuple[str, ...]
+
+
 class DataConfig(Config):
     """Which images; see `open_source` for how a path is read."""
 
@@ -44,12 +47,15 @@ class DataConfig(Config):
     # huggingface:NAME, torchvision:CIFAR10 and its like; a third part names the split to train on,
     # where it is not "train": torchvision:STL10:unlabeled
     source: str = "auto"
-    path: str | None = None  # file or folder; of torchvision and huggingface where they keep theirs
-    test_path: str | None = None  # of the test images, where they are not found beside the others
-    image_dir: str | None = None  # of a list: where its paths start (default: the list's folder)
-    test_image_dir: str | None = None  # the same of test_path, where it is another
+    # file or folder, or several of them; of torchvision and huggingface where they keep theirs
+    path: Places | None = None
+    test_path: Places | None = None  # of the test images, where they are not beside the others
+    # of a list: where its paths start (default: the list's folder); of several lists, one each
+    image_dir: Places | None = None
+    test_image_dir: Places | None = None  # the same of test_path, where it is another
     labels: bool = True  # false: read no labels even where there are some
     limit: int | None = Field(None, ge=2)  # at most so many training images, drawn by coordinates
+    fraction: float = Field(1.0, gt=0, le=1)  # or this share of them
     test_fraction: float = Field(0.2, gt=0, lt=1)  # held out of a labelled set without a test split
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)  # of pixels in [0, 1], subtracted
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)  # divided by
@@ -72,16 +78,58 @@ def open_source(config: DataConfig, split: str, cache: Path | None = None) -> So
 
     Args:
         cache: folder that remembers what large folders and shards hold.
+    Raises: UserError for a source or path that is not there or not readable.
     """
-    source = _open_split(config, split, cache)
-    if split != "train" or config.limit is None or config.limit >= len(source):
+    tests = [_locate("test_path", path, "auto") for path in several(config.test_path)]
+    if tests and split == "test":
+        folders = _folders(config.test_image_dir or config.image_dir, len(tests))
+        found = [
+            _open(kind, test or train, "test", config, cache, folder)
+            for (kind, train, test), folder in zip(tests, folders, strict=True)
+        ]
+    else:
+        paths = several(config.path) or [None]
+        folders = _folders(config.image_dir, len(paths))
+        found = [
+            _open_split(config, path, folder, split, cache)
+            for path, folder in zip(paths, folders, strict=True)
+        ]
+    found = [source for source in found if source is not None]
+    if not found:
+        return None
+    source = found[0] if len(found) == 1 else Joined(found)
+    return _some(source, config) if split == "train" else source
+
+
+def _some(source: Source, config: DataConfig) -> Source:
+    """At most `limit` of the images, or the share of them that is asked for."""
+    count = max(2, round(config.fraction * len(source)))
+    count = min(count, config.limit or count)
+    if count >= len(source):
         return source
     order = randomness.permutation(len(source), randomness.SUBSET)
-    return Part(source, np.sort(order[: config.limit]))
+    return Part(source, np.sort(order[:count]))
 
 
-def _open_split(config: DataConfig, split: str, cache: Path | None) -> Source | None:
-    """The train or the test split; None if there is no test split to be had.
+def several(places: Places | None) -> list[str]:
+    """One place, several, or none, as a list."""
+    return [places] if isinstance(places, str) else list(places or [])
+
+
+def _folders(places: Places | None, count: int) -> list[str | None]:
+    """The folder of each list."""
+    found = several(places) or [None]
+    if len(found) not in (1, count):
+        raise UserError(
+            f"data.image_dir: {len(found)} folders for {count} lists; give one each, or one for all"
+        )
+    return found * count if len(found) == 1 else found
+
+
+def _open_split(
+    config: DataConfig, path: str | None, image_dir: str | None, split: str, cache: Path | None
+) -> Source | None:
+    """The train or the test split of one path; None if there is no test split to be had.
 
     A path's splits are found by the usual names: sub-folders, files that start with them, or arrays
     in one .npz; `test_path` names the test split elsewhere. A labelled set without a test split is
@@ -89,27 +137,23 @@ def _open_split(config: DataConfig, split: str, cache: Path | None) -> Source | 
     Raises: UserError for a source or path that is not there or not readable.
     """
     kind, _, name = config.source.partition(":")
-    if kind == "digits" or (kind == "auto" and config.path is None):
+    if kind == "digits" or (kind == "auto" and path is None):
         return Digits(split, config.labels)
     if kind == "torchvision" and name:
         name, *own = name.split(":", 1)  # torchvision:STL10:unlabeled
         which = own[0] if own and split == "train" else split
-        return Torchvision(name, config.path, which, config.labels)
+        return Torchvision(name, path, which, config.labels)
     if kind == "huggingface" and name:
-        train, test = hub_splits(name, config.path, config.labels)
-    elif config.path is None:
+        train, test = hub_splits(name, path, config.labels)
+    elif path is None:
         raise UserError(f"data.source={config.source} needs data.path=...")
     else:
-        kind, train, test = _locate("path", config.path, config.source)
-    if config.test_path is not None:
-        other, all_of_it, test = _locate("test_path", config.test_path, "auto")
-        test = test or all_of_it
-    else:
-        other = kind
+        kind, train, test = _locate("path", path, config.source)
     if split == "test" and test is not None:
-        return _open(other, test, "test", config, cache)
-    source = _open(kind, train, "train", config, cache)
-    if test is not None or source.classes is None:
+        folder = several(config.test_image_dir)[0] if config.test_image_dir else image_dir
+        return _open(kind, test, "test", config, cache, folder)
+    source = _open(kind, train, "train", config, cache, image_dir)
+    if test is not None or config.test_path is not None or source.classes is None:
         return source if split == "train" else None
     order = randomness.permutation(len(source), randomness.SPLIT)
     cut = max(1, round(config.test_fraction * len(source)))
@@ -213,7 +257,14 @@ def _says(file: Path | str, root: Path | str, names: tuple[str, ...]) -> bool:
     return any(re.split(r"[-._]", part.lower())[0] in names for part in parts)
 
 
-def _open(kind: str, where: Where, split: str, config: DataConfig, cache: Path | None) -> Source:
+def _open(
+    kind: str,
+    where: Where,
+    split: str,
+    config: DataConfig,
+    cache: Path | None,
+    image_dir: str | None,
+) -> Source:
     if kind == "folder":
         return Folder(where, config.labels, cache)
     if kind == "pack":
@@ -230,7 +281,6 @@ def _open(kind: str, where: Where, split: str, config: DataConfig, cache: Path |
         listed = ", ".join(f.name for f in where[:4])
         raise UserError(f"data.path: several {kind} files for '{split}' ({listed}); name one")
     if kind == "list":
-        given = (split == "test" and config.test_image_dir) or config.image_dir
-        folder = Path(given).expanduser() if given else where[0].parent
+        folder = Path(image_dir).expanduser() if image_dir else where[0].parent
         return ListFile(where[0], folder, config.labels)
     return Arrays(where[0], split, config.labels)
