@@ -3,11 +3,20 @@
 import math
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tacit import schedules
-from tacit.train.optim import OptimizerConfig, ScheduleConfig, lr_factor, scaled_lr
+from tacit.train.optim import (
+    OptimizerConfig,
+    ScheduleConfig,
+    build_optimizer,
+    lr_factor,
+    momentum,
+    scaled_lr,
+    set_rates,
+)
 
 fractions = st.floats(0, 1)
 
@@ -100,3 +109,38 @@ def test_lr_scaling():
     for rule, expected in (("none", 0.1), ("linear", 0.4), ("sqrt", 0.2)):
         config = OptimizerConfig(lr=0.1, lr_scaling=rule)
         assert scaled_lr(config, 1024) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+def test_one_cycle_is_torchs(name):
+    """Rate and momentum, at torch's moments: step i of n is at i / (n - 1) there."""
+    steps, low, high = 101, 0.8, 0.95
+    module = torch.nn.Linear(3, 2)
+    optimizer = OptimizerConfig(name=name, lr=0.4, momentum=0.9)
+    config = ScheduleConfig(
+        warmup_epochs=(0.3 * steps - 1) / (steps - 1),  # torch ends its rise at step 0.3 n - 1
+        warmup_shape="cosine",
+        warmup_start=1 / 25,
+        final_lr=1 / 25e4,
+        momentum_cycle=(low, high),
+    )
+    ours, theirs = (build_optimizer(module, optimizer, 0.4) for _ in range(2))
+    cycle = torch.optim.lr_scheduler.OneCycleLR(
+        theirs, 0.4, total_steps=steps, base_momentum=low, max_momentum=high
+    )
+    for step in range(steps):
+        progress = step / (steps - 1)
+        factor = lr_factor(config, progress, 1, steps)
+        set_rates(ours, 0.4, factor, 0.0, momentum(config, progress, 1, steps))
+        for a, b in zip(ours.param_groups, theirs.param_groups, strict=True):
+            assert a["lr"] == pytest.approx(b["lr"])
+            key = "momentum" if name == "sgd" else "betas"
+            assert a[key] == pytest.approx(b[key])
+        theirs.step()
+        cycle.step()
+
+
+def test_momentum_stays_unless_it_is_told_to_cycle():
+    assert momentum(ScheduleConfig(), 0.5, 10, 100) is None
+    with pytest.raises(ValueError, match="0 <= lowest <= highest < 1"):
+        ScheduleConfig(momentum_cycle=(0.9, 0.8))

@@ -224,9 +224,13 @@ def _one_cycle(k: Reader, d: Draft, r: Reader) -> None:
     if most is not None:
         d.put("optimizer.lr_scaling", "none")
         k.tell("max_lr", TAKEN, d.put("optimizer.lr", most))
+    low, high = number(k, "base_momentum", 0.85), number(k, "max_momentum", 0.95)
+    by = ""
     if flag(k, "cycle_momentum", True):
-        k.refuse("cycle_momentum", "momentum stays the same here; set it to false")
-    k.tell("cycle_momentum", TAKEN)
+        by = d.put("schedule.momentum_cycle", [low, high])
+    k.tell("cycle_momentum", TAKEN, by)
+    for key in ("base_momentum", "max_momentum"):
+        k.tell(key, TAKEN if by else NOTHING, by, "" if by else "momentum does not change")
     only(k, "anneal_strategy", ("cos",), "half a cosine", "only cos is here")
     only(k, "three_phase", (False,), "two phases", "only two phases are here")
     why = "the cycle has its own warm-up"

@@ -49,6 +49,9 @@ class ScheduleConfig(Config):
     milestones: tuple[float, ...] = ()  # step: epochs after which the rate falls
     gamma: float = Field(0.1, gt=0, le=1)  # step: the factor at each of them
     final_weight_decay: float | None = Field(None, ge=0)  # half a cosine leads there, as in DINO
+    # lowest and highest: momentum (betas[0]) falls in the warm-up and rises after it, half a cosine
+    # each, as in the 1cycle policy (arXiv 1803.09820)
+    momentum_cycle: tuple[float, float] | None = None
 
     @model_validator(mode="after")
     def _milestones(self) -> "ScheduleConfig":
@@ -57,6 +60,13 @@ class ScheduleConfig(Config):
                 f"milestones={list(self.milestones)}: name the epochs where name=step lowers the "
                 f"rate, and none for another schedule"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _cycle(self) -> "ScheduleConfig":
+        low, high = self.momentum_cycle or (0.0, 0.0)
+        if not 0 <= low <= high < 1:
+            raise ValueError(f"momentum_cycle={[low, high]}: expected 0 <= lowest <= highest < 1")
         return self
 
     @model_validator(mode="after")
@@ -139,7 +149,7 @@ def lr_factor(config: ScheduleConfig, progress: float, epochs: float, steps: int
     Continuous at the end of the warm-up, where the cosine of SGDR (arXiv 1608.03983) or the
     polynomial begins at 1.
     """
-    warmup = min(1.0, max(config.warmup_epochs / epochs, config.warmup_steps / steps))
+    warmup = _warmup(config, epochs, steps)
     start = 1.0
     if progress < warmup:
         start = schedules.rise(progress / warmup, config.warmup_start, config.warmup_shape)
@@ -155,6 +165,22 @@ def lr_factor(config: ScheduleConfig, progress: float, epochs: float, steps: int
     return config.final_lr + (1.0 - config.final_lr) * (1.0 - part) ** config.power
 
 
+def _warmup(config: ScheduleConfig, epochs: float, steps: int) -> float:
+    """Its end, in progress."""
+    return min(1.0, max(config.warmup_epochs / epochs, config.warmup_steps / steps))
+
+
+def momentum(config: ScheduleConfig, progress: float, epochs: float, steps: int) -> float | None:
+    """The momentum at this progress; None if it stays as it is."""
+    if config.momentum_cycle is None:
+        return None
+    low, high = config.momentum_cycle
+    warmup = _warmup(config, epochs, steps)
+    if progress < warmup:
+        return schedules.cosine(high, low, progress / warmup)
+    return schedules.cosine(low, high, (progress - warmup) / max(1e-12, 1.0 - warmup))
+
+
 def weight_decay(config: OptimizerConfig, schedule: ScheduleConfig, progress: float) -> float:
     """The weight decay at this progress."""
     final = schedule.final_weight_decay
@@ -162,7 +188,13 @@ def weight_decay(config: OptimizerConfig, schedule: ScheduleConfig, progress: fl
     return start if final is None else schedules.cosine(start, final, progress)
 
 
-def set_rates(optimizer: Optimizer, peak: float, factor: float, decay: float) -> None:
+def set_rates(
+    optimizer: Optimizer, peak: float, factor: float, decay: float, momentum: float | None = None
+) -> None:
     for group in optimizer.param_groups:
+        if momentum is not None and "betas" in group:
+            group["betas"] = (momentum, group["betas"][1])
+        elif momentum is not None:
+            group["momentum"] = momentum
         group["lr"] = peak * group["lr_scale"] * (1.0 if group["constant_lr"] else factor)
         group["weight_decay"] = decay if group["decayed"] else 0.0
