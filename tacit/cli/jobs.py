@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tacit.cli.app import continuing, print_from_first
+from tacit.cli.processes import share_out
 from tacit.errors import UserError
 
 if TYPE_CHECKING:
@@ -57,6 +58,7 @@ def evaluate_job(job: "Converted", command: str, run: str | None = None) -> None
         run: a folder in place of the file's.
     """
     _check_phase(job, command)
+    share_out(job.processes, job.tree.get("device", "auto"))
     with continuing():
         print_from_first(_evaluate(job, run))
 
@@ -71,10 +73,16 @@ def _check_phase(job: "Converted", command: str) -> None:
 
 
 def composed(
-    what: str, overrides: list[str] | None, run: str | None = None, opts: bool = False
+    what: str,
+    overrides: list[str] | None,
+    run: str | None = None,
+    opts: bool = False,
+    trains: bool = False,
 ) -> "Composed":
     """The configuration of a recipe, of a YAML file, or of another system's file.
 
+    Args:
+        trains: go on in as many processes as the file asks for.
     Raises: UserError for a mistake, or for a file that describes no pretraining.
     """
     from tacit.dialects import native
@@ -84,6 +92,8 @@ def composed(
     if job is None:
         return compose(what, overrides, run)
     _check_phase(job, "pretrain")
+    if trains:
+        share_out(job.processes, job.tree.get("device", "auto"))
     return compose(None, native.arguments({"run": job.run} | job.tree), run)
 
 

@@ -18,7 +18,7 @@ def pretrain(
     """Pretrain an encoder; the same command again continues a stopped run."""
     from tacit import run as jobs
 
-    config = composed(what, overrides, run, opts).config
+    config = composed(what, overrides, run, opts, trains=True).config
     with continuing():
         folder = jobs.pretrain(config)
     if is_first_rank():

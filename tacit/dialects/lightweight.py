@@ -76,14 +76,18 @@ def _compute(c: File, cfg: Reader) -> int:
         counted = 1
     nodes = c.value(cfg, "num_nodes", int, default=1)
     total = counted * nodes
-    start = f"torchrun --nproc-per-node={counted} -m tacit run FILE"
-    for key, many in (("devices", counted > 1), ("num_nodes", nodes > 1)):
-        if cfg.path(key) not in c.reader.log.entries:
-            why = "processes are torchrun's; with fewer, the same whole batch" if many else ""
-            cfg.tell(key, Fate.REPLACED if many else Fate.TAKEN, start if many else "", why)
-    why = "torchrun starts one process a device, joined by DistributedDataParallel"
+    if nodes == 1:
+        c.result.processes = counted
+    if cfg.path("devices") not in c.reader.log.entries:
+        processes = f"{counted} processes" if counted > 1 else ""
+        cfg.tell("devices", Fate.TAKEN, processes)
+    start = f"torchrun --nnodes={nodes} --nproc-per-node={counted} -m tacit run FILE"
+    why = "torchrun starts the processes of several machines, with the same whole batch"
+    many = nodes > 1
+    cfg.tell("num_nodes", Fate.REPLACED if many else Fate.TAKEN, start * many, why * many)
+    why = "one process a device, joined by DistributedDataParallel"
     cfg.take("strategy")
-    cfg.tell("strategy", Fate.REPLACED, start if total > 1 else "one process", why)
+    cfg.tell("strategy", Fate.REPLACED, f"{total} processes" if total > 1 else "one process", why)
     accelerator = _named(c, cfg, "accelerator")
     if total > 1 and accelerator == "cuda" and "sync_batchnorm" not in cfg:
         put(c.tree, "sync_batchnorm", True)  # there always on

@@ -41,6 +41,7 @@ class Converted:
     subject: str | None = None  # of an evaluation: the checkpoint that is measured
     protocol: str | None = None  # of an evaluation: the shipped protocol under the tree
     classifier: str | None = None  # of an evaluation: train none, only test this one
+    processes: int = 1  # that the file asks for, on one machine
     entries: list[Entry] = field(default_factory=list)  # one for each key, in the file's order
 
 
