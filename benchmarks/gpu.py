@@ -15,9 +15,10 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.common import MEAN, STD, arguments, start
+from tacit.build import build_method
 from tacit.data.images import Images
 from tacit.data.sources import open_source
-from tacit.run import build_method, make_loader
+from tacit.run import make_loader
 from tacit.run_config import compose
 from tacit.train.engine import fit
 from tacit.train.log import read_metrics

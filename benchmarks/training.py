@@ -18,10 +18,11 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 from benchmarks.common import arguments, machine, pictures, report, start
+from tacit.build import build_method
 from tacit.data.images import Images
 from tacit.data.source import Part
 from tacit.data.sources import open_source
-from tacit.run import build_method, make_loader
+from tacit.run import make_loader
 from tacit.run_config import compose
 from tacit.train.engine import fit
 from tacit.train.log import read_metrics

@@ -1,7 +1,7 @@
 """Whole jobs as typed functions: pretrain, draw views. The command line only calls them."""
 
 import contextlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -9,13 +9,13 @@ import torch
 from torch import nn
 
 from tacit import distributed, randomness
-from tacit.backbones import build_backbone
+from tacit.build import build_method, image_size, with_hash, without_weights
 from tacit.data.bad import BadImages, read_bad
 from tacit.data.images import Images
 from tacit.data.loader import ViewLoader
 from tacit.data.sources import open_source
 from tacit.errors import UserError
-from tacit.evaluate.encoder import save_copy, save_encoder
+from tacit.evaluate.encoder import BEST, save_copy, save_encoder
 from tacit.evaluate.features import extract, weights_hash
 from tacit.evaluate.knn import knn_accuracy
 from tacit.files import locked, write_atomically
@@ -41,6 +41,7 @@ def pretrain(config: RunConfig, quiet: bool = False) -> Path:
     if config.run is None:
         raise UserError("run=...: name a folder for the run")
     folder = Path(config.run)
+    config = with_hash(config)
     device = distributed.setup(pick_device(config.device))
     if config.sync_batchnorm and device.type != "cuda":
         raise UserError(f"sync_batchnorm=true: works on CUDA devices, not on {device.type}")
@@ -92,7 +93,21 @@ def assemble(config: RunConfig, device: torch.device) -> Job:
     method, probe = build_method(config), None
     if config.evaluate.probe and images.classes is not None:
         probe = OnlineProbe(method.backbone.num_features, len(images.classes))
-    return Job(config, images, loader, method, device, probe, _knn_check(config, images, device))
+    check = _knn_check(config, images, device)
+    if config.save_best:
+        check = replace(check, after=lambda record: _keep_best(config, method, images, record))
+    return Job(config, images, loader, method, device, probe, check)
+
+
+def _keep_best(config: RunConfig, method: Method, images: Images, record: dict[str, Any]) -> None:
+    """best.safetensors, if no check before scored as high as the one of this record."""
+    folder = Path(config.run)
+    before = (r for r in read_metrics(folder / "metrics.jsonl") if r["step"] < record["step"])
+    if record["knn"] > max((r["knn"] for r in before if "knn" in r), default=-1.0):
+        description = describe(config, method, images)
+        description["pretrained_on"]["epochs"] = record["epoch"]
+        description["knn"] = record["knn"]
+        save_encoder(folder, method.backbone, description, BEST)
 
 
 def _tell_bad(file: Path) -> None:
@@ -106,43 +121,13 @@ def untrained(config: RunConfig) -> Path:
     table of results needs."""
     folder = Path(config.run)
     images = training_images(config, torch.device("cpu"))
-    method = build_method(config)
+    method = build_method(without_weights(config))
     description = describe(config, method, images)
     description["pretrained_on"] = {"images": 0, "epochs": 0}
     claim(folder, config)
     with locked(folder):
         save_encoder(folder, method.backbone, description)
     return folder
-
-
-def build_method(config: RunConfig) -> Method:
-    """The method around its encoder, all weights a function of the seed.
-
-    Raises: UserError for views or an encoder that the method cannot work with.
-    """
-    sizes = {group.size for group in config.views}
-    backbone = build_backbone(config.backbone, image_size(config), config.seed, len(sizes) > 1)
-    _check_views(config, backbone)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(randomness.key(randomness.WEIGHTS, config.seed, 1) >> 1)
-        return METHODS[config.method.name](backbone, config.method)
-
-
-def _check_views(config: RunConfig, backbone: nn.Module) -> None:
-    """The method takes so many views, and the encoder views of these sizes."""
-    name, count = config.method.name, sum(group.count for group in config.views)
-    least, most = METHODS[name].view_count
-    if count < least or (most is not None and count > most):
-        wanted = f"{least}" if least == most else f"at least {least}"
-        hint = "remove `views` for the method's own, or change views.0.count"
-        raise UserError(f"views: makes {count} of an image, {name} takes {wanted}; {hint}")
-    patch = getattr(getattr(backbone, "patch_embed", None), "patch_size", None)
-    for number, group in enumerate(config.views):
-        if patch and (group.size % patch[0] or group.size % patch[1]):
-            raise UserError(
-                f"views.{number}.size={group.size}: no multiple of {config.backbone.name}'s "
-                f"patches of {patch[0]} pixels"
-            )
 
 
 def _check_labels(config: RunConfig, images: Images) -> None:
@@ -200,11 +185,6 @@ def make_loader(config: Any, images: Images) -> ViewLoader:
     )
 
 
-def image_size(config: RunConfig) -> int:
-    """Side in pixels that evaluation resizes to: that of the largest views."""
-    return max(group.size for group in config.views)
-
-
 def _announce(config: RunConfig, images: Images, device: torch.device) -> None:
     classes = f"{len(images.classes)} classes" if images.classes else "no labels"
     optimizer = config.optimizer
@@ -221,6 +201,8 @@ def _announce(config: RunConfig, images: Images, device: torch.device) -> None:
 
 def _knn_check(config: RunConfig, images: Images, device: torch.device) -> Check | None:
     """kNN within the training split: a fifth of its images ask the others."""
+    if config.save_best and images.labels is None:
+        raise UserError("save_best=true: needs the kNN check, and these images have no labels")
     if config.evaluate.every_epochs == 0 or images.labels is None:
         return None
     order = randomness.permutation(len(images), randomness.SPLIT, config.seed)
@@ -240,6 +222,7 @@ def _knn_check(config: RunConfig, images: Images, device: torch.device) -> Check
 
 def describe(config: RunConfig, method: Method, images: Images) -> dict[str, Any]:
     """What encoder.safetensors says of itself: only what two equal runs share."""
+    started = {"weights_sha256": config.weights_sha256} if config.weights else {}
     return {
         "format": 1,
         "method": config.method.model_dump(mode="json"),
@@ -251,6 +234,6 @@ def describe(config: RunConfig, method: Method, images: Images) -> dict[str, Any
         "std": list(config.data.std),
         "seed": config.seed,
         "weights_sha256": weights_hash(method.backbone),
-        "pretrained_on": {"images": len(images), "epochs": config.epochs},
+        "pretrained_on": {"images": len(images), "epochs": config.epochs, **started},
         "tacit": package_version("tacit"),
     }

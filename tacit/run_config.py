@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Annotated, Any, Union
 
 import yaml
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from tacit import config as layers
 from tacit.backbones import BackboneConfig
@@ -41,8 +41,13 @@ class RunConfig(TrainConfig):
     data: DataConfig = DataConfig()
     backbone: BackboneConfig = BackboneConfig()
     method: MethodChoice = SimCLR.Config()
+    # the encoder starts from these, not at random: a run's folder, an encoder.safetensors, or a
+    # checkpoint of another library
+    weights: str | None = None
+    weights_sha256: str | None = None  # of that file; noted when the run begins
     views: list[ViewGroup] = Field(min_length=1)  # or the name of a preset (default: the method's)
     evaluate: EvaluateConfig = EvaluateConfig()
+    save_best: bool = False  # keep best.safetensors too: of the kNN checks the best one's encoder
     save_as: str | None = None  # keep the encoder under this name too: simclr-{epoch}-{probe:.1f}
 
     @field_validator("save_as")
@@ -51,6 +56,12 @@ class RunConfig(TrainConfig):
         if template is not None:
             named(template, dict.fromkeys(NAMED_BY, 1))
         return template
+
+    @model_validator(mode="after")
+    def _best(self) -> "RunConfig":
+        if self.save_best and not self.evaluate.every_epochs:
+            raise ValueError("save_best=true: needs the kNN check: set evaluate.every_epochs")
+        return self
 
 
 @dataclass(frozen=True)

@@ -278,7 +278,7 @@ def test_knn_of_a_run(run):
 
 
 def test_the_untrained_encoder_is_the_run_before_its_first_step(run):
-    from tacit.run import build_method
+    from tacit.build import build_method
     from tacit.run_config import read_run_config
 
     before = build_method(read_run_config(run)).backbone

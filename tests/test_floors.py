@@ -15,7 +15,7 @@ FLOORS = [  # from the top; a module belongs to the first prefix that fits
     ["grid", "compare", "profiling"],
     ["measure"],
     ["run", "check"],
-    ["run_folder"],
+    ["run_folder", "build"],
     ["run_config"],
     ["dialects"],
     ["evaluate"],

@@ -23,6 +23,7 @@ from tacit.errors import UserError
 from tacit.evaluate.encoder import load_encoder
 from tacit.measure import read_results
 from tacit.measure.subject import open_subject
+from tacit.train.log import read_metrics
 from tacit.train.optim import lr_factor, scaled_lr
 from tests.conftest import ROOT, tacit
 
@@ -124,7 +125,10 @@ def test_every_key_of_the_language_has_a_fate(tmp_path):
     assert found.keys() == expected
     assert found["ssl_args.lamb"] == Fate.WITHOUT_EFFECT  # SimCLR has none
     assert found["ssl_args.temperature"] == Fate.TAKEN
-    assert found["log_type"] == Fate.REPLACED
+    assert found["log_type"] == Fate.TAKEN
+    asked = composed(str(path), []).config.log.wandb
+    assert (asked.folder, asked.name, asked.project) == ("logs", "a", "b")
+    assert (asked.entity, asked.offline) == ("c", False)
 
 
 @pytest.mark.parametrize(("method", "args", "expected"), RECIPES, ids=[r[0] for r in RECIPES])
@@ -211,7 +215,13 @@ def test_crops_devices_and_seeds(tmp_path):
     parts = composed(str(path), [*keys, "compute_cfg.precision=16"]).config
     assert (parts.batch_size, parts.accumulate, parts.precision) == (2048, 2, "auto")
     for top, keep in ((3, 3), (0, 1)):
-        assert composed(str(path), [f"ckpt_args.save_top_k={top}"]).config.checkpoint.keep == keep
+        kept = composed(str(path), [f"ckpt_args.save_top_k={top}"]).config
+        assert (kept.checkpoint.keep, kept.save_best, kept.evaluate.every_epochs) == (
+            keep,
+            True,
+            25,
+        )
+    assert not composed(str(path), ["ckpt_args.monitor="]).config.save_best
 
 
 def test_the_name_of_the_folder_is_the_phase(tmp_path):
@@ -343,7 +353,8 @@ def test_run_takes_configer_path_and_words_over_it(tmp_path, command, monkeypatc
     monkeypatch.setenv("CONFIGER_PATH", str(path))
     for words in ((), ("seed=5",), ("--opts", "seed", "-1")):
         done = command("run", *words, cwd=tmp_path)
-        assert done.stderr == "tacit: 'nowhere': no such run folder or file of weights\n"
+        wrong = done.stderr.splitlines()[-1]
+        assert wrong == "tacit: 'nowhere': no such run folder or file of weights"
     done = command("run", "sed=5", cwd=tmp_path)
     assert "unknown key 'sed'. Did you mean 'seed'" in done.stderr
 
@@ -373,12 +384,12 @@ def test_the_makefile_and_the_script_take_configer_path(tmp_path):
 SMALL = {
     "seed": 1,
     "epochs": 2,
-    "compute_cfg": {"devices": 2, "accelerator": "cpu"},
+    "compute_cfg": {"accelerator": "cpu"},
     "backbone": "resnet18",
     "ssl_method": "simclr",
     "dataset": "custom",
     "data_dir": "photos/train",
-    "batch_size": 4,
+    "batch_size": 8,
     "aug_crop_lst": [2],
     "custom_ds_cfg": {"crop_size": 32},
     "log_type": "csv",
@@ -463,6 +474,26 @@ def test_from_the_file_to_the_numbers(folder, classifier, command):
     assert record["metrics"] == encoder["metrics"]
     after = sorted((p, p.stat().st_mtime_ns) for p in classifier.rglob("*") if p.is_file())
     assert after == before, "only tested"
+
+
+def test_devices_start_processes_that_share_the_batch(folder, pretrained):
+    """As one process does: SimSiam's views, the losses of the first step, and one folder."""
+    keys = {"ssl_method": "simsiam", "batch_size": 4, "epochs": 1, "log_type": "tensorboard"}
+    sections = {"ckpt_args": {"dirpath": "ckpts", "filename": "two", "monitor": "lin_acc1"}}
+    both = {"devices": 2, "accelerator": "cpu", "strategy": "ddp"}
+    path = small(folder, **keys, ssl_args={"lr": 0.1}, **sections, compute_cfg=both)
+    done = tacit("run", str(path), cwd=folder)
+    run = folder / "ckpts" / "two"
+    assert json.loads((run / "cost.json").read_text())["processes"] == 2
+    assert done.stdout.count("Done: ") == 1
+    assert layers.read_yaml(run / "config.yaml")["batch_size"] == 8
+    assert list((run / "tensorboard").iterdir())
+    best = load_encoder(run / "best.safetensors").description
+    assert best["knn"] == max(r.get("knn", 0) for r in read_metrics(run / "metrics.jsonl"))
+    wrong = tacit("run", str(path), "ssl_args.lr=0.2", cwd=folder, check=False)
+    assert wrong.returncode == 2
+    assert "holds another configuration" in wrong.stderr
+    assert "Traceback" not in wrong.stderr
 
 
 def test_epoch_start_goes_on_where_a_checkpoint_is(folder, pretrained, command):

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from tacit import run as jobs
+from tacit.build import build_method
 from tacit.errors import UserError
 from tacit.evaluate.encoder import load_encoder
 from tacit.evaluate.features import weights_hash
@@ -362,7 +363,7 @@ def test_devices_and_precision():
 @pytest.mark.parametrize("method", ["simclr", "mae", "ijepa"])
 def test_compile_reaches_what_runs(tmp_path, method):
     """Transformers block by block, teachers and decoders too: methods call blocks one by one."""
-    built = jobs.build_method(config_of(tmp_path, method=method))
+    built = build_method(config_of(tmp_path, method=method))
     for network in built.children():
         engine._compile(network)
     compiled = [name for name, m in built.named_modules() if m._compiled_call_impl is not None]
@@ -377,7 +378,7 @@ def test_compile_reaches_what_runs(tmp_path, method):
 def test_sync_batchnorm_reaches_every_network(tmp_path, method):
     """On one process it computes what batch norm does, so that only the conversion can be seen."""
     config = config_of(tmp_path, "sync_batchnorm=true", method=method)
-    built = jobs.build_method(config)
+    built = build_method(config)
     before = built.state_dict()
     engine.place(built, config, CPU)
     norms = [m for m in built.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]

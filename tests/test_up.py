@@ -3,6 +3,7 @@
 import copy
 import itertools
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +23,11 @@ from tacit.data.sources import open_source
 from tacit.dialects import native
 from tacit.dialects.report import Converted, Fate
 from tacit.errors import UserError
+from tacit.evaluate.encoder import load_encoder
 from tacit.measure.config import TrainedConfig, compose_trained
 from tacit.run_config import RunConfig, compose
 from tacit.train.checkpoint import Checkpoints
+from tacit.train.log import read_metrics
 from tacit.train.optim import build_optimizer, lr_factor, scaled_lr
 from tacit.views.recipe import preset
 from tests.up_files import NORMALIZE, RRC, Tree, at, classifier, pretraining, put, trainer, write
@@ -659,14 +662,15 @@ def test_schedules(name, tmp_path):
 
 def test_one_cycle(tmp_path):
     """Up by half a cosine in 30 % of the time from max_lr / 25, then down to 1e-4 of that."""
-    kwargs = {"max_lr": 0.4, "max_epoch": 100, "pct_start": 0.3, "cycle_momentum": False}
+    kwargs = {"max_lr": 0.4, "max_epoch": 100, "pct_start": 0.3, "base_momentum": 0.8}
     tree = pretraining() | {"trainer": trainer(100, {"type": "OneCycleLR", "kwargs": kwargs})}
     config = pretrain_config(tree, tmp_path)
     assert config.optimizer.lr == 0.4
     for progress, factor in {0: 0.04, 0.15: 0.52, 0.3: 1, 0.65: 0.500002, 1: 4e-6}.items():
         assert lr_factor(config.schedule, progress, 100) == pytest.approx(factor)
-    del tree["trainer"]["lr_scheduler"]["kwargs"]["cycle_momentum"]
-    assert "cycle_momentum: momentum stays the same here" in refused(tree, tmp_path)
+    assert config.schedule.momentum_cycle == (0.8, 0.95)
+    tree["trainer"]["lr_scheduler"]["kwargs"]["cycle_momentum"] = False
+    assert pretrain_config(tree, tmp_path).schedule.momentum_cycle is None
 
 
 def test_a_warmup_of_one_images_rate_begins_at_it(tmp_path):
@@ -741,6 +745,10 @@ def test_hooks_and_runtime(tmp_path):
 
 def test_precedence_of_the_saver(tmp_path, monkeypatch):
     """auto_resume > overrides > resume_model > pretrain_model."""
+    begun = put(pretraining(), "saver.pretrain_model", "a.pth")
+    assert read(begun, tmp_path).tree["weights"] == "a.pth"
+    assert read(begun, tmp_path, "saver.pretrain_model=b.pth").tree["weights"] == "b.pth"
+    assert "weights" not in read(begun, tmp_path, "saver.resume_model=out/ck/ckpt.pth").tree
     monkeypatch.chdir(tmp_path)
     tree = classifier(True)
     assert read(tree, tmp_path).subject == "ckpt.pth"
@@ -801,9 +809,8 @@ REFUSED = [
     ("moco", "net.0.multi_model.0.type", "resnet55", "no such encoder here"),
     ("moco", "net.0.multi_model.0.kwargs.out_layers", [3, 4], "only the last layer's"),
     ("moco", "net.1.kwargs.ssl_loss.type", "simsiam_loss", "no such loss of moco"),
-    ("moco", "saver.pretrain_model", "x.pth", "starts from random weights"),
-    ("moco", "dataset.train.dataset.kwargs.meta_file", ["a.txt", "b.txt"], "into one file"),
-    ("moco", "dataset.train.dataset.kwargs.fraction", 0.1, "data.limit"),
+    ("moco", "dataset.train.dataset.kwargs.meta_file", ["a.txt", 1], "a list of texts"),
+    ("moco", "dataset.train.dataset.kwargs.meta_type", ["moco_imagenet", "moco"], "no such type"),
     ("moco", "dataset.train.dataset.kwargs.image_reader.type", "ceph_opencv", "on disk"),
     ("moco", "dataset.train.dataset.kwargs.image_reader.kwargs.color_mode", "BGR", "RGB"),
     ("moco", "dataset.train.dataset.kwargs.transformer.0.type", "torch_mocov4", "torch_mocov3"),
@@ -931,6 +938,55 @@ def test_the_linear_file_finds_the_run_in_the_place_of_ups_checkpoint(pretrained
     wrong = command("run", "linear.yaml", *keys, "saver.pretrain_model=no.pth", cwd=pretrained)
     assert wrong.returncode != 0
     assert "no.pth" in wrong.stderr
+
+
+@pytest.mark.parametrize(
+    ("wrapper", "kwargs", "encoder", "sizes"),
+    [
+        ("moco_vit", {"dim": 8, "mlp_dim": 16}, "moco_vit_small", {}),
+        ("simclr", {"num_mlp_layer": 2, "dim": 16, "output_dim": 8}, "resnet18", {}),
+        ("simclr", {"num_mlp_layer": 3, "dim": 16, "output_dim": 8}, "resnet18", {}),
+        ("simsiam", {"dim": 16, "plane": 16, "pred_dim": 8}, "resnet18", {}),
+        ("MAE", {}, "mae_vit_base_patch16_dec512d8b", {"decoder_dim": 32, "decoder_depth": 1}),
+    ],
+)
+def test_each_method_trains(wrapper, kwargs, encoder, sizes, digits, command):
+    """From two lists in two folders; the transformers are cut down by Tacit's own keys."""
+    tree = small(pretraining(wrapper, kwargs, encoder))
+    folder = f"out/{wrapper}-{kwargs.get('num_mlp_layer', 0)}"
+    tree["saver"]["save_dir"] = folder
+    data = tree["dataset"]["train"]["dataset"]["kwargs"]
+    data |= {"meta_file": ["train.txt", "val.txt"], "meta_type": ["moco_imagenet"] * 2}
+    data["image_reader"]["kwargs"]["image_dir"] = ["train", "val"]
+    data["fraction"] = 0.5
+    tree["net"][0]["multi_model"][0]["kwargs"] |= {"img_size": 32} if "vit" in encoder else {}
+    for model in tree["net"][0]["multi_model"]:
+        model["kwargs"] = tree["net"][0]["multi_model"][0]["kwargs"]
+    tiny = {"depth": 1, "embed_dim": 24, "num_heads": 2}
+    keys = [f"backbone.options.{key}={value}" for key, value in tiny.items() if "vit" in encoder]
+    keys += [
+        f"method.{key}={value}"
+        for key, value in ({"decoder_heads": 2} | sizes if sizes else {}).items()
+    ]
+    write(digits / "each.yaml", tree)
+    done = command("run", "each.yaml", *SMALL, *keys, cwd=digits)
+    assert done.returncode == 0, done.stderr
+    records = read_metrics(digits / folder / "metrics.jsonl")
+    assert records[-1]["step"] == 2, "of 34 images, half of 48 + 20, in batches of 16"
+    assert all(math.isfinite(record["loss"]) for record in records)
+    described = load_encoder(digits / folder).description
+    assert described["pretrained_on"]["images"] == 34
+
+
+def test_pretraining_goes_on_from_other_weights(pretrained, command):
+    tree = small(pretraining("simsiam", {"dim": 16, "plane": 16, "pred_dim": 8}, "resnet18"))
+    tree["saver"] |= {"save_dir": "out/further", "pretrain_model": "out/ck/ckpt.pth"}
+    tree["trainer"]["optimizer"]["kwargs"]["lr"] = 1e-30
+    write(pretrained / "further.yaml", tree)
+    done = command("run", "further.yaml", *SMALL, cwd=pretrained)
+    assert done.returncode == 0, done.stderr
+    first, then = (load_encoder(pretrained / name).backbone for name in ("out/ck", "out/further"))
+    assert torch.equal(first.conv1.weight, then.conv1.weight)
 
 
 def test_two_files_never_share_a_folder(pretrained, command):

@@ -6,26 +6,28 @@ from pathlib import Path
 
 from tacit.config import near
 from tacit.dialects.lightweight_file import TRAINED_ELSEWHERE, File
-from tacit.dialects.lightweight_tables import LOGGERS, SSL_ARGS, Method
+from tacit.dialects.lightweight_tables import LOGGERS, SSL_ARGS, WANDB_ARGS, Method
 from tacit.dialects.report import Fate, Reader, put
 
 
 def logs(c: File) -> None:
     logger = c.value(c.reader, "log_type", str)
-    why = "metrics.jsonl in the run's folder, a JSON object a line"
     if logger is not None and logger not in LOGGERS:
         hint = near(logger, LOGGERS) or f" Known: {', '.join(LOGGERS)}"
         c.reader.refuse("log_type", f"no such logger.{hint}")
-    elif logger == "csv":
-        c.reader.tell("log_type", Fate.TAKEN, put(c.tree, "log_csv", True))
-    else:
-        c.reader.tell("log_type", Fate.REPLACED, "metrics.jsonl", why)
-    wandb = c.reader.inside("wandb_args")
-    for key in ("save_dir", "name", "project", "entity"):
-        if c.value(wandb, key, str) is not None:
-            wandb.tell(key, Fate.REPLACED, "metrics.jsonl", "nothing is sent to wandb")
-    if c.value(wandb, "offline", bool) is not None:
-        wandb.tell("offline", Fate.REPLACED, "always offline", "nothing is sent to wandb")
+    elif logger is not None:
+        on = {} if logger == "wandb" else True
+        c.reader.tell("log_type", Fate.TAKEN, put(c.tree, f"log.{logger}", on))
+    args = c.reader.inside("wandb_args")
+    for key, (native, kind) in WANDB_ARGS.items():
+        value = c.value(args, key, kind)
+        if value is None:
+            continue
+        if logger == "wandb" and value != "":
+            args.tell(key, Fate.TAKEN, put(c.tree, f"log.wandb.{native}", value))
+        else:
+            why = "it is empty" if logger == "wandb" else "is for log_type=wandb"
+            args.tell(key, Fate.WITHOUT_EFFECT, why=why)
 
 
 def checkpoints(c: File, args: Reader, epochs: int) -> None:
@@ -34,12 +36,19 @@ def checkpoints(c: File, args: Reader, epochs: int) -> None:
     if keep is not None:
         whole = keep == -1
         number = math.ceil(epochs / max(1, every or 1)) if whole else max(1, keep)
-        why = "the newest stay, not the best: the last step is what is measured"
+        why = "the newest; the best encoder has a file of its own, see monitor"
         said = put(c.tree, "checkpoint.keep", number)
         fate = Fate.TAKEN if whole else Fate.REPLACED
         args.tell("save_top_k", fate, said, "" if whole else why)
-    if c.value(args, "monitor", str) is not None:
-        why = "no epoch is chosen by a metric; the last step is what is measured"
+    monitor = c.value(args, "monitor", str)
+    if monitor == "":
+        args.tell("monitor", Fate.WITHOUT_EFFECT, why="it is empty")
+    elif monitor is not None and c.pretraining:
+        why = "best.safetensors, by kNN on training images, after each saved epoch"
+        put(c.tree, "evaluate.every_epochs", max(1, every or 1))
+        args.tell("monitor", Fate.REPLACED, put(c.tree, "save_best", True), why)
+    elif monitor is not None:
+        why = "no epoch is chosen by the test images; the last step is what is measured"
         args.tell("monitor", Fate.REPLACED, "the last step", why)
     _names(c, args)
     _only_eval(c, args)

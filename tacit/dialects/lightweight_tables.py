@@ -6,6 +6,14 @@ from typing import Any
 from tacit.config import Tree
 
 LOGGERS = ("wandb", "csv", "tensorboard")
+# [wandb_args] -> key below log.wandb, type
+WANDB_ARGS: dict[str, tuple[str, type]] = {
+    "save_dir": ("folder", str),
+    "name": ("name", str),
+    "project": ("project", str),
+    "entity": ("entity", str),
+    "offline": ("offline", bool),
+}
 
 
 @dataclass(frozen=True)

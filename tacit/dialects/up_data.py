@@ -1,7 +1,7 @@
 """UP's `dataset`: list files, images, batches and loaders of the train and the test split."""
 
-from typing import Any
-
+from tacit.config import near
+from tacit.data.sources import several
 from tacit.dialects.report import Reader
 from tacit.dialects.up_values import (
     NOTHING,
@@ -62,7 +62,8 @@ def _images(r: Reader, d: Draft, two: bool) -> None:
         why = "so much of each class, drawn by the seed and written to subset.txt"
         k.tell("fraction", REPLACED, d.put("fraction", share), why)
     elif share is not None:
-        k.refuse("fraction", "pretraining takes a number of images: remove it, add data.limit=N")
+        why = "the same images in every run, where a global generator drew them"
+        k.tell("fraction", REPLACED, d.put("data.fraction", share), why)
     ignore(k, "evaluates nothing on training images", "evaluator")
 
 
@@ -96,16 +97,19 @@ def _is_cls(r: Reader) -> None:
 
 def _common(k: Reader, d: Draft, path: str, folder: str) -> None:
     """Where the list and its images are, of either split."""
-    file = _one(k, "meta_file", "join them into one file: cat A B > BOTH")
+    file = _texts(k, "meta_file")
     if file is not None:
         d.put("data.source", "list")
         # with labels and no test list a fifth of the images would be kept for testing
         d.put("data.labels", not d.pretrains)
         k.tell("meta_file", TAKEN, d.put(f"data.{path}", file))
-    kind = _one(k, "meta_type", "the one file has one type")
-    if kind is not None:
-        if kind not in META_TYPES:
-            choose(k, "meta_type", META_TYPES, "type of list files")
+    kinds = _texts(k, "meta_type")
+    if kinds is not None:
+        unknown = [kind for kind in several(kinds) if kind not in META_TYPES]
+        if unknown:
+            hint = near(unknown[0], META_TYPES)
+            known = ", ".join(META_TYPES)
+            k.refuse("meta_type", f"no such type of list files here.{hint} Known: {known}")
         elif d.pretrains:
             why = "labels are not read; all images of the list train"
             k.tell("meta_type", REPLACED, "data.source=list, data.labels=false", why)
@@ -115,18 +119,16 @@ def _common(k: Reader, d: Draft, path: str, folder: str) -> None:
     only(k, "image_type", ("pil",), "as all images", "only pil is here")
 
 
-def _one(r: Reader, key: str, why: str) -> Any:
-    """A text, or a list of one."""
+def _texts(r: Reader, key: str) -> str | list[str] | None:
+    """A text, or a list of several; a list of one is that one."""
     found = value(r, key)
-    if isinstance(found, list):
-        if len(set(map(str, found))) != 1:
-            r.refuse(key, why)
-            return None
-        found = found[0]
-    if found is not None and not isinstance(found, str):
-        r.refuse(key, "expected a text")
+    texts = found if isinstance(found, list) else [found]
+    if found is None:
         return None
-    return found
+    if not texts or not all(isinstance(text, str) for text in texts):
+        r.refuse(key, "expected a text, or a list of texts")
+        return None
+    return texts[0] if len(texts) == 1 else texts
 
 
 def _reader(r: Reader, d: Draft, folder: str) -> None:
@@ -136,7 +138,7 @@ def _reader(r: Reader, d: Draft, folder: str) -> None:
     elif kind is not None:
         choose(r, "type", READERS, "image reader (for images on disk)")
     k = r.inside("kwargs")
-    where = _one(k, "image_dir", "name one folder that is above them all")
+    where = _texts(k, "image_dir")
     if where is not None:
         k.tell("image_dir", TAKEN, d.put(f"data.{folder}", where))
     only(k, "color_mode", ("RGB",), "images are read as RGB", "images are read as RGB here")

@@ -104,10 +104,13 @@ def _weights(r: Reader, d: Draft, folder: str | None, going_on: Any) -> None:
     elif resume is not None:
         why = "a run goes on in its own folder: set save_dir to that"
         r.refuse("resume_model", f"{why}; for weights alone use pretrain_model")
-    if d.pretrains:
-        if weights is not None and not going_on:
-            r.refuse("pretrain_model", "pretraining starts from random weights here; remove it")
-        r.tell("pretrain_model", NOTHING, why="auto_resume found a checkpoint, which goes first")
+    if d.pretrains and resume is not None:
+        r.tell("pretrain_model", NOTHING, why="resume_model goes first")
+    elif d.pretrains and weights is not None:
+        why = "the encoder's; what else a method has begins at random"
+        r.tell("pretrain_model", REPLACED, d.put("weights", subject_of(weights)), why)
+    elif d.pretrains:
+        r.tell("pretrain_model", NOTHING, why="it is empty")
     elif weights is not None:
         d.subject = subject_of(weights)
         why = "the run of Tacit's in that folder" if d.subject != weights else ""

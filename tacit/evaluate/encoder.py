@@ -23,6 +23,7 @@ from tacit.files import write_atomically, write_json
 from tacit.methods.heads import WithHead
 
 FILE = "encoder.safetensors"
+BEST = "best.safetensors"
 NAMED_BY = ("epoch", "step", "loss", "probe", "knn")  # the last two in percent
 
 
@@ -62,14 +63,16 @@ class Encoder(nn.Module):
         return self.backbone(augment.normalize(x.to(device), mean, std))
 
 
-def save_encoder(folder: Path, backbone: nn.Module, description: dict[str, Any]) -> Path:
+def save_encoder(
+    folder: Path, backbone: nn.Module, description: dict[str, Any], name: str = FILE
+) -> Path:
     """Write encoder.safetensors, its description inside, and the same as encoder.json."""
-    path = folder / FILE
+    path = folder / name
     tensors = {k: v.detach().cpu().contiguous() for k, v in backbone.state_dict().items()}
     # One metadata key: safetensors does not keep the order of several, and equal runs must give
     # equal bytes.
     metadata = {"tacit": json.dumps(description, sort_keys=True)}
-    write_json(folder / "encoder.json", description)
+    write_json(path.with_suffix(".json"), description)
     write_atomically(path, lambda p: save_file(tensors, p, metadata))
     return path
 
@@ -96,7 +99,7 @@ def named(template: str, values: dict[str, Any]) -> str:
         reason = f"no such field: {error}" if isinstance(error, KeyError) else str(error)
         known = ", ".join(f"{{{key}}}" for key in NAMED_BY)
         raise ValueError(f"is no name with fields ({reason}); known: {known}") from None
-    if not name or name != Path(name).name or name in ("encoder", ".", ".."):
+    if not name or name != Path(name).name or name in ("encoder", "best", ".", ".."):
         raise ValueError(f"makes '{name}', which is no name for a file beside {FILE}")
     return name
 
@@ -140,12 +143,20 @@ class Network:
         backbone = build_backbone(config, self.image_size, seed=0)
         if self.description.get("head_dim"):
             backbone = WithHead(backbone, self.description["head_dim"])
+        self.fill(backbone, config.name)
+        return backbone
+
+    def fill(self, backbone: nn.Module, name: str) -> None:
+        """Give a module these weights. Raises: UserError if a name or a shape does not fit.
+
+        Args:
+            name: of the module, for a message.
+        """
         try:
             backbone.load_state_dict(self.tensors, strict=True)
         except RuntimeError as error:
             reason = " ".join(str(error).split())
-            raise UserError(f"'{self.where}': weights do not fit {config.name}: {reason}") from None
-        return backbone
+            raise UserError(f"'{self.where}': weights do not fit {name}: {reason}") from None
 
 
 def encoder_file(where: str | Path) -> Path:

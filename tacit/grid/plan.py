@@ -8,6 +8,7 @@ from typing import Any, Literal
 from pydantic import Field, field_validator
 
 from tacit import config as layers
+from tacit.build import image_size
 from tacit.config import Config, Tree, near
 from tacit.errors import UserError
 from tacit.measure.config import (
@@ -17,7 +18,6 @@ from tacit.measure.config import (
     compose_trained,
 )
 from tacit.methods import METHODS
-from tacit.run import image_size
 from tacit.run_config import RunConfig, compose, find, recipes
 
 GRIDS = Path(__file__).parent.parent / "grids"

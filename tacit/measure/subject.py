@@ -10,13 +10,13 @@ from torch import nn
 from tacit import config as layers
 from tacit import randomness
 from tacit.backbones import BackboneConfig, build_backbone
+from tacit.build import build_method, without_weights
 from tacit.config import Tree
 from tacit.errors import UserError
 from tacit.evaluate.encoder import FILE, Network, encoder_file, is_ours, read_network
 from tacit.evaluate.features import weights_hash
 from tacit.evaluate.foreign import load_foreign
 from tacit.methods.heads import WithHead
-from tacit.run import build_method
 from tacit.run_config import RunConfig, read_run_config
 
 INHERITED = ("seed", "device", "precision")  # from the encoder's own run, beside its data
@@ -63,7 +63,7 @@ def open_subject(where: str | Path, overrides: list[str], folder: str | None) ->
         raise UserError(f"'{where}': says itself what encoder it holds; leave out backbone.*")
     file = encoder_file(path)
     encoder = read_network(file)
-    home = file.parent if (file.parent / "config.yaml").is_file() and file.name == FILE else None
+    home = file.parent if (file.parent / "config.yaml").is_file() else None
     data = {"mean": encoder.description["mean"], "std": encoder.description["std"]}
     base: Tree = {"seed": encoder.description["seed"], "data": data}
     run, before = None, None
@@ -71,11 +71,14 @@ def open_subject(where: str | Path, overrides: list[str], folder: str | None) ->
         run = read_run_config(home)
         tree = run.tree()
         base = {**{key: tree[key] for key in INHERITED}, "data": {**tree["data"], **data}}
-        before = build_method(run).backbone
+        before = build_method(without_weights(run)).backbone
     else:
         before = _before(encoder)
     untrained = Network(encoder.description, before.state_dict(), "the untrained network")
-    target = Path(folder) if folder else home or Path(f"runs/{path.stem}")
+    usual = Path(f"runs/{path.stem}")
+    if home:  # what is not the run's last encoder has results of its own
+        usual = home if file.name == FILE else home.with_name(f"{home.name}-{file.stem}")
+    target = Path(folder) if folder else usual
     sha = weights_hash(encoder.build())
     return Subject(encoder, untrained, sha, base, target, home, run)
 

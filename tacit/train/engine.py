@@ -20,11 +20,13 @@ from tacit.config import Config, Tree
 from tacit.data.loader import Batch, ViewLoader
 from tacit.methods.method import Method, Output
 from tacit.train.checkpoint import CheckpointConfig
+from tacit.train.loggers import LogConfig
 from tacit.train.optim import (
     OptimizerConfig,
     ScheduleConfig,
     build_optimizer,
     lr_factor,
+    momentum,
     scaled_lr,
     set_rates,
     weight_decay,
@@ -35,7 +37,7 @@ from tacit.train.session import Check, Session
 
 # What may differ when a run is continued, since it changes a result by rounding at most.
 FREE = ("run", "device", "compile", "log_every", "checkpoint", "start_epoch", "save_as")
-FREE += ("log_csv", "data.workers", "data.max_bad")
+FREE += ("log", "weights", "save_best", "data.workers", "data.max_bad")
 
 
 class TrainConfig(Config):
@@ -53,7 +55,7 @@ class TrainConfig(Config):
     clip_gradient: float | None = Field(None, gt=0)  # largest L2 norm of all gradients together
     sync_batchnorm: bool = False  # GPUs: batch statistics of the encoder over all processes
     log_every: int = Field(10, ge=1)  # steps
-    log_csv: bool = False  # metrics.csv as well, the numbers of metrics.jsonl as a table
+    log: LogConfig = LogConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     schedule: ScheduleConfig = ScheduleConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
@@ -109,7 +111,8 @@ def fit(
             progress = (step + 0.5) / steps
             factor = lr_factor(config.schedule, progress, epochs, steps)
             decay = weight_decay(config.optimizer, config.schedule, progress)
-            set_rates(optimizer, peak, factor, decay)
+            speed = momentum(config.schedule, progress, epochs, steps)
+            set_rates(optimizer, peak, factor, decay, speed)
             _seed_layers(config.seed, step)
             output = _forward_backward(module, parts, amp)
             method.after_backward(progress)

@@ -1,7 +1,5 @@
 """What a run tells: metrics.jsonl for programs, a bar in a terminal, plain lines in a pipe."""
 
-import csv
-import io
 import json
 import math
 import time
@@ -29,17 +27,6 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
         except json.JSONDecodeError:
             continue
     return records
-
-
-def write_table(folder: Path) -> None:
-    """metrics.csv with the records of metrics.jsonl: a row each, a column for each name."""
-    records = read_metrics(folder / "metrics.jsonl")
-    text = io.StringIO()
-    names = dict.fromkeys(name for record in records for name in record)
-    writer = csv.DictWriter(text, list(names), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(records)
-    write_text(folder / "metrics.csv", text.getvalue())
 
 
 class MetricsFile:

@@ -21,7 +21,8 @@ from tacit.files import write_json
 from tacit.methods.method import Method, Output
 from tacit.train.checkpoint import Checkpoints
 from tacit.train.collapse import CollapseMonitor
-from tacit.train.log import Display, MetricsFile, console, write_table
+from tacit.train.log import Display, MetricsFile, console
+from tacit.train.loggers import Logger, open_loggers
 from tacit.train.precision import device_name, peak_memory
 from tacit.train.probe import OnlineProbe
 
@@ -36,10 +37,15 @@ class Interrupted(Exception):
 
 @dataclass(frozen=True)
 class Check:
-    """A measurement every few epochs and at the end, made by rank 0: kNN accuracy and its like."""
+    """A measurement every few epochs and at the end, made by rank 0: kNN accuracy and its like.
+
+    Attributes:
+        after: takes the record of metrics.jsonl that holds what was measured.
+    """
 
     every_epochs: int
     measure: Callable[[nn.Module], dict[str, float]]
+    after: Callable[[dict[str, Any]], None] | None = None
 
 
 class Session:
@@ -115,6 +121,7 @@ class Session:
         """Log open and signals caught while the loop runs."""
         main = distributed.rank() == 0
         self._metrics = MetricsFile(self.folder / "metrics.jsonl", self.start) if main else None
+        self._loggers = self._open_loggers() if main else []
         self._display = Display(
             self.steps, self.loader.steps_per_epoch, self.start, quiet or not main
         )
@@ -127,8 +134,11 @@ class Session:
             self._display.close()
             if self._metrics:
                 self._metrics.close()
-                if self.config.log_csv:
-                    write_table(self.folder)
+            for logger in self._loggers:
+                logger.close()
+
+    def _open_loggers(self) -> list[Logger]:
+        return open_loggers(self.config.log, self.folder, self.start, self.config.tree())
 
     def finish(self) -> None:
         """Write cost.json: seconds, images per second, peak memory of this process and its device.
@@ -257,7 +267,12 @@ class Session:
         }
         self._since, self._images = now, 0
         if self._metrics:
-            self._metrics.write({k: v if _finite(v) else None for k, v in record.items()})
+            record = {k: v if math.isfinite(v) else None for k, v in record.items()}
+            self._metrics.write(record)
+            for logger in self._loggers:
+                logger.write(record)
+            if checked and self.check.after:
+                self.check.after(record)
         self._display.update(done, record, last)
         collapse = self._monitor.verdict(seen) if seen else None
         if collapse:
@@ -267,10 +282,6 @@ class Session:
 def total_steps(epochs: int, max_steps: int | None, loader: ViewLoader) -> int:
     steps = epochs * loader.steps_per_epoch
     return min(steps, max_steps) if max_steps else steps
-
-
-def _finite(value: float) -> bool:
-    return math.isfinite(value)
 
 
 @contextlib.contextmanager
