@@ -157,7 +157,11 @@ def read_hooks(r: Reader, d: Draft) -> None:
         elif kind == "train_val_logger":
             hook.tell("type", REPLACED, why=HOOKS[kind])
             carry(k, d, "freq", "log_every", whole)
-            ignore(k, HOOKS[kind], "logdir", "summary_writer", "skip_first_k")
+            if text(k, "summary_writer") == "tensorboard":
+                k.tell("summary_writer", TAKEN, d.put("log.tensorboard", True))
+            else:
+                ignore(k, HOOKS[kind], "summary_writer")
+            ignore(k, HOOKS[kind], "logdir", "skip_first_k")
         elif kind == "auto_checkpoint":
             hook.tell("type", TAKEN, why=HOOKS[kind])
         elif kind == "auto_save_best":
