@@ -8,6 +8,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from tacit import cli
+from tacit.cli.progress import ImageProgress
 from tacit.methods import METHODS
 from tests.conftest import TINY, heads, in_process, tacit
 
@@ -157,3 +158,9 @@ def test_cifar10_from_parquet(cifar10, tmp_path):
     tacit("pretrain", "cifar10/byol", *keys, "--run", "c", cwd=tmp_path)
     assert "10 classes" not in (tmp_path / "c" / "config.yaml").read_text()
     assert (tmp_path / "c" / "encoder.safetensors").exists()
+
+
+def test_progress_names_no_rate_that_nobody_measured(capsys):
+    with ImageProgress() as watch:
+        watch("packing", 5, 5)
+    assert capsys.readouterr().err == "packing 5/5\n"

@@ -29,19 +29,20 @@ class ImageProgress:
     def __call__(self, what: str, done: int, total: int) -> None:
         now = time.monotonic()
         if what != self._what:  # what was done before is not of this rate
-            self._what, self._began, self._first, self._spoke = what, now, done - 1, now
+            self._what, self._began, self._first, self._spoke = what, now, done, now
             self._begin(what, done, total)
         every = BAR_EVERY if self._bar else PLAIN_EVERY
         if done < total and now - self._spoke < every:
             return
         self._spoke = now
-        rate = (done - self._first) / max(now - self._began, 1e-9)
+        words = []
+        if done > self._first:  # at the first call nobody knows how long the work has taken
+            rate = (done - self._first) / max(now - self._began, 1e-9)
+            words = [f"{rate:.0f} images/s", f"{(total - done) / rate:.0f} s left"]
         if self._bar:
-            self._bar.update(self._task, completed=done, rate=f"{rate:.0f} images/s")
-            return
-        left = (total - done) / rate
-        line = f"{what} {done:,}/{total:,}  {rate:.0f} images/s  {left:.0f} s left"
-        console.print(line, soft_wrap=True)
+            self._bar.update(self._task, completed=done, rate="".join(words[:1]))
+        else:
+            console.print("  ".join([f"{what} {done:,}/{total:,}", *words]), soft_wrap=True)
 
     def _begin(self, what: str, done: int, total: int) -> None:
         if not console.is_terminal:
