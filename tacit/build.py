@@ -64,9 +64,9 @@ def with_hash(config: RunConfig) -> RunConfig:
     """With the hash of the weights it starts from, so that others are another run."""
     if config.weights is None:
         return config
-    path = encoder_file(config.weights)
     try:
-        sha = hashlib.sha256(path.read_bytes()).hexdigest()
+        with encoder_file(config.weights).open("rb") as file:
+            sha = hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise UserError(f"weights={config.weights}: {error.strerror}") from None
     if config.weights_sha256 not in (None, sha):
