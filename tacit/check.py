@@ -10,7 +10,7 @@ import numpy as np
 from tacit import distributed
 from tacit.data.decode import decoded, read
 from tacit.data.pack import DESCRIPTION, verify
-from tacit.data.source import BadImage, Source, content_hash, origins
+from tacit.data.source import BadImage, Source, content_hash, made_from
 from tacit.data.sources import DataConfig, folders_in, open_source, several
 
 BLOCK = 64  # images that a thread takes at a time
@@ -94,8 +94,15 @@ def _check_split(name: str, source: Source, pool: ThreadPoolExecutor, watch: Wat
     split = Split(name, source, np.zeros((n, 2), np.int32), np.zeros((n, 16), np.uint8))
 
     def block(start: int) -> list[tuple[str, str]]:
-        rows = range(start, min(start + BLOCK, n))
-        return [bad for i in rows if (bad := _check_image(split, i)) is not None]
+        broken = []
+        for i in range(start, min(start + BLOCK, n)):
+            try:
+                data = read(source, i)
+                split.contents[i] = np.frombuffer(content_hash(data), np.uint8)
+                split.sizes[i] = decoded(source, i, data).shape[:2]
+            except BadImage as error:
+                broken.append((error.name, error.reason))
+        return broken
 
     starts = range(0, n, BLOCK)
     for start, broken in zip(starts, pool.map(block, starts), strict=True):
@@ -103,17 +110,6 @@ def _check_split(name: str, source: Source, pool: ThreadPoolExecutor, watch: Wat
         watch(f"checking {name}", min(start + BLOCK, n), n)
     split.twins = _twins(split.contents)
     return split
-
-
-def _check_image(split: Split, i: int) -> tuple[str, str] | None:
-    """Note size and content of an image; returns what is wrong with it."""
-    try:
-        data = read(split.source, i)
-        split.contents[i] = np.frombuffer(content_hash(data), np.uint8)
-        split.sizes[i] = decoded(split.source, i, data).shape[:2]
-    except BadImage as error:
-        return error.name, error.reason
-    return None
 
 
 def _twins(contents: np.ndarray) -> list[list[int]]:
@@ -127,12 +123,7 @@ def _twins(contents: np.ndarray) -> list[list[int]]:
 
 def _shared(train: Split, test: Split) -> list[tuple[str, str]]:
     """Pairs of names; images of a pack are compared as they were before."""
-    before, after = (
-        known if (known := origins(split.source)) is not None else split.contents
-        for split in (train, test)
-    )
+    before, after = (made_from(split.source, split.contents) for split in (train, test))
     places = {row.tobytes(): i for i, row in enumerate(before) if row.any()}
-    pairs = ((i, places.get(row.tobytes())) for i, row in enumerate(after))
-    return [
-        (test.source.name(i), train.source.name(other)) for i, other in pairs if other is not None
-    ]
+    pairs = ((i, places[key]) for i, row in enumerate(after) if (key := row.tobytes()) in places)
+    return [(test.source.name(i), train.source.name(other)) for i, other in pairs]

@@ -157,6 +157,8 @@ def test_too_many(tmp_path):
     bad.note(BadImage("a.jpg", "the file is empty"))
     BadImages(file, 1000, 0.002).note(BadImage("b\tc.jpg", "truncated"))  # another process
     assert read_bad(file) == ["a.jpg\tthe file is empty", "b c.jpg\ttruncated"]
+    for _ in range(2):  # no part of a name ends a line
+        BadImages(tmp_path / "odd.txt", 2, 0.5).note(BadImage("a\u2028\x0cb.jpg", "x\r\ny"))
     with pytest.raises(UserError, match=r"data\.max_bad=0\.002: 3 of 1,000 .* 2 may be.*d\.jpg: x"):
         bad.note(BadImage("d.jpg", "x"))
     assert len(read_bad(file)) == 3

@@ -92,13 +92,6 @@ def test_folder_without_test_split_is_divided_once(tmp_path):
     assert [again.name(i) for i in range(10)] == [test.name(i) for i in range(10)]
 
 
-def test_labels_can_be_left_unread(tmp_path):
-    root = make_folder(tmp_path, ["2023/a.png", "2024/b.png"])
-    train, _ = open_both(path=str(root), labels=False)
-    assert train.classes is None
-    assert len(train) == 2
-
-
 def write_parquet(path: Path, labels: list[int] | None, start: int = 0) -> None:
     rows = []
     for i in range(4):
@@ -147,6 +140,15 @@ def test_arrays(tmp_path, layout):
     assert test.classes is None
 
 
+@pytest.mark.parametrize("labels", [[0, 1, 2], [0.5, 1.0], [0, -1], ["a", "b"], [], [[0], [1]]])
+def test_labels_of_arrays_that_mean_no_class(tmp_path, labels):
+    path = tmp_path / "data.npz"
+    np.savez(path, images=np.zeros((2, 4, 4, 3), np.uint8), labels=np.array(labels))
+    with pytest.raises(UserError, match=r"data\.npz: 2 images need a whole number .*, found"):
+        open_source(DataConfig(path=str(path)), "train")
+    assert open_source(DataConfig(path=str(path), labels=False), "train").classes is None
+
+
 def test_torchvision_with_a_split_of_its_own(tmp_path, monkeypatch):
     """torchvision's own reader of STL-10, on files of a few images without their checksums."""
     monkeypatch.setattr(torchvision.datasets.STL10, "_check_integrity", lambda self: True)
@@ -186,6 +188,9 @@ def test_torchvision_with_a_split_of_its_own(tmp_path, monkeypatch):
         ({"path": "broken.npz"}, "not readable as NumPy arrays"),
         ({"path": "float.npy"}, "images must be uint8"),
         ({"path": "objects.npy"}, "not readable as NumPy arrays"),
+        ({"path": "objects.npz"}, "not readable as NumPy arrays"),
+        ({"path": "damaged.npz"}, "not readable as NumPy arrays"),
+        ({"path": "none.npz"}, "images must be uint8"),
         ({"source": "torchvision:CIFAR11"}, "Did you mean 'CIFAR10'"),
         ({"source": "torchvision:CIFAR10:unlabeled"}, "has a train and a test split only"),
     ],
@@ -197,6 +202,11 @@ def test_mistakes_are_named(tmp_path, monkeypatch, keys, message):
         Path(name).write_text("nothing useful")
     np.save("float.npy", np.zeros((2, 4, 4, 3)))
     np.save("objects.npy", np.array([{}], dtype=object))
+    np.savez("objects.npz", images=np.array([{}], dtype=object))
+    np.savez_compressed("damaged.npz", images=np.array(picture(0))[None])
+    content = Path("damaged.npz").read_bytes()
+    Path("damaged.npz").write_bytes(content[:400] + b"damaged" + content[407:])
+    np.savez("none.npz", images=np.zeros((0, 4, 4, 3), np.uint8), labels=np.zeros(0, int))
     with pytest.raises(UserError, match=message.replace(".", r"\.")):
         open_source(DataConfig(**keys), "train")
 
@@ -314,16 +324,6 @@ def test_workers_change_nothing(workers, start):
 def _rows(n: int, step: int, batch: int) -> np.ndarray:
     places = np.arange(step * batch, (step + 1) * batch)
     return randomness.shuffled(places, n, randomness.ORDER, 0, 0)
-
-
-def test_an_error_while_decoding_reaches_the_loop(tmp_path):
-    root = make_folder(tmp_path, [f"{i}.png" for i in range(8)])
-    (root / "5.png").write_bytes(b"broken")
-    config = DataConfig(path=str(root), in_memory=False)
-    images = Images(open_source(config, "train"), config, CPU)
-    batches = ViewLoader(images, GROUPS, batch_size=4, seed=0, mean=(0,) * 3, std=(1,) * 3)
-    with pytest.raises(UserError, match=r"5\.png"):
-        list(batches.steps(0, 2))
 
 
 @pytest.mark.parametrize(

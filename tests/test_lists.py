@@ -16,7 +16,6 @@ from tacit.data.lists import MOST_CLASSES, ListFile
 from tacit.data.source import BadImage, Part
 from tacit.data.sources import DataConfig, open_source
 from tacit.errors import UserError
-from tests.conftest import tacit
 
 
 def write(folder: Path, content: str | bytes, name: str = "list.txt") -> Path:
@@ -229,11 +228,3 @@ def test_little_memory_is_kept(tmp_path):
     # 26 bytes of a path, 4 of its offset, 8 of its label and what their growth left over
     assert len(source) == 20_000
     assert kept < 45 * 20_000
-
-
-def test_the_command_line_names_a_wrong_line(tmp_path):
-    write(tmp_path, "a.png 0\nb.png\n")
-    done = tacit("pretrain", "digits/simclr", "data.path=list.txt", cwd=tmp_path, check=False)
-    assert done.returncode == 2
-    assert "data.path=list.txt:2: has no label" in done.stderr + done.stdout
-    assert "Traceback" not in done.stderr

@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
@@ -417,6 +418,19 @@ def test_kill_9(tmp_path):
     assert not (tmp_path / "out" / "train").exists()
     packed(tmp_path / "in", tmp_path / "out", PackConfig(size=64))
     same_files(tmp_path / "out" / "train", whole)
+
+
+def test_a_pattern_of_absolute_paths(tmp_path, monkeypatch):
+    """It is not one of the folder where the command runs; what it names has absolute names."""
+    for name in ("train", "val"):
+        (tmp_path / name).mkdir()
+        with tarfile.open(tmp_path / name / "0.tar", "w") as tar:
+            for file in write(tmp_path / "in", {"1.png": encoded(picture(0, 9, 9))}).iterdir():
+                tar.add(file, file.name)
+    monkeypatch.chdir(tmp_path)
+    for n, path in enumerate((f"{{{tmp_path}/train,{tmp_path}/val}}/0.tar", "{train,val}/0.tar")):
+        packed(Path(path), tmp_path / f"out{n}")
+        assert opened(tmp_path / f"out{n}", "test").name(0) == f"{tmp_path}/val/0.tar 1"
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

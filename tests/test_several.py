@@ -5,13 +5,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from tacit.check import check
 from tacit.data import packing
+from tacit.data.images import Images
 from tacit.data.source import content_hash
 from tacit.data.sources import DataConfig, open_source
 from tacit.errors import UserError
+from tacit.evaluate.overlap import compare, prints
+
+CPU = torch.device("cpu")
 
 
 def picture(path: Path, value: int) -> None:
@@ -91,6 +96,18 @@ def test_two_kinds_and_a_test_split_elsewhere(folders):
         opened(folders, path=["a", "nowhere"])
 
 
+def test_files_are_found_behind_links_and_not_where_they_are_hidden(folders):
+    pixels = np.zeros((3, 6, 6, 3), np.uint8)
+    for place in ("elsewhere", "arrays/.hidden"):
+        (folders / place).mkdir(parents=True)
+        np.save(folders / place / "train.npy", pixels)
+    (folders / "arrays" / "linked").symlink_to("../elsewhere")
+    (folders / "arrays" / "._train.npy").write_bytes(b"a resource fork")
+    assert opened(folders, path=["arrays"]).name(0).endswith("arrays/linked/train.npy image 0")
+    with pytest.raises(UserError, match=r"data\.path=.*/c: holds no files \.parquet"):
+        opened(folders, path=["c"], source="parquet")
+
+
 def test_a_share_is_the_same_whoever_asks(folders):
     whole = opened(folders, path=["a", "b"], labels=False)
     part = opened(folders, path=["a", "b"], labels=False, fraction=0.25)
@@ -116,3 +133,34 @@ def test_packed_and_checked_as_one(folders, monkeypatch):
     report = check(DataConfig(path=(str(pack), "c")), lambda *_: None)
     assert not report.damaged
     assert len(report.splits[0].source) == 25
+
+
+def test_a_test_image_is_found_in_a_pack_beside_a_folder(folders, monkeypatch):
+    """By what it was packed from, though the original has gone; also when both are packed again."""
+    monkeypatch.chdir(folders)
+    for n in range(5):  # larger than the pack keeps
+        pixels = np.random.default_rng(n).integers(0, 255, (90, 80, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folders / "c" / f"{n}.png")
+    data = DataConfig(path="c", labels=False)
+    ((pack, _),) = packing.pack(data, packing.PackConfig(size=16), folders / "one", lambda *_: None)
+    (folders / "test").mkdir()
+    (folders / "c/3.png").rename(folders / "test/shared.png")
+    both = {"path": (str(pack), "a"), "labels": False}
+    again = packing.PackConfig(size=16)
+    packs = packing.pack(DataConfig(**both), again, folders / "two", lambda *_: None)
+    for keys in (both, {"path": str(packs[0][0]), "labels": False}):
+        (pair,) = check(DataConfig(**keys, test_path="test"), lambda *_: None).shared
+        assert pair[0].endswith("shared.png")
+        train, test = (
+            prints(Images(open_source(DataConfig(**keys, test_path="test"), split), data, CPU))
+            for split in ("train", "test")
+        )
+        assert compare(train, test).contents == 1
+
+
+@pytest.mark.parametrize(
+    ("source", "says"), [("webdatset", "Did you mean"), ("list", "tar shards")]
+)
+def test_a_pattern_of_shards_has_one_kind(source, says):
+    with pytest.raises(UserError, match=says):
+        open_source(DataConfig(source=source, path="shards-{0..1}.tar"), "train")

@@ -1,9 +1,8 @@
 """Broken images that training puts up with: each is written down, too many end the run."""
 
-import re
 import threading
+from contextlib import nullcontext
 from pathlib import Path
-from typing import TextIO
 
 from tacit.data.source import BadImage
 from tacit.errors import UserError
@@ -33,16 +32,15 @@ class BadImages:
 
         Raises: UserError if there are now too many.
         """
-        line = "\t".join(
-            " ".join(re.split(r"[\t\r\n]", text)) for text in (error.name, error.reason)
-        )
-        with self._lock:
-            if self._file is None:
-                self._add(line)
-            else:
-                with appending(self._file) as file:
-                    self.lines = read_bad(self._file)
-                    self._add(line, file)
+        parts = (error.name, error.reason)
+        line = "\t".join(" ".join(part.replace("\t", " ").splitlines()) for part in parts)
+        with self._lock, appending(self._file) if self._file else nullcontext() as file:
+            if file:
+                self.lines = read_bad(self._file)
+            if line not in self.lines:
+                self.lines.append(line)
+                if file:
+                    file.write(f"{line}\n")
         count, allowed = len(self.lines), int(self._most * self._images)
         if count > allowed:
             raise UserError(
@@ -50,12 +48,6 @@ class BadImages:
                 f"{allowed} may be; the last is {error.name}: {error.reason}. Mend or remove them "
                 f"(`tacit check` lists all), or raise data.max_bad"
             )
-
-    def _add(self, line: str, file: TextIO | None = None) -> None:
-        if line not in self.lines:
-            self.lines.append(line)
-            if file:
-                file.write(f"{line}\n")
 
 
 def read_bad(file: Path) -> list[str]:

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from tacit.data.images import Images, resize
-from tacit.data.source import BadImage
 
 TASK = 8  # images that a thread takes at a time
 
@@ -74,17 +73,10 @@ class Cutter:
 
 def _fill(images: Images, rows: np.ndarray, outs: list[np.ndarray], boxes: Boxes) -> np.ndarray:
     """Decode each image once and cut all its crops; returns the images that were taken."""
-    try:
-        taken, pictures = zip(*(images.picture(int(i)) for i in rows), strict=True)
-        sizes = torch.tensor([picture.shape[:2] for picture in pictures])
-        cuts = boxes(torch.tensor(taken), sizes[:, 0], sizes[:, 1])
-        for out, places in zip(outs, cuts, strict=True):
-            for n, box in enumerate(places.tolist()):
-                out[n] = resize(pictures[n], box, out.shape[1])
-        return np.array(taken)
-    except BadImage:
-        raise
-    except Exception as error:
-        names = ", ".join(images.source.name(int(i)) for i in rows)
-        error.add_note(f"while decoding and cropping one of {names}")
-        raise
+    taken, pictures = zip(*(images.picture(int(i)) for i in rows), strict=True)
+    sizes = torch.tensor([picture.shape[:2] for picture in pictures])
+    cuts = boxes(torch.tensor(taken), sizes[:, 0], sizes[:, 1])
+    for out, places in zip(outs, cuts, strict=True):
+        for n, box in enumerate(places.tolist()):
+            out[n] = resize(pictures[n], box, out.shape[1])
+    return np.array(taken)

@@ -7,6 +7,7 @@ BadImage.
 import contextlib
 import io
 import warnings
+from functools import partial
 
 import numpy as np
 import simplejpeg
@@ -17,15 +18,15 @@ from tacit.data.source import BadImage, Source
 MOST_PIXELS = Image.MAX_IMAGE_PIXELS  # 89 million: more is taken for a decompression bomb
 JPEG = b"\xff\xd8\xff"  # how its files begin
 ORIENTATION = 0x0112  # EXIF's tag
-# What EXIF's orientations 2 to 8 ask for, as (transpose, flip rows, flip columns).
+# What EXIF's orientations ask for.
 _UPRIGHT = {
-    2: (False, False, True),
-    3: (False, True, True),
-    4: (False, True, False),
-    5: (True, False, False),
-    6: (True, False, True),
-    7: (True, True, True),
-    8: (True, True, False),
+    2: np.fliplr,
+    3: partial(np.rot90, k=2),
+    4: np.flipud,
+    5: partial(np.swapaxes, axis1=0, axis2=1),
+    6: partial(np.rot90, k=3),
+    7: lambda pixels: np.rot90(pixels, 2).swapaxes(0, 1),
+    8: np.rot90,
 }
 
 # Pillow warns of damaged notes and of large images: here the first do not matter, the second are
@@ -54,18 +55,14 @@ def decoded(source: Source, i: int, data: bytes | np.ndarray) -> np.ndarray:
     if isinstance(data, np.ndarray):
         return data
     try:
-        return pixels_of(data)
+        pixels = _decode_jpeg(data) if data.startswith(JPEG) else None
+        return _decode_other(data) if pixels is None else pixels
     # Decoders meet hostile bytes with more kinds of exceptions than their pages list.
     except Exception as error:
         raise BadImage(source.name(i), _reason(data, error)) from None
 
 
-def pixels_of(data: bytes) -> np.ndarray:
-    """(H, W, 3) uint8; raises whatever the decoder raises."""
-    if data.startswith(JPEG):
-        pixels = _decode_jpeg(data)
-        if pixels is not None:
-            return pixels
+def _decode_other(data: bytes) -> np.ndarray:
     with Image.open(io.BytesIO(data)) as image:
         _limit(image.width, image.height)
         return np.array(to_rgb(image))
@@ -89,13 +86,7 @@ def _decode_jpeg(data: bytes) -> np.ndarray | None:
             raise
         return None  # Pillow decides whether it is broken, and says why
     turn = _UPRIGHT.get(orientation(data))
-    if turn is None:
-        return pixels
-    transpose, rows, columns = turn
-    if transpose:
-        pixels = pixels.transpose(1, 0, 2)
-    step_rows, step_columns = (-1 if rows else 1), (-1 if columns else 1)
-    return np.ascontiguousarray(pixels[::step_rows, ::step_columns])
+    return pixels if turn is None else np.ascontiguousarray(turn(pixels))
 
 
 def orientation(data: bytes) -> int:

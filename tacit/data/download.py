@@ -7,10 +7,11 @@ import time
 from http.client import HTTPException
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
-from urllib.error import HTTPError, URLError
+from urllib.error import HTTPError
 from urllib.parse import urlsplit
 from urllib.request import Request, urlopen
 
+from tacit.data.source import first_line
 from tacit.errors import UserError
 from tacit.files import appending, rename_durably
 
@@ -47,7 +48,8 @@ def fetch(url: str, place: str) -> Path:
                     _download(url, file.buffer, place)
                     rename_durably(part, target)
     except (OSError, HTTPException) as error:
-        raise UserError(f"data.path={url}: not downloaded: {_reason(error)}") from None
+        reason = error if isinstance(error, HTTPError) else getattr(error, "reason", error)
+        raise UserError(f"data.path={url}: not downloaded: {first_line(reason)}") from None
     return target
 
 
@@ -74,12 +76,3 @@ def _show(url: str, place: str, done: int, length: str | None, end: str) -> None
     start = "\r" if sys.stderr.isatty() else ""
     line = f"{start}Downloading {place}: {done / 1e6:,.1f}{of} MB of {url}"
     print(line, end=end, file=sys.stderr, flush=True)
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, HTTPError):
-        return f"the server answers {error.code} {error.reason}"
-    if isinstance(error, URLError):
-        error = error.reason if isinstance(error.reason, Exception) else error
-    text = getattr(error, "strerror", None) or str(error) or type(error).__name__
-    return text.splitlines()[0]

@@ -1,6 +1,5 @@
 """A folder of image files: a million of them are found in seconds and kept in little memory."""
 
-import contextlib
 import errno
 import hashlib
 import os
@@ -15,19 +14,17 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from tacit.data.names import Names
+from tacit.data.names import Names, keep, kept
 from tacit.errors import UserError
-from tacit.files import write_atomically
 
 # The commonest first: a name is compared with one after the other.
 ENDINGS = (b".jpg", b".jpeg", b".png", b".webp", b".bmp", b".gif", b".tif", b".tiff")
 EXTENSIONS = {ending.decode() for ending in ENDINGS}
 THREADS = min(4, os.cpu_count() or 1)
 CACHED = 10_000  # images: an index of fewer is made as fast as it is read
-FORMAT = 1  # of the cache; raise it with any change of what is found or how it is stored
+FORMAT = 2  # of the cache; raise it with any change of what is found or how it is stored
 GRANULARITY = 2 * 10**9  # nanoseconds, of the times that the coarsest file systems keep
 DOT = ord(".")
-_ABSENT = (0, 0)  # the state of a link that leads to no folder
 
 
 class Folder:
@@ -68,14 +65,11 @@ class Folder:
 
 def read_file(path: bytes) -> bytes:
     """Raises: OSError, also for what is no regular file: reading a pipe would wait for ever."""
-    with open(path, "rb", buffering=0, opener=_open_at_once) as file:
+    at_once = getattr(os, "O_NONBLOCK", 0)
+    with open(path, "rb", 0, opener=lambda path, flags: os.open(path, flags | at_once)) as file:
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
             raise OSError(errno.EINVAL, "not a regular file")
         return file.read()
-
-
-def _open_at_once(path: bytes, flags: int) -> int:
-    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
 class _Index(NamedTuple):
@@ -112,51 +106,29 @@ def _label(index: _Index) -> tuple[list[str] | None, np.ndarray | None]:
 
 def _index(root: Path, cache: Path | None) -> _Index:
     """From the cache if that is still true, else by a scan, which is then remembered."""
-    start = os.fsencode(root)
+    start, began = os.fsencode(root), time.time_ns()
     with ThreadPoolExecutor(THREADS, "scan") as pool:
         if cache is None:
             return _scan(start, pool)
         key = hashlib.sha256(b"%d %b" % (FORMAT, os.path.realpath(start))).hexdigest()
         file = cache / f"folder-{key[:16]}.npz"
-        began = time.time_ns()
-        index = _load(file, start, pool)
-        if index is None:
+        index = kept(file, _Index)
+        if index is None or not _is_true(index, start, pool):
             index = _scan(start, pool)
             # A folder changed a moment ago may change again without another time of change.
             if len(index.names) >= CACHED and index.states[:, 0].max() < began - GRANULARITY:
-                _save(file, index)
+                keep(file, index)
         return index
 
 
-def _load(file: Path, root: bytes, pool: ThreadPoolExecutor) -> _Index | None:
-    """What `_save` wrote; None if it is not there, damaged or no longer true."""
+def _is_true(index: _Index, root: bytes, pool: ThreadPoolExecutor) -> bool:
+    """Whether all of its folders are as they were."""
+    paths = [os.path.join(root, index.folders.raw(f)) for f in range(len(index.folders))]
     try:
-        with np.load(file, allow_pickle=False) as arrays:
-            folders, names = (
-                Names(arrays[key].tobytes(), arrays[f"{key}_offsets"])
-                for key in ("folders", "names")
-            )
-            index = _Index(folders, arrays["states"], arrays["ends"], names)
-        paths = [os.path.join(root, folders.raw(f)) for f in range(len(folders))]
         states = _in_threads(pool, lambda path: _state(_status(path)), paths)
-    # NumPy meets damaged files with more kinds of exceptions than its pages list.
-    except Exception:
-        return None
-    return index if np.array_equal(index.states, states) else None
-
-
-def _save(file: Path, index: _Index) -> None:
-    arrays = {"states": index.states, "ends": index.ends}
-    for key, names in (("folders", index.folders), ("names", index.names)):
-        arrays[key] = np.frombuffer(names.blob, np.uint8)
-        arrays[f"{key}_offsets"] = names.offsets
-
-    def write(path: Path) -> None:
-        with path.open("wb") as stream:
-            np.savez(stream, **arrays)
-
-    with contextlib.suppress(OSError):  # a full disk, a read-only folder: the next run scans again
-        write_atomically(file, write)
+    except OSError:
+        return False
+    return np.array_equal(index.states, states)
 
 
 # The scan -----------------------------------------------------------------------------------------
@@ -263,7 +235,7 @@ def _status(path: bytes) -> os.stat_result | None:
 def _state(status: os.stat_result | None) -> tuple[int, int]:
     """Differs if a folder's list of files has changed, or a link now leads to another folder:
     nanoseconds of the last change and the folder's number, cut to what int64 can hold."""
-    return (status.st_mtime_ns % 2**63, status.st_ino % 2**63) if status else _ABSENT
+    return (status.st_mtime_ns % 2**63, status.st_ino % 2**63) if status else (0, 0)
 
 
 def _in_threads(

@@ -33,11 +33,7 @@ class Images:
     """
 
     def __init__(
-        self,
-        source: Source,
-        config: DataConfig,
-        device: torch.device,
-        bad: BadImages | None = None,
+        self, source: Source, config: DataConfig, device: torch.device, bad: BadImages | None = None
     ) -> None:
         self.source, self.classes, self.device = source, source.classes, device
         self.workers = config.workers or distributed.cores()

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from tacit.data.pack import hash_of
+from tacit.data.source import content_hash
 
 # Of each image of the source: where it ends in the file of images (a broken one takes no room
 # there), the hash of what is stored, the hash of what that was made from; a checksum of these.
@@ -77,7 +77,7 @@ class Journal:
             return start == end
         self._images.seek(start)
         data = self._images.read(end - start) if end > start else b""
-        return hash_of(data) == record["stored"].tobytes()
+        return content_hash(data) == record["stored"].tobytes()
 
     def add(self, made: Made) -> None:
         """The next image of the source; BROKEN if it cannot be used."""

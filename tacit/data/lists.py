@@ -142,15 +142,10 @@ def _parse_json(line: bytes) -> tuple[bytes, Any]:
         raise ValueError("is JSON nested too deeply") from None
     if not isinstance(item, dict):
         raise ValueError("is no JSON object")
-    path = _first(item, IMAGE_KEYS)
+    path, label = (
+        next((item[key] for key in keys if key in item), None) for keys in (IMAGE_KEYS, LABEL_KEYS)
+    )
     if not isinstance(path, str) or not path:
         raise ValueError(f"names no image: needs one of {', '.join(IMAGE_KEYS)}")
     # A surrogate stands for a byte that is no UTF-8, as in os.fsencode.
-    return path.encode(errors="surrogateescape"), _first(item, LABEL_KEYS)
-
-
-def _first(item: dict, keys: tuple[str, ...]) -> Any:
-    for key in keys:
-        if key in item:
-            return item[key]
-    return None
+    return path.encode(errors="surrogateescape"), label

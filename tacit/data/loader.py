@@ -74,7 +74,7 @@ class ViewLoader:
             )
         self.images, self.groups, self.seed = images, groups, seed
         self.batch_size, self.parts = batch_size, parts
-        self._mean, self._std, self._compile = mean, std, compile
+        self._finish = mean, std, compile
         self._views = list(expand(groups))
         self._cutter = Cutter(images, [group.size for _, group in self._views])
 
@@ -92,16 +92,13 @@ class ViewLoader:
         """For each step its batch on this rank, as `parts` equal batches."""
         if self.images.tensor is not None:
             for step in range(start, stop):
-                epoch = step // self.steps_per_epoch
-                yield [self._in_memory(epoch, rows, step) for rows in self._own(step)]
+                yield [self._in_memory(epoch, rows, step) for epoch, rows in self._own(step)]
             return
         waiting: deque[list[Crops]] = deque()
         try:
             for step in range(start, stop):
-                while len(waiting) <= AHEAD and step + len(waiting) < stop:
-                    later = step + len(waiting)
-                    epoch = later // self.steps_per_epoch
-                    waiting.append([self._submit(epoch, rows) for rows in self._own(later)])
+                for later in range(step + len(waiting), min(step + AHEAD + 1, stop)):
+                    waiting.append([self._submit(epoch, rows) for epoch, rows in self._own(later)])
                 epoch = step // self.steps_per_epoch
                 yield [self._collect(epoch, crops, step) for crops in waiting.popleft()]
         finally:
@@ -114,28 +111,26 @@ class ViewLoader:
             return self._in_memory(epoch, rows)
         return self._collect(epoch, self._submit(epoch, rows))
 
-    def _own(self, step: int) -> list[np.ndarray]:
-        """This rank's images of a step, one array for each accumulated part."""
-        parts = np.split(self.indices(step), self.parts)
-        return [np.split(part, distributed.world_size())[distributed.rank()] for part in parts]
+    def _own(self, step: int) -> list[tuple[int, np.ndarray]]:
+        """Epoch and this rank's images of a step, for each accumulated part."""
+        parts = np.split(self.indices(step), self.parts * distributed.world_size())
+        own = parts[distributed.rank() :: distributed.world_size()]
+        return [(step // self.steps_per_epoch, rows) for rows in own]
 
-    def _coordinates(self, epoch: int, rows: np.ndarray, device: torch.device) -> Coordinates:
-        index = torch.from_numpy(rows)
+    def _coordinates(self, epoch: int, rows: np.ndarray) -> Coordinates:
+        index, device = torch.from_numpy(rows), self.images.device
         if device.type == "cuda":
             index = index.pin_memory()
         return Coordinates(self.seed, epoch, index.to(device, non_blocking=True))
 
     def _batch(self, views: list[Tensor], at: Coordinates, step: int) -> Batch:
         labels = self.images.labels
-        if labels is not None:
-            labels = labels[at.index]
-        return Batch(views, labels, at, step)
+        return Batch(views, None if labels is None else labels[at.index], at, step)
 
     def _in_memory(self, epoch: int, rows: np.ndarray, step: int = 0) -> Batch:
-        at = self._coordinates(epoch, self.images.whole(rows), self.images.device)
+        at = self._coordinates(epoch, self.images.whole(rows))
         pixels = self.images.tensor[at.index]
-        views = make_views(pixels, self.groups, at, self._mean, self._std, self._compile)
-        return self._batch(views, at, step)
+        return self._batch(make_views(pixels, self.groups, at, *self._finish), at, step)
 
     def _submit(self, epoch: int, rows: np.ndarray) -> Crops:
         """Have the pool decode and crop these images."""
@@ -150,9 +145,8 @@ class ViewLoader:
         return self._cutter.submit(rows, boxes)
 
     def _collect(self, epoch: int, crops: Crops, step: int = 0) -> Batch:
-        at = self._coordinates(epoch, self._wait(crops), self.images.device)
-        given = self.groups, at, self._mean, self._std, self._compile
-        views = finish_crops(self._move(crops), *given)
+        at = self._coordinates(epoch, self._wait(crops))
+        views = finish_crops(self._move(crops), self.groups, at, *self._finish)
         self._cutter.take_back(crops)
         return self._batch(views, at, step)
 

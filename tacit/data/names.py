@@ -1,10 +1,15 @@
-"""Many strings in little memory."""
+"""Many strings in little memory, and indices of files that are kept from run to run."""
 
+import contextlib
 import os
 from collections.abc import Iterable
 from itertools import islice
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+
+from tacit.files import write_atomically
 
 BATCH = 2**14  # strings held as Python objects at a time
 
@@ -52,3 +57,34 @@ class Names:
     def raw(self, i: int) -> bytes:
         """String i as the operating system gave it."""
         return self.blob[self.offsets[i] : self.offsets[i + 1]]
+
+
+def keep(file: Path, index: Any) -> None:
+    """Write a named tuple of arrays and Names, which `kept` reads; nothing where that cannot be."""
+    arrays = {}
+    for key, value in index._asdict().items():
+        if isinstance(value, Names):
+            arrays[f"{key}_offsets"] = value.offsets
+            value = np.frombuffer(value.blob, np.uint8)
+        arrays[key] = value
+
+    def write(path: Path) -> None:
+        with path.open("wb") as stream:
+            np.savez(stream, **arrays)
+
+    with contextlib.suppress(OSError):  # a full disk, a read-only folder: it is made again
+        write_atomically(file, write)
+
+
+def kept(file: Path, kind: type) -> Any | None:
+    """What `keep` wrote, as this kind of named tuple; None if it is not there or damaged."""
+    try:
+        with np.load(file, allow_pickle=False) as saved:
+            values = {key: saved[key] for key in kind._fields}
+            for key in values:
+                if f"{key}_offsets" in saved:
+                    values[key] = Names(values[key].tobytes(), saved[f"{key}_offsets"])
+            return kind(**values)
+    # NumPy meets damaged files with more kinds of exceptions than its pages list.
+    except Exception:
+        return None

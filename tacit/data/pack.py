@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from tacit.data.names import Names
+from tacit.data.source import content_hash
 from tacit.errors import UserError
 
 DESCRIPTION = "pack.json"
@@ -109,15 +110,11 @@ def verify(folder: Path, pool: Executor) -> list[str]:
 
     def damaged(start: int) -> list[int]:
         rows = range(start, min(start + BLOCK, len(pack)))
-        return [i for i in rows if hash_of(bytes(pack.read(i))) != pack.hashes[i].tobytes()]
+        return [i for i in rows if content_hash(bytes(pack.read(i))) != pack.hashes[i].tobytes()]
 
     for rows in pool.map(damaged, range(0, len(pack), BLOCK)):
         problems += [f"{folder} image {i} ({pack.name(i)}): damaged" for i in rows]
     return problems
-
-
-def hash_of(stored: bytes) -> bytes:
-    return hashlib.blake2b(stored, digest_size=16).digest()
 
 
 def checksum(file: Path) -> str:

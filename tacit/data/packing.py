@@ -29,16 +29,13 @@ from tacit.data.decode import JPEG, decoded, orientation, read
 from tacit.data.images import center_box, resize
 from tacit.data.journal import BROKEN, RECORD, Journal, Made
 from tacit.data.names import Names
-from tacit.data.pack import BLOB, DESCRIPTION, FORMAT, VERSION, checksum, hash_of, read_description
+from tacit.data.pack import BLOB, DESCRIPTION, FORMAT, VERSION, checksum, read_description
 from tacit.data.source import BadImage, Source, content_hash, origins
-from tacit.data.sources import READING, DataConfig, open_source, several
+from tacit.data.sources import READING, DataConfig, Places, is_pattern, open_source
 from tacit.errors import UserError
 from tacit.files import locked, rename_durably, write_atomically, write_json
 
 PLAN, IMAGES, RECORDS, BAD = "plan.json", "images.part", "records.bin", "bad_images.txt"
-# All that a pack may consist of.
-FILES = {*BLOB.values(), "offsets.npy", "labels.npy", "names.bin", "name_offsets.npy"}
-FILES |= {"hashes.npy", "source_hashes.npy", DESCRIPTION, BAD}
 AHEAD = 8  # images for each thread that are worked on or wait to be written
 
 Watch = Callable[[str, int, int], None]
@@ -94,19 +91,16 @@ def pack(
 
 def _absolute(data: DataConfig) -> DataConfig:
     """With paths that mean the same from every folder, for they become the names of images."""
-    given = {
-        key: getattr(data, key) for key in ("path", "test_path", "image_dir", "test_image_dir")
-    }
-    update = {
-        key: places if isinstance(text, tuple) else places[0]
-        for key, text in given.items()
-        if (places := tuple(map(_from_root, several(text))))
-    }
-    return data.model_copy(update=update)
 
+    def absolute(place: Places | None) -> Places | None:
+        if isinstance(place, tuple):
+            return tuple(map(absolute, place))
+        if place is None or is_pattern(place):
+            return place
+        return os.path.abspath(Path(place).expanduser())
 
-def _from_root(place: str) -> str:
-    return place if "://" in place else os.path.abspath(Path(place).expanduser())
+    keys = ("path", "test_path", "image_dir", "test_image_dir")
+    return data.model_copy(update={key: absolute(getattr(data, key)) for key in keys})
 
 
 def _plan(source: Source, split: str, data: DataConfig, config: PackConfig) -> dict[str, Any]:
@@ -180,9 +174,8 @@ def _pack_split(
         _finish(source, work, plan)
     if (work / IMAGES).exists():
         rename_durably(work / IMAGES, work / BLOB[config.kind])
-    for path in work.iterdir():
-        if path.name not in FILES:  # of the work, or left by a crash
-            path.unlink()
+    for path in (work / PLAN, work / RECORDS, *work.glob(".*.tmp")):  # the last: of a crash
+        path.unlink(missing_ok=True)
     rename_durably(work, folder)
 
 
@@ -211,7 +204,8 @@ def _make(source: Source, i: int, config: PackConfig) -> Made | BadImage:
     except BadImage as error:
         return error
     known = origins(source)
-    origin = content_hash(data) if known is None else known[i].tobytes()
+    made = known is not None and known[i].any()
+    origin = known[i].tobytes() if made else content_hash(data)
     if config.raw:
         square = center_box(*pixels.shape[:2], 1.0)
         stored = resize(pixels, square, config.size).tobytes()
@@ -223,7 +217,7 @@ def _make(source: Source, i: int, config: PackConfig) -> Made | BadImage:
             stored = simplejpeg.encode_jpeg(small, config.quality, colorsubsampling="420")
         except ValueError as error:  # JPEG has sides of at most 65,500 pixels
             return BadImage(source.name(i), f"cannot be stored as JPEG: {error}")
-    return Made(stored, hash_of(stored), origin)
+    return Made(stored, content_hash(stored), origin)
 
 
 def _fits(data: bytes, pixels: np.ndarray, config: PackConfig) -> bool:

@@ -2,17 +2,16 @@
 
 import json
 import threading
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from tacit.data.source import TEST_NAMES, TRAIN_NAMES, BadImage
+from tacit.data.source import TEST_NAMES, TRAIN_NAMES, BadImage, first_line
 from tacit.errors import UserError
 
 KEPT = 2**31  # bytes of images in memory; a set below this is read once
-TURNS = 64  # row groups that threads may wait for without waiting for each other
 LABELS = ("label", "labels", "fine_label")  # columns; the first there is
 SAVED = "state.json"  # in every folder that `save_to_disk` made of one split
 
@@ -21,31 +20,34 @@ class Parquet:
     """Hugging Face's layout: a column of structs {bytes, path}, and perhaps labels.
 
     Row groups, the least that can be read of a parquet file, are read when one of their images is
-    asked for, and kept up to KEPT bytes; the oldest goes first. Of a set that is larger, an image
-    in random order costs the reading of its row group.
+    asked for, and as many are kept as KEPT bytes hold. Of a set that is larger, an image in random
+    order costs the reading of its row group.
     """
 
     def __init__(self, files: list[Path], labels: bool = True) -> None:
         pa = _pyarrow()
         self._files, self._footers = files, [_footer(file) for file in files]
         schema = self._footers[0].schema.to_arrow_schema()
-        self._image = next((f.name for f in schema if _is_image_struct(f.type)), None)
+        structs = [f for f in schema if pa.types.is_struct(f.type)]
+        self._image = next((f.name for f in structs if f.type.get_field_index("bytes") >= 0), None)
         for file, footer in zip(files, self._footers, strict=True):
             names = footer.schema.to_arrow_schema().names
             if self._image not in names:
                 raise UserError(
                     f"data.path={file}: no image column (struct with 'bytes') among {names}"
                 )
-        groups = [(n, g) for n, f in enumerate(self._footers) for g in range(f.num_row_groups)]
-        self._groups = np.array(groups, np.int64).reshape(-1, 2)
-        rows = [self._footers[n].row_group(g).num_rows for n, g in groups]
-        if not sum(rows):
-            raise UserError(f"data.path={files[0]}: holds no rows")
-        self._ends = np.cumsum(rows, dtype=np.int64)  # of row groups
+        self._places = [
+            (n, g) for n, f in enumerate(self._footers) for g in range(f.num_row_groups)
+        ]
+        groups = [self._footers[n].row_group(g) for n, g in self._places]
+        self._ends = np.cumsum([group.num_rows for group in groups], dtype=np.int64)
         self._starts = np.cumsum([0] + [footer.num_rows for footer in self._footers])  # of files
-        self._kept: dict[int, Any] = {}
-        self._bytes, self._lock = 0, threading.Lock()
-        self._turns = [threading.Lock() for _ in range(TURNS)]
+        if not self._starts[-1]:
+            raise UserError(f"data.path={files[0]}: holds no rows")
+        sizes = [group.total_byte_size for group in groups]
+        kept = len(sizes) if sum(sizes) <= KEPT else max(1, KEPT // max(sizes))
+        self._column = lru_cache(kept)(self._read_group)
+        self._turns = [threading.Lock() for _ in groups]
         column = next((name for name in LABELS if name in schema.names), None)
         self.classes = self.labels = None
         if labels and column:
@@ -54,8 +56,7 @@ class Parquet:
                 tables = [pa.parquet.read_table(file, columns=[column]) for file in files]
                 table = pa.concat_tables(tables, promote_options="permissive")
             except (pa.ArrowException, OSError) as error:
-                reason = str(error).splitlines()[0]
-                raise UserError(f"{where}: column '{column}': {reason}") from None
+                raise UserError(f"{where}: column '{column}': {first_line(error)}") from None
             names = _class_names(schema, column)
             self.classes, self.labels = _numbered(table.column(column), names, where)
 
@@ -64,34 +65,22 @@ class Parquet:
 
     def read(self, i: int) -> bytes:
         group = int(np.searchsorted(self._ends, i, "right"))
-        column = self._kept.get(group)
-        if column is None:
-            column = self._load(group, i)
+        try:
+            with self._turns[group]:  # one thread reads it, others then find it
+                column = self._column(group)
+        except (_pyarrow().ArrowException, OSError) as error:
+            raise BadImage(self.name(i), first_line(error)) from None
         value = column[i - int(self._ends[group])].as_py()  # counted from the group's end
         if value is None:
             raise BadImage(self.name(i), "its bytes are missing in the file")
         return value
 
-    def _load(self, group: int, i: int) -> Any:
-        """The image column of a row group, kept for whoever asks next."""
-        pa = _pyarrow()
-        with self._turns[group % TURNS]:  # one thread reads it, others then find it
-            column = self._kept.get(group)
-            if column is not None:
-                return column
-            n, g = self._groups[group].tolist()
-            try:
-                with pa.parquet.ParquetFile(self._files[n], metadata=self._footers[n]) as file:
-                    table = file.read_row_group(g, columns=[self._image], use_threads=False)
-            except (pa.ArrowException, OSError) as error:
-                raise BadImage(self.name(i), str(error).splitlines()[0]) from None
-            column = pa.compute.struct_field(table.column(0), "bytes")
-            with self._lock:
-                self._kept[group] = column
-                self._bytes += column.nbytes
-                while self._bytes > KEPT and len(self._kept) > 1:
-                    self._bytes -= self._kept.pop(next(iter(self._kept))).nbytes
-            return column
+    def _read_group(self, group: int) -> Any:
+        """The image column of a row group."""
+        pa, (n, g) = _pyarrow(), self._places[group]
+        with pa.parquet.ParquetFile(self._files[n], metadata=self._footers[n]) as file:
+            table = file.read_row_group(g, columns=[self._image], use_threads=False)
+        return pa.compute.struct_field(table.column(0), "bytes")
 
     def name(self, i: int) -> str:
         n = int(np.searchsorted(self._starts, i, "right")) - 1
@@ -108,20 +97,23 @@ def _pyarrow() -> Any:
     return pyarrow
 
 
+def _datasets() -> Any:
+    try:
+        import datasets
+    except ImportError:
+        needs = "data.source=huggingface needs datasets: pip install 'tacit[huggingface]'"
+        raise UserError(needs) from None
+    return datasets
+
+
 def _footer(file: Path) -> Any:
     """A parquet file's description: its columns and row groups."""
     pa = _pyarrow()
     try:
         return pa.parquet.read_metadata(file)
     except (pa.ArrowException, OSError) as error:
-        reason = str(error).splitlines()[0]
+        reason = first_line(error)
         raise UserError(f"data.path={file}: not readable as parquet: {reason}") from None
-
-
-def _is_image_struct(kind: Any) -> bool:
-    import pyarrow as pa
-
-    return pa.types.is_struct(kind) and any(kind.field(n).name == "bytes" for n in range(len(kind)))
 
 
 def _class_names(schema: Any, column: str) -> list[str] | None:
@@ -142,13 +134,11 @@ def _numbered(
         names: of the classes, if they are known; else the values are the names.
     Raises: UserError if some images have labels and others have none.
     """
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
+    pa = _pyarrow()
     if pa.types.is_dictionary(column.type):
         column = column.cast(column.type.value_type)
     if pa.types.is_integer(column.type):  # the hub's data sets say -1 where labels are withheld
-        column = pc.if_else(pc.less(column, 0), None, column)
+        column = pa.compute.if_else(pa.compute.less(column, 0), None, column)
     elif not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)):
         return None, None
     if column.null_count:
@@ -245,31 +235,17 @@ def _load_hub(name: str, folder: str | None, split: str | None = None) -> Any:
         return datasets.load_dataset(path, configuration, split=split, cache_dir=where)
     except Exception as error:  # a download fails in too many ways to name
         asked = f"huggingface:{name}" + (f":{split}" if split else "")
-        raise UserError(f"data.source={asked}: {_first_line(error)}") from None
+        raise UserError(f"data.source={asked}: {first_line(error)}") from None
 
 
 def _load_saved(path: Path) -> Any:
     try:
         data = _datasets().load_from_disk(str(path))
     except Exception as error:
-        raise UserError(f"data.path={path}: {_first_line(error)}") from None
+        raise UserError(f"data.path={path}: {first_line(error)}") from None
     if isinstance(data, dict):
         raise UserError(
             f"data.path={path}: none of its splits {', '.join(data)} is called train; name one: "
             f"data.path={path / next(iter(data))}"
         )
     return data
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)
-
-
-def _datasets() -> Any:
-    try:
-        import datasets
-    except ImportError:
-        raise UserError(
-            "data.source=huggingface needs datasets: pip install 'tacit[huggingface]'"
-        ) from None
-    return datasets

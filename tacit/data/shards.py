@@ -1,27 +1,27 @@
 """Tar files in WebDataset's layout: a sample's members share the path up to the first dot."""
 
-import contextlib
 import hashlib
 import itertools
 import json
 import os
 import re
-import weakref
+from bisect import bisect_right
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from tacit.data.download import fetch
-from tacit.data.names import Names
+from tacit.data.folder import ENDINGS
+from tacit.data.names import Names, keep, kept
 from tacit.data.source import BadImage
 from tacit.data.tar import members
 from tacit.errors import UserError
-from tacit.files import write_atomically
 
-IMAGES = (b"jpg", b"jpeg", b"png", b"webp", b"bmp", b"gif", b"tif", b"tiff")  # the first there is
+IMAGES = tuple(ending[1:] for ending in ENDINGS)  # of a sample's images the first there is
 LABELS = ("label", "class", "target", "cls", "category")  # keys of a sample's .json, likewise
-VERSION = 1  # of the saved index
+VERSION = 2  # of the saved index
 DESCRIPTORS = 256  # files kept open; a process may open 1,024 where nobody raised the limit
 
 
@@ -31,15 +31,15 @@ class Index(NamedTuple):
     Fields:
         offsets, sizes: (n,) int64, bytes, of an image's content in the shard.
         labels: (n,) int32, places in `classes`; -1 of a sample without a label.
-        skipped: samples without an image.
+        skipped: (), samples without an image.
     """
 
     keys: Names
     offsets: np.ndarray
     sizes: np.ndarray
     labels: np.ndarray
-    classes: list[str]
-    skipped: int
+    classes: Names
+    skipped: np.ndarray
 
 
 class Shards:
@@ -57,7 +57,9 @@ class Shards:
     ) -> None:
         names = sorted({str(file) for file in files})
         self._files = [
-            fetch(name, f"{n} of {len(names)}") if "://" in name else Path(name).expanduser()
+            fetch(name, f"{n} of {len(names)}")
+            if "://" in name
+            else Path(name).expanduser().absolute()
             for n, name in enumerate(names, 1)
         ]
         shards = [_index(file, labels, cache) for file in self._files]
@@ -65,9 +67,8 @@ class Shards:
         self._keys = Names.joined([shard.keys for shard in shards])
         self._offsets = np.concatenate([shard.offsets for shard in shards])
         self._sizes = np.concatenate([shard.sizes for shard in shards])
-        self.skipped = sum(shard.skipped for shard in shards)
-        self._descriptors: dict[int, int] = {}
-        weakref.finalize(self, _close, self._descriptors)
+        self.skipped = sum(int(shard.skipped) for shard in shards)
+        self._opened = lru_cache(DESCRIPTORS)(partial(open, mode="rb", buffering=0))
         if not len(self):
             endings = " ".join(ending.decode() for ending in IMAGES)
             raise UserError(
@@ -99,32 +100,17 @@ class Shards:
         return len(self._offsets)
 
     def read(self, i: int) -> bytes:
-        offset, size = int(self._offsets[i]), int(self._sizes[i])
-        data = self._read(int(np.searchsorted(self._ends, i, "right")), offset, size)
-        if len(data) < size:
+        file = self._opened(self._file(i))  # it closes when nothing refers to it
+        data = os.pread(file.fileno(), int(self._sizes[i]), int(self._offsets[i]))
+        if len(data) < self._sizes[i]:
             raise BadImage(self.name(i), "the shard has become shorter")
         return data
 
-    def _read(self, shard: int, offset: int, size: int) -> bytes:
-        kept = self._descriptors.get(shard)
-        if kept is not None:
-            return os.pread(kept, size, offset)
-        file = os.open(self._files[shard], os.O_RDONLY)
-        try:
-            return os.pread(file, size, offset)
-        finally:
-            few = len(self._descriptors) < DESCRIPTORS
-            # another thread may have been faster
-            if not few or self._descriptors.setdefault(shard, file) != file:
-                os.close(file)
-
     def name(self, i: int) -> str:
-        return f"{self._files[np.searchsorted(self._ends, i, 'right')]} {self._keys[i]}"
+        return f"{self._file(i)} {self._keys[i]}"
 
-
-def _close(descriptors: dict[int, int]) -> None:
-    for file in descriptors.values():
-        os.close(file)
+    def _file(self, i: int) -> Path:
+        return self._files[bisect_right(self._ends, i)]
 
 
 def _index(path: Path, labels: bool, cache: Path | None) -> Index:
@@ -135,14 +121,14 @@ def _index(path: Path, labels: bool, cache: Path | None) -> Index:
     try:
         with path.open("rb", buffering=0) as file:
             status = os.fstat(file.fileno())
-            digest = hashlib.sha256(os.fsencode(path.absolute())).hexdigest()[:24]
-            stamp = [VERSION, labels, status.st_size, status.st_mtime_ns]
+            stamp = [VERSION, labels, status.st_size, status.st_mtime_ns, path]
+            digest = hashlib.sha256(os.fsencode(" ".join(map(str, stamp)))).hexdigest()[:24]
             saved = cache and cache / "shards" / f"{digest}.npz"
-            index = saved and _load(saved, stamp)
+            index = saved and kept(saved, Index)
             if index is None:
                 index = _scan(file.fileno(), labels)
                 if saved:
-                    _save(saved, stamp, index)
+                    keep(saved, index)
             return index
     except OSError as error:
         raise UserError(f"data.path={path}: {error.strerror or error}") from None
@@ -176,10 +162,9 @@ def _scan(file: int, labels: bool) -> Index:
         classes.setdefault(texts[key], len(classes)) if key in texts else -1 for key in images
     ]
     _, offsets, sizes = np.array(list(images.values()), np.int64).reshape(-1, 3).T.copy()
-    skipped = len(keys) - len(images)
-    return Index(
-        Names.of(images), offsets, sizes, np.array(numbers, np.int32), list(classes), skipped
-    )
+    names = Names.of(name.encode() for name in classes)
+    skipped = np.array(len(keys) - len(images))
+    return Index(Names.of(images), offsets, sizes, np.array(numbers, np.int32), names, skipped)
 
 
 def _label(name: bytes, ending: bytes, content: bytes) -> str | None:
@@ -197,39 +182,6 @@ def _label(name: bytes, ending: bytes, content: bytes) -> str | None:
     if re.fullmatch(r"[+-]?[0-9]{1,18}", text):
         return str(int(text)) if int(text) >= 0 else None
     return text or None
-
-
-def _save(path: Path, stamp: list[int], index: Index) -> None:
-    arrays = {
-        "stamp": np.array(stamp),
-        "blob": np.frombuffer(index.keys.blob, np.uint8),
-        "ends": index.keys.offsets,
-        "offsets": index.offsets,
-        "sizes": index.sizes,
-        "labels": index.labels,
-        "classes": np.array(index.classes, np.str_),
-        "skipped": np.array(index.skipped),
-    }
-
-    def write(temporary: Path) -> None:
-        with temporary.open("wb") as file:
-            np.savez(file, **arrays)
-
-    with contextlib.suppress(OSError):  # where nothing can be kept, shards are scanned each time
-        write_atomically(path, write)
-
-
-def _load(path: Path, stamp: list[int]) -> Index | None:
-    """A saved index; None if there is none, of an older shard, or damaged."""
-    try:
-        with np.load(path, allow_pickle=False) as saved:
-            if saved["stamp"].tolist() != [int(value) for value in stamp]:
-                return None
-            keys = Names(saved["blob"].tobytes(), saved["ends"])
-            arrays = (saved[name] for name in ("offsets", "sizes", "labels"))
-            return Index(keys, *arrays, saved["classes"].tolist(), int(saved["skipped"]))
-    except Exception:  # NumPy and zipfile meet damaged bytes with many kinds
-        return None
 
 
 def expand(text: str) -> list[str]:

@@ -57,7 +57,11 @@ class Joined:
         if any(source.classes is not None for source in sources):
             self._join_labels()
         known = [origins(source) for source in sources]
-        self.origins = None if any(k is None for k in known) else np.concatenate(known)
+        self.origins = None
+        if any(rows is not None for rows in known):
+            unknown = [np.zeros((len(source), 16), np.uint8) for source in sources]
+            pairs = zip(known, unknown, strict=True)
+            self.origins = np.concatenate([b if a is None else a for a, b in pairs])
 
     def _join_labels(self) -> None:
         if any(source.classes is None for source in self._sources):
@@ -109,6 +113,11 @@ class Part:
         return self._source.name(int(self._rows[i]))
 
 
+def first_line(error: Exception | str) -> str:
+    """Of what a library says, for a message of one line."""
+    return next(iter(str(error).splitlines()), type(error).__name__)
+
+
 def content_hash(data: bytes | np.ndarray) -> bytes:
     """16 bytes that name what `read` returned: the file's bytes, or the pixels and their shape."""
     if isinstance(data, bytes):
@@ -119,9 +128,15 @@ def content_hash(data: bytes | np.ndarray) -> bytes:
 
 
 def origins(source: Source) -> np.ndarray | None:
-    """(N, 16) uint8, the content hashes of the images that a source's images were made from; None
-    of sources that hold them as they were."""
+    """(N, 16) uint8, the content hashes of the images that a source's images were made from, 0 of
+    those that are as they were; None if all are."""
     return getattr(source, "origins", None)
+
+
+def made_from(source: Source, contents: np.ndarray) -> np.ndarray:
+    """(N, 16) the same of all images, given the content hashes of what the source holds."""
+    known = origins(source)
+    return contents if known is None else np.where(known.any(1)[:, None], known, contents)
 
 
 def align(source: Source, classes: list[str]) -> None:

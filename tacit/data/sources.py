@@ -59,13 +59,10 @@ class DataConfig(Config):
     test_fraction: float = Field(0.2, gt=0, lt=1)  # held out of a labelled set without a test split
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)  # of pixels in [0, 1], subtracted
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)  # divided by
-    in_memory: bool | None = (
-        None  # decode once and keep (default: equally large images up to 96 px)
-    )
+    # decode once and keep (default: equally large images up to 96 px)
+    in_memory: bool | None = None
     workers: int | None = Field(None, ge=1)  # decoding threads (default: one for each core)
-    max_bad: float = Field(
-        0.001, ge=0, le=1
-    )  # broken images, a fraction, that training puts up with
+    max_bad: float = Field(0.001, ge=0, le=1)  # of images, that training puts up with if broken
 
 
 def with_source(layer: Tree) -> Tree:
@@ -89,20 +86,16 @@ def open_source(config: DataConfig, split: str, cache: Path | None = None) -> So
         ]
     else:
         paths = several(config.path) or [None]
-        folders = _folders(config.image_dir, len(paths))
-        found = [
+        opened = [
             _open_split(config, path, folder, split, cache)
-            for path, folder in zip(paths, folders, strict=True)
+            for path, folder in zip(paths, _folders(config.image_dir, len(paths)), strict=True)
         ]
-    found = [source for source in found if source is not None]
+        found = [source for source in opened if source is not None]
     if not found:
         return None
     source = found[0] if len(found) == 1 else Joined(found)
-    return _some(source, config) if split == "train" else source
-
-
-def _some(source: Source, config: DataConfig) -> Source:
-    """At most `limit` of the images, or the share of them that is asked for."""
+    if split == "test":
+        return source
     count = max(2, round(config.fraction * len(source)))
     count = min(count, config.limit or count)
     if count >= len(source):
@@ -119,11 +112,12 @@ def several(places: Places | None) -> list[str]:
 def _folders(places: Places | None, count: int) -> list[str | None]:
     """The folder of each list."""
     found = several(places) or [None]
-    if len(found) not in (1, count):
+    found *= count if len(found) == 1 else 1
+    if len(found) != count:
         raise UserError(
             f"data.image_dir: {len(found)} folders for {count} lists; give one each, or one for all"
         )
-    return found * count if len(found) == 1 else found
+    return found
 
 
 def _open_split(
@@ -134,7 +128,6 @@ def _open_split(
     A path's splits are found by the usual names: sub-folders, files that start with them, or arrays
     in one .npz; `test_path` names the test split elsewhere. A labelled set without a test split is
     divided here, by coordinates, `test_fraction` for testing.
-    Raises: UserError for a source or path that is not there or not readable.
     """
     kind, _, name = config.source.partition(":")
     if kind == "digits" or (kind == "auto" and path is None):
@@ -166,19 +159,26 @@ Where = Path | list[Path] | list[str] | Any
 
 def _locate(key: str, text: str, kind: str) -> tuple[str, Where, Where | None]:
     """The kind of what a path names, what to open for training, and for testing if it is there."""
-    path = Path(text).expanduser()
-    if "://" in text or ("{" in text and not path.exists()):
-        files = expand(text)
-        train, test = _by_name(files, os.path.commonpath(map(os.path.abspath, files)))
-        return "webdataset", train or files, test if train else None
-    if not path.exists():
-        raise UserError(f"data.{key}={text}: no such file or folder")
-    kind = recognise(path) if kind == "auto" else kind
-    if kind not in KINDS:
+    if kind not in ("auto", *KINDS):
         raise UserError(
             f"data.source={kind}: no such source.{near(kind, SOURCES)} Known: {', '.join(SOURCES)}"
         )
+    if is_pattern(text):
+        if kind not in ("auto", "webdataset"):
+            raise UserError(f"data.{key}={text}: names tar shards, not data.source={kind}")
+        files = expand(text)
+        train, test = _by_name(files, os.path.commonpath(map(os.path.abspath, files)))
+        return "webdataset", train or files, test if train else None
+    path = Path(text).expanduser()
+    if not path.exists():
+        raise UserError(f"data.{key}={text}: no such file or folder")
+    kind = recognise(path) if kind == "auto" else kind
     return kind, *_find_splits(kind, path)
+
+
+def is_pattern(text: str) -> bool:
+    """Whether it stands for shards, by addresses or braces, and names no file or folder."""
+    return "://" in text or ("{" in text and not Path(text).expanduser().exists())
 
 
 def recognise(path: Path) -> str:
@@ -186,7 +186,7 @@ def recognise(path: Path) -> str:
     if path.is_file():
         kind = _kind_of(path.name)
         if kind in (None, "folder"):
-            known = sorted(end for kind in ENDINGS if kind != "folder" for end in ENDINGS[kind])
+            known = sorted(set().union(*ENDINGS.values()) - EXTENSIONS)
             raise UserError(f"data.path={path}: is none of {', '.join(known)}, nor a folder")
         return kind
     places = [path, *folders_in(path)]
@@ -208,8 +208,8 @@ def _kind_of(name: str) -> str | None:
 
 
 def _files(path: Path) -> Iterator[str]:
-    """File names below a folder, one folder after the other: a caller stops at the first it
-    knows."""
+    """Paths of the files below a folder but of hidden ones, one folder after the other: a caller
+    stops at the first it knows."""
     seen = set()
     for folder, folders, files in os.walk(path, followlinks=True):
         real = os.path.realpath(folder)
@@ -217,8 +217,8 @@ def _files(path: Path) -> Iterator[str]:
             folders.clear()
             continue
         seen.add(real)
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        yield from sorted(files)
+        folders[:] = sorted(name for name in folders if name[0] != ".")
+        yield from (os.path.join(folder, name) for name in sorted(files) if name[0] != ".")
 
 
 def folders_in(path: Path) -> list[Path]:
@@ -240,8 +240,10 @@ def _find_splits(kind: str, path: Path) -> tuple[Where, Where | None]:
         return (train, test) if train else (path, None)
     if path.is_file():
         return [path], [path] if kind == "arrays" and Arrays.splits(path) else None
-    files = sorted(p for p in path.rglob("*") if p.suffix.lower() in ENDINGS[kind])
-    return _by_name(files, path)
+    files = [Path(file) for file in _files(path) if _kind_of(file) == kind]
+    if not files:
+        raise UserError(f"data.path={path}: holds no files {', '.join(sorted(ENDINGS[kind]))}")
+    return _by_name(sorted(files), path)
 
 
 def _by_name(files: list[Any], root: Path | str) -> tuple[list[Any], list[Any] | None]:
@@ -258,12 +260,7 @@ def _says(file: Path | str, root: Path | str, names: tuple[str, ...]) -> bool:
 
 
 def _open(
-    kind: str,
-    where: Where,
-    split: str,
-    config: DataConfig,
-    cache: Path | None,
-    image_dir: str | None,
+    kind: str, where: Where, split: str, config: DataConfig, cache: Path | None, folder: str | None
 ) -> Source:
     if kind == "folder":
         return Folder(where, config.labels, cache)
@@ -281,6 +278,6 @@ def _open(
         listed = ", ".join(f.name for f in where[:4])
         raise UserError(f"data.path: several {kind} files for '{split}' ({listed}); name one")
     if kind == "list":
-        folder = Path(image_dir).expanduser() if image_dir else where[0].parent
-        return ListFile(where[0], folder, config.labels)
+        start = Path(folder).expanduser() if folder else where[0].parent
+        return ListFile(where[0], start, config.labels)
     return Arrays(where[0], split, config.labels)

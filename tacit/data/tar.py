@@ -28,11 +28,12 @@ def members(file: int) -> Iterator[tuple[bytes, int, int]]:
             name = described.get(b"path", name)
             size = int(described.get(b"size", size))
             if kind == b"S" or any(key.startswith(b"GNU.sparse") for key in described):
-                raise ValueError(f"'{_shown(name)}' is sparse; pack it without tar's --sparse")
+                shown = name.decode(errors="replace")
+                raise ValueError(f"'{shown}' is sparse; pack it without tar's --sparse")
         content = place + BLOCK
         place = content + (0 if kind in EMPTY else -(-size // BLOCK) * BLOCK)
         if place > end:
-            raise ValueError(f"cut short: it ends within '{_shown(name)}'")
+            raise ValueError(f"cut short: it ends within '{name.decode(errors='replace')}'")
         if kind == PAX:
             described |= _records(os.pread(file, size, content))
         elif kind == LONG_NAME:
@@ -67,10 +68,6 @@ def _parse(header: bytes, place: int) -> tuple[bytes, int, bytes]:
 
 def _octal(field: bytes) -> int:
     return int(field.partition(b"\0")[0].strip() or b"0", 8)
-
-
-def _shown(name: bytes) -> str:
-    return name.decode(errors="replace")
 
 
 def _records(content: bytes) -> dict[bytes, bytes]:

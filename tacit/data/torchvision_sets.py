@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from tacit.config import near
+from tacit.data.source import first_line
 from tacit.errors import UserError
 
 
@@ -23,34 +24,30 @@ class Torchvision:
             hint = near(name, [n for n in dir(datasets) if n[0].isupper()])
             raise UserError(f"data.source=torchvision:{name}: no such data set.{hint}")
         folder = root or str(Path.home() / ".cache" / "tacit")
-        by_split = {"split": split} if "split" in cls.__init__.__annotations__ else {}
-        if not by_split and split not in ("train", "test"):
-            raise UserError(
-                f"data.source=torchvision:{name}:{split}: {name} has a train and a test split only"
-            )
-        by_train = {} if by_split else {"train": split == "train"}
+        which = {"split": split}
+        if "split" not in cls.__init__.__annotations__:
+            which = {"train": split == "train"}
+            if split not in ("train", "test"):
+                raise UserError(
+                    f"data.source=torchvision:{name}:{split}: {name} has a train and a test split "
+                    f"only"
+                )
         try:
-            self._data = cls(folder, download=True, **by_split, **by_train)
-        except (
-            Exception
-        ) as error:  # a download fails in too many ways to name; each is the user's to see
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            self._data = cls(folder, download=True, **which)
+        except Exception as error:  # a download fails in too many ways to name
             raise UserError(
-                f"data.source=torchvision:{name}, data.path={folder}: {reason}. Without a network, "
-                f"put the files there or use another source"
+                f"data.source=torchvision:{name}, data.path={folder}: {first_line(error)}. Without "
+                f"a network, put the files there or use another source"
             ) from None
-        self.classes = (
-            list(self._data.classes) if labels and hasattr(self._data, "classes") else None
-        )
         self._name, self._split = name, split
-        targets = getattr(self._data, "targets", getattr(self._data, "labels", None))
-        self.labels = None
-        if self.classes:
+        self.classes = self.labels = None
+        if labels and hasattr(self._data, "classes"):
+            targets = getattr(self._data, "targets", getattr(self._data, "labels", None))
             if targets is None:
                 targets = [self._data[i][1] for i in range(len(self._data))]
-            self.labels = np.asarray(targets, np.int64)
-            if self.labels.min() < 0:  # -1: no label, as in parts of STL-10
-                self.classes = self.labels = None
+            numbers = np.asarray(targets, np.int64)
+            if numbers.min() >= 0:  # -1: no label, as in parts of STL-10
+                self.classes, self.labels = list(self._data.classes), numbers
 
     def __len__(self) -> int:
         return len(self._data)

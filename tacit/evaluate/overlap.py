@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tacit.data.decode import decoded, read
 from tacit.data.images import Images, cut
-from tacit.data.source import BadImage, content_hash, origins
+from tacit.data.source import BadImage, content_hash, made_from
 
 LUMA = (0.299, 0.587, 0.114)  # weights of red, green and blue, as in JPEG and Pillow
 SIDE = 8  # of the thumbnail that the difference hash compares
@@ -71,8 +71,7 @@ def prints(images: Images) -> Prints:
     contents = np.frombuffer(b"".join(hashes), np.uint8).reshape(-1, 16)
     names = [source.name(i) for i in range(len(source))]
     paths = [os.path.realpath(name) if os.sep in name else name for name in names]
-    known = origins(source)
-    return Prints(paths, contents, contents if known is None else known, looks)
+    return Prints(paths, contents, made_from(source, contents), looks)
 
 
 def compare(train: Prints, test: Prints) -> Overlap:
