@@ -9,7 +9,7 @@ RUN ?= runs/digits-simclr
 
 ifdef CONFIGER_PATH
 run: setup            ## with CONFIGER_PATH=path/to/pretrain/simclr.ini: run that file; KEYS="epochs=5" over it
-	$(BIN)/tacit run $(CONFIGER_PATH) $(KEYS)
+	$(BIN)/tacit run "$(CONFIGER_PATH)" $(KEYS)
 else
 run: setup            ## pretrain on real handwritten digits, then print what was learned
 	$(BIN)/tacit pretrain digits/simclr --run $(RUN)

@@ -164,3 +164,12 @@ def test_progress_names_no_rate_that_nobody_measured(capsys):
     with ImageProgress() as watch:
         watch("packing", 5, 5)
     assert capsys.readouterr().err == "packing 5/5\n"
+
+
+def test_a_folder_that_cannot_be_written_is_one_line(tmp_path, command):
+    (tmp_path / "file").write_text("not a folder")
+    keys = [*TINY, *heads("simclr"), "max_steps=1"]
+    done = command("pretrain", "digits/simclr", *keys, "--run", "file/run", cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.startswith("tacit: 'file/run")
+    assert len(done.stderr.splitlines()) == 1

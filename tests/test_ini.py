@@ -1,6 +1,7 @@
 """The typed INI language: what is written is read back, and what is wrong is named by its line."""
 
 import contextlib
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -29,9 +30,31 @@ NAMES = st.from_regex(r"[a-z_][a-z0-9_]{0,8}", fullmatch=True)
 COMMENTS = st.sampled_from(["", "  # a comment", " #", " # was 2@str", "\t# x = 'y'@list"])
 
 
+def dump_value(value: Any) -> str:
+    """`value@type`, which `ini.parse_value` reads as the same value."""
+    kind = next(name for name, cls in ini.TYPES.items() if type(value) is cls)
+    if kind != "str":
+        return f"{value!r}@{kind}"
+    risky = value != value.strip() or "@" in value or not value.isprintable()
+    return f"{value!r}@str" if risky or value[:1] in ("'", '"') else f"{value}@str"
+
+
+def dump(tree: dict, sections: tuple[str, ...] = ()) -> str:
+    """A file of these keys.
+
+    Args:
+        sections: the mappings that become sections; the others are values.
+    """
+    flat = {key: value for key, value in tree.items() if key not in sections}
+    lines = [f"{key} = {dump_value(value)}" for key, value in flat.items()]
+    for name in sections:
+        lines += [f"[{name}]", *(f"{key} = {dump_value(v)}" for key, v in tree[name].items())]
+    return "\n".join(lines) + "\n"
+
+
 @given(NAMES, VALUES, COMMENTS)
 def test_any_typed_value_survives_a_round_trip(name, value, comment):
-    text = f"# head\n\n  {name} = {ini.dump_value(value)}{comment}\n"
+    text = f"# head\n\n  {name} = {dump_value(value)}{comment}\n"
     read = ini.parse(text, "x.ini")
     assert read.tree == {name: value}
     assert type(read.tree[name]) is type(value)
@@ -43,7 +66,7 @@ def test_any_typed_value_survives_a_round_trip(name, value, comment):
     st.dictionaries(NAMES.map("s{}".format), st.dictionaries(NAMES, VALUES, max_size=3)),
 )
 def test_a_whole_file_survives_a_round_trip(flat, sections):
-    text = ini.dump({**flat, **sections}, tuple(sections))
+    text = dump({**flat, **sections}, tuple(sections))
     assert ini.parse(text, "x.ini").tree == {**flat, **sections}
 
 
@@ -109,6 +132,13 @@ def test_a_wrong_line_is_named_with_its_reason(line, reason):
     assert reason in str(error.value)
 
 
+def test_all_wrong_lines_are_told_at_once():
+    with pytest.raises(UserError) as error:
+        ini.parse("epochs\n[a\nk = x@int\nk = 1@int\n[a]\nk = 2@int\nk = 3@int\n", "x.ini")
+    numbers = [line.split(":")[1] for line in str(error.value).splitlines()]
+    assert numbers == ["1", "2", "3", "7"]
+
+
 def test_a_section_is_opened_once():
     with pytest.raises(UserError, match=r"x.ini:3: 'a' is given twice, first in line 1"):
         ini.parse("[a]\nk = 1@int\n[a]\n", "x.ini")
@@ -127,6 +157,10 @@ def test_a_section_is_opened_once():
         ("other.word=a b", ("other", "word"), "a b"),
         ("name={'train': 1}", ("name",), {"train": 1}),
         ("name={epoch}", ("name",), "{epoch}"),
+        ("new='1'", ("new",), "1"),
+        ("new=true", ("new",), True),
+        ("new=1e-3", ("new",), 1e-3),
+        ("new=", ("new",), ""),
     ],
 )
 def test_arguments_lie_over_the_file(argument, path, value):

@@ -3,8 +3,12 @@
 import csv
 import json
 import shutil
+import signal
 import subprocess
+import sys
+import time
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -15,8 +19,9 @@ from PIL import Image
 
 from tacit import config as layers
 from tacit import dialects
+from tacit.cli import processes
 from tacit.cli.jobs import composed, read_job
-from tacit.dialects import ini, native
+from tacit.dialects import native
 from tacit.dialects.lightweight_tables import SSL_ARGS
 from tacit.dialects.report import Converted, Fate
 from tacit.errors import UserError
@@ -26,6 +31,8 @@ from tacit.measure.subject import open_subject
 from tacit.train.log import read_metrics
 from tacit.train.optim import lr_factor, scaled_lr
 from tests.conftest import ROOT, tacit
+from tests.processes import Started
+from tests.test_ini import dump
 
 SECTIONS = ("wandb_args", "ckpt_args", "ssl_args")
 FLAT = {  # each flat key that pretraining has
@@ -94,7 +101,7 @@ def write(folder: Path, flat: dict, phase: str = "pretrain", name: str = "x", **
     tree = {**flat, "wandb_args": WANDB, "ckpt_args": CKPT, "ssl_args": SSL, **sections}
     path = folder / phase / f"{name}.ini"
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("# of a test\n" + ini.dump(tree, SECTIONS))
+    path.write_text("# of a test\n" + dump(tree, SECTIONS))
     return path
 
 
@@ -226,13 +233,9 @@ def test_crops_devices_and_seeds(tmp_path):
 
 def test_the_name_of_the_folder_is_the_phase(tmp_path):
     flat = {**FLAT, "pretrain_ckpt_path": "ckpts/simclr", "epochs": 90}
-    for folder, phase in (("pretrain", "pretrain"), ("linear_eval", "linear-augmented")):
-        converted = (
-            dialects.convert(write(tmp_path, FLAT | flat, folder))
-            if phase != "pretrain"
-            else dialects.convert(write(tmp_path, FLAT, folder))
-        )
-        assert converted.phase == phase
+    assert dialects.convert(write(tmp_path, flat)).phase == "pretrain"
+    converted = dialects.convert(write(tmp_path, flat, "linear_eval"))
+    assert converted.phase == "linear-augmented"
     assert (converted.subject, converted.protocol) == ("ckpts/simclr", "linear-augmented")
     assert converted.run == "ckpts/simclr-linear_eval"
     assert converted.tree["epochs"] == 90
@@ -245,7 +248,7 @@ def test_mistakes_are_listed_at_once_with_their_lines(tmp_path):
     lines = problems(path, "epochs='100'@str", "dataset=cifar", "compute_cfg.acelerator=cpu")
     text = "\n".join(lines)
     assert "x.ini:15: unknown key 'batchsize'. Did you mean 'batch_size'" in text
-    assert "x.ini:14: log_type=wandbb: no such logger. Did you mean 'wandb'?" in text
+    assert "x.ini:14: log_type=wandbb: no such log_type. Did you mean 'wandb'?" in text
     assert "unknown key 'ssl_args.lrr'. Did you mean 'lr'" in text
     assert "epochs=100: is a str, not @int" in text
     assert "dataset=cifar: no such dataset. Did you mean 'cifar10'" in text
@@ -281,16 +284,57 @@ def test_a_tpu_and_an_evaluation_without_its_classifier_are_refused(tmp_path):
         ("ckpt_args.only_eval=True", "ckpt_args.only_eval=True: is for linear evaluation"),
         ("ckpt_args.save_top_k=1.5@float", "ckpt_args.save_top_k=1.5: is a float, not @int"),
         ("ssl_args.pred_hidden_dim=7", "pred_hidden_dim=7: byol's predictor is as wide as"),
-        ("ssl_args={'lr': 1.0}", None),
+        ("ckpt_args.save_top_k=-2", "ckpt_args.save_top_k=-2: is a number of checkpoints, or -1"),
+        ("compute_cfg.num_nodes=0", "compute_cfg.num_nodes=0: is no number of machines"),
+        ("epoch_start=101", "epoch_start=101: is more than the 100 epochs of the whole"),
+        ("data_dir=[1]", "data_dir=[1]: is a list, not @str or @dict"),
+        ("backbone=", "backbone=: missing key; such as resnet50@str"),
     ],
 )
 def test_a_wrong_value_is_one_line(tmp_path, override, line):
     path = write(tmp_path, {**FLAT, "dataset": "custom", "ssl_method": "byol"})
-    if line is None:
-        assert fates(dialects.convert(path, [override]))["ssl_args.lr"] == Fate.TAKEN
-        return
     (found,) = problems(path, override)
     assert line in found
+
+
+@pytest.mark.parametrize(
+    ("keys", "line"),
+    [
+        ({"epochs": -2}, "3: epochs=-2: input should be greater than or equal to 1"),
+        ({"seed": -7}, "2: seed=-7: input should be greater than or equal to 0"),
+        ({"num_workers": -4}, "13: num_workers=-4: data.workers=-4: input should be greater"),
+        ({"backbone": "resnet19"}, "5: backbone=resnet19: backbone.name=resnet19: timm has no"),
+        ({"data_dir": "nowhere"}, "8: data_dir=nowhere: data.path=nowhere: no such file or folder"),
+        ({"aug_crop_lst": [3]}, "10: aug_crop_lst=[3]: views: makes 3 of an image, simclr takes 2"),
+        (
+            {"custom_ds_cfg": {"min_scale": 2.0}},
+            "11: custom_ds_cfg.min_scale=2.0: views.0={'count': 2,",
+        ),
+        (
+            {"custom_ds_cfg": {"mean": [0.5]}},
+            "11: custom_ds_cfg.mean=[0.5]: Missing key 'data.mean.1'.",
+        ),
+        (
+            {"ssl_args": {**SSL, "temperature": -0.2}},
+            "25: ssl_args.temperature=-0.2: method.temperature=-0.2: input should be greater than",
+        ),
+    ],
+)
+def test_what_only_the_run_finds_wrong_is_said_in_the_files_words(folder, command, keys, line):
+    path = small(folder, **keys)
+    done = command("run", str(path), "--run", "wrong", cwd=folder)
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"tacit: {path}:{line}")
+
+
+def test_what_lightning_takes_for_nothing_is_nothing(tmp_path):
+    none = {"gradient_clip_val": None, "max_steps": -1, "precision": None, "devices": -1}
+    path = write(tmp_path, {**FLAT, "compute_cfg": {"accelerator": "cpu", **none}, "log_type": ""})
+    config = composed(str(path), []).config
+    assert (config.clip_gradient, config.max_steps, config.batch_size) == (None, None, 512)
+    found = fates(dialects.convert(path))
+    assert found["compute_cfg.devices"] == Fate.REPLACED  # all devices: of the CPU one
+    assert found["compute_cfg.max_steps"] == found["log_type"] == Fate.WITHOUT_EFFECT
 
 
 def test_names_of_files_without_what_is_not_measured(tmp_path):
@@ -341,8 +385,7 @@ def test_a_file_of_the_wrong_phase_is_not_run(tmp_path, command):
     done = command("pretrain", str(path), cwd=tmp_path)
     assert done.returncode == 2
     assert done.stderr == (
-        "tacit: tacit pretrain: this file is for `tacit linear-augmented`; `tacit run` finds that "
-        "itself\n"
+        "tacit: this file is for `tacit linear-augmented`; `tacit run` finds that itself\n"
     )
 
 
@@ -353,8 +396,10 @@ def test_run_takes_configer_path_and_words_over_it(tmp_path, command, monkeypatc
     monkeypatch.setenv("CONFIGER_PATH", str(path))
     for words in ((), ("seed=5",), ("--opts", "seed", "-1")):
         done = command("run", *words, cwd=tmp_path)
-        wrong = done.stderr.splitlines()[-1]
-        assert wrong == "tacit: 'nowhere': no such run folder or file of weights"
+        assert done.stderr.splitlines()[-1] == (
+            f"tacit: {path}:15: pretrain_ckpt_path=nowhere: 'nowhere': no such run folder or file "
+            "of weights"
+        )
     done = command("run", "sed=5", cwd=tmp_path)
     assert "unknown key 'sed'. Did you mean 'seed'" in done.stderr
 
@@ -375,7 +420,7 @@ def test_the_makefile_and_the_script_take_configer_path(tmp_path):
     assert "CONFIGER_PATH" in done.stderr
     make = ["make", "-n", "run", "CONFIGER_PATH=pretrain/x.ini", "KEYS=epochs=5"]
     done = subprocess.run(make, cwd=ROOT, capture_output=True, text=True, check=True)
-    assert "tacit run pretrain/x.ini epochs=5" in done.stdout
+    assert 'tacit run "pretrain/x.ini" epochs=5' in done.stdout
     assert "digits/simclr" not in done.stdout
 
 
@@ -476,33 +521,101 @@ def test_from_the_file_to_the_numbers(folder, classifier, command):
     assert after == before, "only tested"
 
 
-def test_devices_start_processes_that_share_the_batch(folder, pretrained):
-    """As one process does: SimSiam's views, the losses of the first step, and one folder."""
+class Forked(Started):
+    """As Popen, but forked from a process that has imported torch."""
+
+    all: ClassVar[list["Forked"]] = []
+
+    def __init__(self, command: list[str], env: dict, **_: object) -> None:
+        super().__init__(*command[len(processes.COMMAND) :], cwd=Path.cwd(), **env)
+        self.all.append(self)
+
+    @property
+    def returncode(self) -> int | None:
+        return self.poll()
+
+
+def test_devices_start_processes_that_share_the_batch(folder, command, monkeypatch):
+    monkeypatch.setattr(processes, "Popen", Forked)
     keys = {"ssl_method": "simsiam", "batch_size": 4, "epochs": 1, "log_type": "tensorboard"}
     sections = {"ckpt_args": {"dirpath": "ckpts", "filename": "two", "monitor": "lin_acc1"}}
     both = {"devices": 2, "accelerator": "cpu", "strategy": "ddp"}
     path = small(folder, **keys, ssl_args={"lr": 0.1}, **sections, compute_cfg=both)
-    done = tacit("run", str(path), cwd=folder)
+    assert command("run", str(path), cwd=folder).returncode == 0
+    said = [rank.wait().stdout for rank in Forked.all]
+    assert [text.count("Done: ") for text in said] == [1, 0]
     run = folder / "ckpts" / "two"
     assert json.loads((run / "cost.json").read_text())["processes"] == 2
-    assert done.stdout.count("Done: ") == 1
     assert layers.read_yaml(run / "config.yaml")["batch_size"] == 8
     assert list((run / "tensorboard").iterdir())
     best = load_encoder(run / "best.safetensors").description
     assert best["knn"] == max(r.get("knn", 0) for r in read_metrics(run / "metrics.jsonl"))
-    wrong = tacit("run", str(path), "ssl_args.lr=0.2", cwd=folder, check=False)
-    assert wrong.returncode == 2
-    assert "holds another configuration" in wrong.stderr
-    assert "Traceback" not in wrong.stderr
 
 
-def test_epoch_start_goes_on_where_a_checkpoint_is(folder, pretrained, command):
-    start = command("run", str(small(folder, epoch_start=1)), cwd=folder)
-    assert start.returncode == 0  # what is there has got so far
+# In place of `tacit`: what each of two processes does.
+STUB = """
+import os, signal, sys, time
+rank = int(os.environ["RANK"])
+def save(*_):
+    time.sleep(0.5)
+    open(f"saved-{rank}", "w").close()
+    print("Stopped", file=sys.stderr)
+    sys.exit(143)
+signal.signal(signal.SIGTERM, save)
+open(f"began-{rank}", "w").close()
+match sys.argv[1]:
+    case "wait":
+        time.sleep(60)
+    case "mistake":
+        sys.exit(print("tacit: wrong", file=sys.stderr) or 2)
+    case "alone" if rank == 1:
+        sys.exit(print("lost", file=sys.stderr) or 3)
+    case "alone":
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        time.sleep(60)
+"""
+DRIVER = """
+import sys, typer
+from tacit.cli import processes
+processes.COMMAND = [sys.executable, "stub.py"]
+processes.GRACE = 1
+try:
+    processes.share_out(2, "cpu")
+except typer.Exit as end:
+    sys.exit(end.exit_code)
+"""
 
 
-def test_epoch_start_needs_a_checkpoint_of_that_epoch(folder, command):
+def launch(where: Path, word: str) -> subprocess.Popen:
+    (where / "stub.py").write_text(STUB)
+    command = [sys.executable, "-c", DRIVER, word]
+    return subprocess.Popen(command, cwd=where, stderr=subprocess.PIPE, text=True)
+
+
+@pytest.mark.parametrize(
+    ("word", "code", "said"), [("mistake", 2, "tacit: wrong\n"), ("alone", 3, "lost\n")]
+)
+def test_what_goes_wrong_in_a_process_is_said_once(tmp_path, word, code, said):
+    """A mistake that all have, and the end of one, after which the others cannot go on."""
+    started = launch(tmp_path, word)
+    assert started.communicate(timeout=60) == (None, said)
+    assert started.returncode == code
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_lets_all_processes_save(tmp_path, number, code):
+    started = launch(tmp_path, "wait")
+    while len(list(tmp_path.glob("began-*"))) < 2:
+        time.sleep(0.05)
+    started.send_signal(number)
+    assert started.communicate(timeout=60) == (None, "Stopped\n")
+    assert started.returncode == code
+    assert len(list(tmp_path.glob("saved-*"))) == 2
+
+
+def test_epoch_start_needs_a_checkpoint_of_that_epoch(folder, pretrained, command):
     path = small(folder, epoch_start=1)
+    assert command("run", str(path), cwd=folder).returncode == 0  # what is there has got so far
     done = command("run", str(path), "--run", "elsewhere", cwd=folder)
     assert done.returncode == 2
     assert "start_epoch=1: 'elsewhere/checkpoints' holds no checkpoint of that epoch" in done.stderr
@@ -536,22 +649,19 @@ def test_two_files_with_one_dirpath_and_name_do_not_share_a_run(folder, pretrain
     assert found["method"]["name"] == "simclr"
 
 
-@pytest.mark.parametrize("method", ["simclr", "simsiam", "nnclr"])
-def test_its_own_checkpoints_are_measured(tmp_path, method):
+def test_its_own_checkpoints_are_measured(tmp_path):
     """Lightning's file: the backbone under its own names beside heads, classifier and state."""
     backbone = timm.create_model("resnet18", num_classes=0)
     heads = {"projector.linear1.weight": (8, 512), "projector.bn1.bias": (8,)}
     heads |= {"classifier.weight": (10, 512), "classifier.bias": (10,)}
-    if method != "simclr":
-        heads["predictor.linear1.weight"] = (8, 8)
-    if method == "nnclr":
-        heads |= {"queue": (64, 8), "queue_y": (64,), "queue_ptr": (1,)}
+    heads |= {"predictor.linear1.weight": (8, 8)}
+    heads |= {"queue": (64, 8), "queue_y": (64,), "queue_ptr": (1,)}
     state = {f"backbone.{name}": value for name, value in backbone.state_dict().items()}
     state |= {name: torch.zeros(shape) for name, shape in heads.items()}
     more = {"epoch": 99, "global_step": 9, "pytorch-lightning_version": "1.6.0", "callbacks": {}}
     more |= {"optimizer_states": [], "lr_schedulers": [], "hyper_parameters": {}, "loops": {}}
     torch.save({"state_dict": state, **more}, tmp_path / "x.ckpt")
-    flat = {**SMALL, "ssl_method": method, "pretrain_ckpt_path": str(tmp_path / "x.ckpt")}
+    flat = {**SMALL, "ssl_method": "nnclr", "pretrain_ckpt_path": str(tmp_path / "x.ckpt")}
     job = read_job(write(tmp_path, flat, "linear_eval"))
     subject = open_subject(job.subject, native.arguments(job.tree), job.run)
     torch.manual_seed(0)

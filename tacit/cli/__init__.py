@@ -24,3 +24,8 @@ def main() -> None:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+    except OSError as error:  # a folder that cannot be written, a full disk
+        if error.filename is None:
+            raise
+        print(f"tacit: '{error.filename}': {error.strerror}", file=sys.stderr)
+        sys.exit(2)

@@ -1,5 +1,8 @@
 """What commands do with a configuration file of another system, or with what it became."""
 
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,7 +13,7 @@ from tacit.cli.processes import share_out
 from tacit.errors import UserError
 
 if TYPE_CHECKING:
-    from tacit.dialects.report import Converted
+    from tacit.dialects.report import Converted, Entry
     from tacit.run_config import Composed
 
 Opts = Annotated[
@@ -59,7 +62,7 @@ def evaluate_job(job: "Converted", command: str, run: str | None = None) -> None
     """
     _check_phase(job, command)
     share_out(job.processes, job.tree.get("device", "auto"))
-    with continuing():
+    with continuing(), in_its_words(job):
         print_from_first(_evaluate(job, run))
 
 
@@ -67,9 +70,37 @@ def _check_phase(job: "Converted", command: str) -> None:
     """`linear` also stands for `linear-augmented`: both train a linear classifier."""
     fits = command == job.phase or (command, job.phase) == ("linear", "linear-augmented")
     if not fits:
-        raise UserError(
-            f"tacit {command}: this file is for `tacit {job.phase}`; `tacit run` finds that itself"
-        )
+        raise UserError(f"this file is for `tacit {job.phase}`; `tacit run` finds that itself")
+
+
+@contextmanager
+def in_its_words(job: "Converted | None") -> Iterator[None]:
+    """A problem with a native value is told with the key of the file that it comes from."""
+    try:
+        yield
+    except UserError as error:
+        lines = str(error).splitlines()
+        raise UserError("\n".join(_said_of(job, x) for x in lines) if job else str(error)) from None
+
+
+def _said_of(job: "Converted", line: str) -> str:
+    """'optimizer.lr=-1.0: ...' as 'x.ini:30: ssl_args.lr=-1.0: optimizer.lr=-1.0: ...'."""
+    from tacit.dialects.report import said
+
+    entry = next((entry for entry in job.entries if entry.by and _gave(entry, line)), None)
+    if entry is None:
+        return line
+    own = f"{entry.key}={said(entry.value)}: "
+    return f"{entry.where}: {own}{line.removeprefix(own)}"
+
+
+def _gave(entry: "Entry", line: str) -> bool:
+    """Whether a problem is with what this key became, with a part of it, or with what holds it."""
+    if line.startswith((f"{entry.by}: ", f"'{entry.by}': ")):
+        return True
+    native, key = entry.by.partition("=")[0], re.match(r"(?:Missing key ')?([\w.]*)", line)[1]
+    held = native.startswith(f"{key}.") and native.rpartition(".")[2] in line.rpartition(": ")[2]
+    return f"{key}.".startswith(f"{native}.") or held
 
 
 def composed(
@@ -92,9 +123,11 @@ def composed(
     if job is None:
         return compose(what, overrides, run)
     _check_phase(job, "pretrain")
+    with in_its_words(job):
+        config = compose(None, native.arguments({"run": job.run} | job.tree), run)
     if trains:
-        share_out(job.processes, job.tree.get("device", "auto"))
-    return compose(None, native.arguments({"run": job.run} | job.tree), run)
+        share_out(job.processes, config.config.device)
+    return config
 
 
 def _evaluate(job: "Converted", run: str | None) -> Any:

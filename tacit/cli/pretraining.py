@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from tacit.cli.app import Overrides, What, app, continuing, is_first_rank
-from tacit.cli.jobs import Opts, composed
+from tacit.cli.jobs import Opts, composed, in_its_words, read_job
 
 
 @app.command()
@@ -18,9 +18,8 @@ def pretrain(
     """Pretrain an encoder; the same command again continues a stopped run."""
     from tacit import run as jobs
 
-    config = composed(what, overrides, run, opts, trains=True).config
-    with continuing():
-        folder = jobs.pretrain(config)
+    with continuing(), in_its_words(read_job(what, overrides, opts)):
+        folder = jobs.pretrain(composed(what, overrides, run, opts, trains=True).config)
     if is_first_rank():
         print(f"Done: {folder / 'encoder.safetensors'}. Measure it with: tacit knn {folder}")
 

@@ -7,7 +7,6 @@ otherwise (with spaces at its ends, a line break, or `@type #` in it) stands in 
 
 import ast
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,6 +19,7 @@ _TYPED = re.compile(rf"@({'|'.join(TYPES)})\s*(?=#|$)")
 _ANY_TYPE = re.compile(r"@(\w+)\s*(?:#.*)?$")
 _SECTION = re.compile(r"\[\s*([A-Za-z_][\w-]*)\s*\]\s*(?:#.*)?")
 _KEY = re.compile(r"[A-Za-z_][\w-]*")
+NO_LITERAL = (ValueError, SyntaxError, MemoryError, RecursionError)
 
 
 @dataclass
@@ -44,38 +44,40 @@ def is_typed(line: str) -> bool:
 def parse(text: str, name: str) -> Ini:
     """All keys of a file.
 
-    Raises: UserError for the first line that is wrong, with the file's name, its number, why.
+    Raises: UserError for the lines that are wrong, each with the file's name, its number, and why.
     """
-    ini, section, here = Ini(), "", {}
-    ini.tree = here
+    ini, problems, section = Ini(), [], ""
+    here = ini.tree
     for number, line in enumerate(re.split(r"\r\n|\r|\n", text.removeprefix("\ufeff")), 1):
         line = line.strip()
         if not line or line.startswith("#"):
             continue
         try:
             if line.startswith("["):
-                section, here = _open_section(line, ini)
-                ini.lines[section] = number
-                continue
-            key, value = _parse_line(line)
-            if key in here:
-                path = f"{section}.{key}" if section else key
-                raise ValueError(f"'{key}' is given twice, first in line {ini.lines[path]}")
+                section, here = "", ini.tree
+                key, value = _parse_section(line), {}
+            else:
+                key, value = _parse_line(line)
+            if f"{section}{key}" in ini.lines:
+                first = ini.lines[f"{section}{key}"]
+                raise ValueError(f"'{key}' is given twice, first in line {first}")
         except ValueError as error:
-            raise UserError(f"{name}:{number}: {error}") from None
+            problems.append(f"{name}:{number}: {error}")
+            continue
         here[key] = value
-        ini.lines[f"{section}.{key}" if section else key] = number
+        ini.lines[f"{section}{key}"] = number
+        if line.startswith("["):
+            section, here = f"{key}.", value
+    if problems:
+        raise UserError("\n".join(problems))
     return ini
 
 
-def _open_section(line: str, ini: Ini) -> tuple[str, Tree]:
+def _parse_section(line: str) -> str:
     found = _SECTION.fullmatch(line)
     if not found:
         raise ValueError(f"'{line}' is no section; write [name]")
-    if found[1] in ini.tree:
-        raise ValueError(f"'{found[1]}' is given twice, first in line {ini.lines[found[1]]}")
-    ini.tree[found[1]] = {}
-    return found[1], ini.tree[found[1]]
+    return found[1]
 
 
 def _parse_line(line: str) -> tuple[str, Any]:
@@ -133,7 +135,7 @@ def _convert(raw: str, kind: str) -> Any:
             raise ValueError(f"is not {what}") from None
     try:
         value = ast.literal_eval(raw) if raw else TYPES[kind]()
-    except (ValueError, SyntaxError, MemoryError, RecursionError):
+    except NO_LITERAL:
         raise ValueError(f"is no Python {kind}") from None
     if not isinstance(value, TYPES[kind]):
         raise ValueError(f"is a Python {type(value).__name__}, no {kind}")
@@ -146,31 +148,9 @@ def _literal(raw: str) -> str | None:
         return None
     try:
         value = ast.literal_eval(raw)
-    except (ValueError, SyntaxError):
+    except NO_LITERAL:
         return None
     return value if isinstance(value, str) else None
-
-
-def dump_value(value: Any) -> str:
-    """`value@type`, which `parse_value` reads as the same value."""
-    kind = next(name for name, cls in TYPES.items() if type(value) is cls)
-    if kind != "str":
-        return f"{value!r}@{kind}"
-    risky = value != value.strip() or "@" in value or not value.isprintable()
-    return f"{value!r}@str" if risky or value[:1] in ("'", '"') else f"{value}@str"
-
-
-def dump(tree: Tree, sections: tuple[str, ...] = ()) -> str:
-    """A file of these keys.
-
-    Args:
-        sections: the mappings that become sections; the others are values.
-    """
-    flat = {key: value for key, value in tree.items() if key not in sections}
-    lines = [f"{key} = {dump_value(value)}" for key, value in flat.items()]
-    for name in sections:
-        lines += [f"[{name}]", *(f"{key} = {dump_value(v)}" for key, v in tree[name].items())]
-    return "\n".join(lines) + "\n"
 
 
 def override(ini: Ini, arguments: list[str]) -> None:
@@ -200,17 +180,17 @@ def override(ini: Ini, arguments: list[str]) -> None:
 def _given(key: str, text: str, old: Any) -> Any:
     if _TYPED.search(text):
         return parse_value(key, text)
-    guess = next(_guesses(text))
+    guess = _guess(text)
     if old is None or isinstance(guess, (list, dict)):  # a path may become a mapping
         return guess
     return _convert(text, type(old).__name__)
 
 
-def _guesses(text: str) -> Iterator[Any]:
-    kinds = ("int", "float", "list", "dict") if text else ()
-    for kind in kinds:
-        try:
-            yield _convert(text, kind)
-        except ValueError:
-            continue
-    yield {"true": True, "false": False}.get(text.lower(), text)
+def _guess(text: str) -> Any:
+    if text.lower() in ("true", "false"):
+        return text.lower() == "true"
+    try:
+        value = ast.literal_eval(text)
+    except NO_LITERAL:
+        return text
+    return value if type(value) in TYPES.values() else text

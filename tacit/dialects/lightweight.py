@@ -5,7 +5,6 @@ classifier on a frozen encoder, which here is the protocol `linear-augmented`.
 """
 
 from pathlib import Path
-from typing import Any
 
 from tacit.dialects import ini
 from tacit.dialects.lightweight_file import TRAINED_ELSEWHERE, File
@@ -24,153 +23,145 @@ def convert(path: Path, overrides: list[str]) -> Converted:
     """The native recipe, or keys of the evaluation. Raises: UserError for all that is wrong."""
     parsed = ini.parse(path.read_text(encoding="utf-8"), str(path))
     ini.override(parsed, overrides)
-    return _convert(File(path, parsed))
-
-
-def _convert(c: File) -> Converted:
+    c = File(path, parsed)
     _seed(c)
-    c.flat("epoch_start", "start_epoch", int)
-    epochs = c.flat("epochs", "epochs", int) or (100 if c.pretraining else 90)
-    devices = _compute(c, c.reader.inside("compute_cfg"))
-    _batch(c, devices)
+    epochs = c.same(c.reader, "epochs", "epochs", int) or (100 if c.pretraining else 90)
+    if (c.same(c.reader, "epoch_start", "start_epoch", int) or 0) > max(0, epochs):
+        c.reader.refuse("epoch_start", f"is more than the {epochs} epochs of the whole")
+    _batch(c, _compute(c, c.reader.inside("compute_cfg")))
     _workers(c)
     method = _method(c)
-    size = images(c)
-    _backbone(c, size)
+    _backbone(c, images(c))
     logs(c)
     checkpoints(c, c.reader.inside("ckpt_args"), epochs)
     arguments(c, c.reader.inside("ssl_args"), method)
-    if c.pretraining:
-        c.reader.take("pretrain_ckpt_path")
-        why = "is for linear evaluation"
-        c.reader.tell("pretrain_ckpt_path", Fate.WITHOUT_EFFECT, why=why)
-    else:
-        _subject(c)
-        c.result.protocol = "linear-augmented"
+    _subject(c)
     c.result.entries = c.reader.finish()
     return c.result
 
 
 def _seed(c: File) -> None:
     seed = c.value(c.reader, "seed", int)
-    if seed is None:
-        return
-    if seed >= 0:
-        c.reader.tell("seed", Fate.TAKEN, put(c.tree, "seed", seed))
-        return
-    why = "every run here can be repeated; another seed is another draw"
-    c.reader.tell("seed", Fate.REPLACED, put(c.tree, "seed", 0), why)
+    if seed == -1:
+        c.give(c.reader, "seed", "seed", 0, "every run can be repeated; another seed, another draw")
+    elif seed is not None:
+        c.give(c.reader, "seed", "seed", seed)
 
 
 def _compute(c: File, cfg: Reader) -> int:
-    """How many processes the file has in mind."""
-    devices = cfg.take("devices", 1)
-    counted = len(devices) if isinstance(devices, list) else devices
-    counted = int(counted) if isinstance(counted, str) and counted.isdigit() else counted
-    if counted in (-1, "-1", "auto"):
-        why = "batch_size is per device: name how many, so that the whole batch is known"
-        cfg.tell("devices", Fate.REPLACED, "one device", why)
-        counted = 1
-    elif type(counted) is not int or counted < 1:
-        cfg.refuse("devices", "is neither a number of devices nor a list of them")
-        counted = 1
-    nodes = c.value(cfg, "num_nodes", int, default=1)
-    total = counted * nodes
-    if nodes == 1:
-        c.result.processes = counted
-    if cfg.path("devices") not in c.reader.log.entries:
-        processes = f"{counted} processes" if counted > 1 else ""
-        cfg.tell("devices", Fate.TAKEN, processes)
-    start = f"torchrun --nnodes={nodes} --nproc-per-node={counted} -m tacit run FILE"
-    why = "torchrun starts the processes of several machines, with the same whole batch"
-    many = nodes > 1
-    cfg.tell("num_nodes", Fate.REPLACED if many else Fate.TAKEN, start * many, why * many)
-    why = "one process a device, joined by DistributedDataParallel"
-    cfg.take("strategy")
-    cfg.tell("strategy", Fate.REPLACED, f"{total} processes" if total > 1 else "one process", why)
+    """How many processes the file has in mind, on all machines."""
     accelerator = _named(c, cfg, "accelerator")
-    if total > 1 and accelerator == "cuda" and "sync_batchnorm" not in cfg:
-        put(c.tree, "sync_batchnorm", True)  # there always on
-    for key, (native, *kinds) in COMPUTE.items():
-        c.flat(key, native, *kinds, reader=cfg)
     _named(c, cfg, "precision")
-    for key in WITHOUT_EFFECT:
-        cfg.take(key)
-        cfg.tell(key, Fate.WITHOUT_EFFECT, why=WITHOUT_EFFECT[key])
+    devices = _devices(c, cfg, accelerator)
+    nodes = c.value(cfg, "num_nodes", int, default=1)
+    if nodes < 1:
+        cfg.refuse("num_nodes", "is no number of machines")
+    elif nodes > 1:
+        start = f"torchrun --nnodes={nodes} --nproc-per-node={devices} -m tacit run FILE"
+        why = "torchrun starts the processes of several machines, with the same whole batch"
+        cfg.tell("num_nodes", Fate.REPLACED, start, why)
+    else:
+        cfg.tell("num_nodes", Fate.TAKEN)
+        c.result.processes = devices
+    total = devices * max(1, nodes)
+    why = "one process a device, joined by DistributedDataParallel"
+    cfg.tell("strategy", Fate.REPLACED, _processes(total), why)
+    if total > 1 and accelerator == "cuda":
+        put(c.tree, "sync_batchnorm", True)  # there always on, unless the next keys say otherwise
+    for key, (native, kind) in COMPUTE.items():
+        c.same(cfg, key, native, kind)
+    if c.tree.get("max_steps") == -1:  # there: no end but that of the epochs
+        del c.tree["max_steps"]
+        cfg.tell("max_steps", Fate.WITHOUT_EFFECT, why="epochs end the run")
+    for key, why in WITHOUT_EFFECT.items():
+        cfg.tell(key, Fate.WITHOUT_EFFECT, why=why)
     return total
 
 
-def _named(c: File, cfg: Reader, key: str) -> Any:
+def _devices(c: File, cfg: Reader, accelerator: str | None) -> int:
+    """How many devices of one machine."""
+    devices, why = c.value(cfg, "devices", int, str, list, default=1), ""
+    count = len(devices) if isinstance(devices, list) else devices
+    if count in (-1, "-1", "auto"):
+        import torch
+
+        count = 1 if accelerator == "cpu" else max(1, torch.cuda.device_count())
+        why = "all of this machine; batch_size is per device: name how many for the same batch"
+    elif isinstance(count, str) and count.isdigit():
+        count = int(count)
+    if not isinstance(count, int) or count < 1:
+        cfg.refuse("devices", "is neither a number of devices nor a list of them")
+        return 1
+    cfg.tell("devices", Fate.REPLACED if why else Fate.TAKEN, _processes(count), why)
+    return count
+
+
+def _processes(count: int) -> str:
+    return f"{count} processes" if count > 1 else "one process"
+
+
+def _named(c: File, cfg: Reader, key: str) -> str | None:
     """A value of compute_cfg that has another name here."""
-    value, (native, names, why) = cfg.take(key), NAMED[key]
-    if key not in cfg:
+    native, names, why = NAMED[key]
+    value = c.value(cfg, key, int, str)
+    if value is None:
         return None
-    if str(value) not in names:
+    here = names.get(str(value))
+    if here is None:
         cfg.refuse(key, f"there is none here; known: {', '.join(names)}")
-        return None
-    said = put(c.tree, native, names[str(value)])
-    same = str(value) == names[str(value)]
-    cfg.tell(key, Fate.TAKEN if same else Fate.REPLACED, said, "" if same else why)
-    return names[str(value)]
+    else:
+        c.give(cfg, key, native, here, why if here != str(value) else "")
+    return here
 
 
 def _batch(c: File, devices: int) -> None:
     size = c.value(c.reader, "batch_size", int)
-    if "batch_size" not in c.reader:
-        c.reader.refuse("batch_size", "missing key; images of a step on each device")
     if size is None:
+        c.reader.refuse("batch_size", "missing key; images of a step on each device")
         return
-    parts = c.tree.get("accumulate", 1)
+    steps = devices * max(1, c.tree.get("accumulate", 1))
     why = "the whole batch counts here, whatever number of processes shares it"
-    fate = Fate.TAKEN if devices * parts == 1 else Fate.REPLACED
-    said = put(c.tree, "batch_size", size * devices * parts)
-    c.reader.tell("batch_size", fate, said, "" if fate is Fate.TAKEN else why)
+    c.give(c.reader, "batch_size", "batch_size", size * steps, why if steps > 1 else "")
 
 
 def _workers(c: File) -> None:
     count = c.value(c.reader, "num_workers", int)
     if count is not None:
         why = "threads, which decode in this process" if count else "at least one thread"
-        said = put(c.tree, "data.workers", max(1, count))
-        c.reader.tell("num_workers", Fate.REPLACED, said, why)
+        c.give(c.reader, "num_workers", "data.workers", count or 1, why)
 
 
 def _method(c: File) -> Method | None:
     name = c.choice("ssl_method", METHODS)
-    method = METHODS.get(name)
-    if method is None:
+    if name is None:
         return None
-    if not c.pretraining:
+    method = METHODS[name]
+    if c.pretraining:
+        why = "" if method.name == name else "the same method under its name here"
+        c.give(c.reader, "ssl_method", "method.name", method.name, why)
+    else:
         c.reader.tell("ssl_method", Fate.WITHOUT_EFFECT, why=TRAINED_ELSEWHERE)
-        return method
-    said = put(c.tree, "method.name", method.name)
-    same = method.name == name
-    why = "" if same else "the same method under its name here"
-    c.reader.tell("ssl_method", Fate.TAKEN if same else Fate.REPLACED, said, why)
     return method
 
 
 def _backbone(c: File, size: int) -> None:
-    name = c.value(c.reader, "backbone", str)
-    if "backbone" not in c.reader:
+    if c.same(c.reader, "backbone", "backbone.name", str) is None:
         c.reader.refuse("backbone", "missing key; such as resnet50@str")
-    if name is None:
-        return
-    said = put(c.tree, "backbone.name", name)
-    c.reader.tell("backbone", Fate.TAKEN, said)
     if not c.pretraining:  # for weights that do not say it themselves
         put(c.tree, "image_size", size)
 
 
 def _subject(c: File) -> None:
     """pretrain_ckpt_path: the encoder that is measured."""
-    where = c.value(c.reader, "pretrain_ckpt_path", str)
-    if not where:
-        c.reader.refuse("pretrain_ckpt_path", "missing key; the encoder to measure")
-        return
+    key = "pretrain_ckpt_path"
+    if c.pretraining:
+        return c.ignore(c.reader, [key], "is for linear evaluation")
+    c.result.protocol = "linear-augmented"
+    where = c.value(c.reader, key, str)
+    if where is None:
+        return c.reader.refuse(key, "missing key; the encoder to measure")
     path, why = Path(where), ""
     if path.suffix == ".ckpt" and not path.exists() and path.with_suffix("").is_dir():
         path, why = path.with_suffix(""), "the run's folder has this name"
     c.result.subject = str(path)
-    fate = Fate.REPLACED if why else Fate.TAKEN
-    c.reader.tell("pretrain_ckpt_path", fate, str(path), why)
+    c.reader.tell(key, Fate.REPLACED if why else Fate.TAKEN, str(path), why)

@@ -1,5 +1,6 @@
 """A Lightweight-SSL file under way: its keys are read one by one into a native tree."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +29,10 @@ class File:
         self.result = Converted(NAME, phase, self.tree)
 
     def value(self, reader: Reader, key: str, *kinds: type, default: Any = None) -> Any:
-        """A value of one of these types, or the default, also where it is of another type."""
-        value = reader.take(key, default)
-        if key not in reader:
+        """A value of one of these types; the default if it is absent, empty or of another type."""
+        value = reader.take(key)
+        if value is None or value == "":
+            reader.tell(key, Fate.WITHOUT_EFFECT, why="it is empty")
             return default
         if float in kinds and type(value) is int:
             return float(value)
@@ -40,21 +42,29 @@ class File:
             return default
         return value
 
-    def flat(self, key: str, native: str, *kinds: type, reader: Reader | None = None) -> Any:
+    def give(self, reader: Reader, key: str, native: str, value: Any, why: str = "") -> None:
+        """A key becomes a native one: the same, or for a reason another."""
+        reader.tell(key, Fate.REPLACED if why else Fate.TAKEN, put(self.tree, native, value), why)
+
+    def same(self, reader: Reader, key: str, native: str, *kinds: type) -> Any:
         """A key that is taken over as it is."""
-        reader = reader or self.reader
         value = self.value(reader, key, *kinds)
         if value is not None:
-            reader.tell(key, Fate.TAKEN, put(self.tree, native, value))
+            self.give(reader, key, native, value)
         return value
 
-    def choice(self, key: str, known: Any) -> str | None:
-        """A name that must be there, and be one of these."""
+    def ignore(self, reader: Reader, keys: Iterable[str], why: str) -> None:
+        for key in keys:
+            reader.tell(key, Fate.WITHOUT_EFFECT, why=why)
+
+    def choice(self, key: str, known: Iterable[str], needed: bool = True) -> str | None:
+        """A name that is one of these."""
         value = self.value(self.reader, key, str)
-        if key not in self.reader:
-            self.reader.refuse(key, f"missing key; it is one of {', '.join(known)}")
-        elif value is not None and value not in known:
+        if value in known:
+            return value
+        if value is not None:
             hint = near(value, known) or f" Known: {', '.join(known)}"
             self.reader.refuse(key, f"no such {key}.{hint}")
-            return None
-        return value
+        elif needed:
+            self.reader.refuse(key, f"missing key; it is one of {', '.join(known)}")
+        return None

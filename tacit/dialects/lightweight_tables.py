@@ -6,14 +6,8 @@ from typing import Any
 from tacit.config import Tree
 
 LOGGERS = ("wandb", "csv", "tensorboard")
-# [wandb_args] -> key below log.wandb, type
-WANDB_ARGS: dict[str, tuple[str, type]] = {
-    "save_dir": ("folder", str),
-    "name": ("name", str),
-    "project": ("project", str),
-    "entity": ("entity", str),
-    "offline": ("offline", bool),
-}
+# [wandb_args] -> key below log.wandb
+WANDB_ARGS = {key: key for key in ("name", "project", "entity", "offline")} | {"save_dir": "folder"}
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,7 @@ class Entry:
     fate: Fate
     by: str = ""  # the native key=value, if there is one
     why: str = ""  # of all that is not taken over as it was
+    where: str = ""  # the file, and the line where it is known
 
 
 @dataclass
@@ -109,15 +110,16 @@ class Reader:
             return
         path = self.path(key)
         self.log.taken.pop(path, None)
-        self.log.entries[path] = Entry(path, self.tree[key], fate, by, why)
+        self.log.entries[path] = Entry(path, self.tree[key], fate, by, why, self.where(path))
 
     def refuse(self, key: str, why: str) -> None:
-        """Note that a value cannot be had here: why, and what to do instead."""
+        """Note that a value cannot be had here: why, and what to do instead; the first reason
+        counts."""
         self.log.asked[self.prefix].add(key)
         path = self.path(key)
         self.log.taken.pop(path, None)
         shown = f"{path}={self.tree[key]}" if key in self.tree else path
-        self.log.problems[path] = f"{self.where(path)}: {shown}: {why}"
+        self.log.problems.setdefault(path, f"{self.where(path)}: {shown}: {why}")
 
     def inside(self, key: str) -> "Reader":
         """The mapping below a key; an empty one if the key is absent or holds nothing."""

@@ -6,6 +6,7 @@ save
 
 import contextlib
 import hashlib
+import inspect
 import json
 from pathlib import Path
 from typing import Literal
@@ -140,9 +141,11 @@ def place(method: Method, config: TrainConfig, device: torch.device) -> nn.Modul
     if distributed.world_size() == 1:
         return method
     ids = [device.index] if device.type == "cuda" else None
-    return DistributedDataParallel(
-        method, device_ids=ids, broadcast_buffers=False, gradient_as_bucket_view=True
-    )
+    # batch statistics stay each rank's own; the argument's name before torch 2.15 is the second
+    names = inspect.signature(DistributedDataParallel).parameters
+    sync = "forward_sync_buffers" if "forward_sync_buffers" in names else "broadcast_buffers"
+    options = {sync: False, "gradient_as_bucket_view": True}
+    return DistributedDataParallel(method, device_ids=ids, **options)
 
 
 def _compile(network: nn.Module) -> None:

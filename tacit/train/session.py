@@ -26,6 +26,8 @@ from tacit.train.loggers import Logger, open_loggers
 from tacit.train.precision import device_name, peak_memory
 from tacit.train.probe import OnlineProbe
 
+ASK_EVERY = 10  # steps, of several processes: to agree on a signal takes a message
+
 
 class Interrupted(Exception):
     """A signal ended the run after a step; everything is saved."""
@@ -206,7 +208,8 @@ class Session:
         checked = self._measure() if check else {}
         # Ranks must agree on when to log, since logging gathers; `checked` is empty on all but one.
         log = last or check or done % self.config.log_every == 0 or done == self.start + 1
-        stop = self._signal() if log or distributed.world_size() == 1 else 0
+        ask = log or done % ASK_EVERY == 0 or distributed.world_size() == 1
+        stop = self._signal() if ask else 0
         if log:
             self._log(done, lr, output, accuracy, checked, last)
         every = self.config.checkpoint
