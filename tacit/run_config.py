@@ -77,7 +77,10 @@ class Composed:
 
 
 def compose(
-    what: str | None, overrides: list[str] | None = None, run: str | None = None
+    what: str | None,
+    overrides: list[str] | None = None,
+    run: str | None = None,
+    origin: str = "command line",
 ) -> Composed:
     """Merge the layers and validate the whole.
 
@@ -85,6 +88,7 @@ def compose(
         what: a shipped recipe's name, a YAML file, or None for the defaults alone.
         overrides: 'key=value' with dotted keys.
         run: the run's folder, as key `run`.
+        origin: who set the overrides.
     Raises: UserError that lists every problem.
     """
     tree: Tree = {}
@@ -92,8 +96,8 @@ def compose(
     given = layers.parse_overrides(overrides or [])
     if run is not None:
         given.append({"run": run})
-    for layer, origin in [*_load(what), *((layer, "command line") for layer in given)]:
-        tree = _lay(tree, layer, origin, origins)
+    for layer, who in [*_load(what), *((layer, origin) for layer in given)]:
+        tree = _lay(tree, layer, who, origins)
     if "views" not in tree:
         name = _default_views(tree)
         tree["views"] = preset(name)

@@ -18,7 +18,7 @@ from PIL import Image
 from tacit import config as layers
 from tacit import dialects
 from tacit import run as jobs
-from tacit.cli.jobs import paired
+from tacit.cli.jobs import composed, paired
 from tacit.data.sources import open_source
 from tacit.dialects import native
 from tacit.dialects.report import Converted, Fate
@@ -30,7 +30,20 @@ from tacit.train.checkpoint import Checkpoints
 from tacit.train.log import read_metrics
 from tacit.train.optim import build_optimizer, lr_factor, scaled_lr
 from tacit.views.recipe import preset
-from tests.up_files import NORMALIZE, RRC, Tree, at, classifier, pretraining, put, trainer, write
+from tests.up_files import (
+    FLIP,
+    NORMALIZE,
+    RRC,
+    Tree,
+    at,
+    classifier,
+    pretraining,
+    put,
+    trainer,
+    write,
+)
+
+IMAGES = "dataset.train.dataset.kwargs"
 
 
 def read(tree: Tree, tmp_path: Path, *overrides: str) -> Converted:
@@ -169,26 +182,24 @@ def test_net_in_any_order(name, tmp_path):
     assert pretrain_config(turned, tmp_path) == pretrain_config(tree, tmp_path)
 
 
-def test_the_temperature_of_simclr_can_be_set_with_tacits_key(tmp_path):
-    assert pretrain_config(pretraining("simclr"), tmp_path).method.temperature == 0.07
-    changed = pretrain_config(pretraining("simclr"), tmp_path, "method.temperature=0.2")
-    assert changed.method.temperature == 0.2
-
-
 @pytest.mark.parametrize(
-    ("wrapper", "optimizer", "problem"),
-    [("AdamW", "AdamW", None), ("SGD", "SGD", "tau=0.5: the loss is scaled")],
+    ("optimizer", "tau", "fate"),
+    [
+        ("AdamW", 0.5, Fate.WITHOUT_EFFECT),
+        ("SGD", 0.3, Fate.TAKEN),
+        ("SGD", 0.5, "tau=0.5: the loss is scaled"),
+    ],
 )
-def test_tau(wrapper, optimizer, problem, tmp_path):
+def test_tau(optimizer, tau, fate, tmp_path):
     """Where it differs from T, it is one more factor of the rate, which AdamW does not see."""
-    tree = pretraining("moco_vit", {"T": 0.2}, "moco_vit_small")
-    tree["net"][1]["kwargs"]["ssl_loss"]["kwargs"] = {"tau": 0.5}
+    tree = pretraining("moco_vit", {"T": 0.3}, "moco_vit_small")
+    tree["net"][1]["kwargs"]["ssl_loss"]["kwargs"] = {"tau": tau}
+    tree["net"].reverse()  # T is compared wherever it stands
     tree["trainer"]["optimizer"] = {"type": optimizer, "kwargs": {"lr": 1e-4}}
-    if problem is None:
-        key = "net.1.kwargs.ssl_loss.kwargs.tau"
-        assert fates(read(tree, tmp_path))[key] == Fate.WITHOUT_EFFECT
+    if isinstance(fate, Fate):
+        assert fates(read(tree, tmp_path))["net.0.kwargs.ssl_loss.kwargs.tau"] == fate
     else:
-        assert problem in refused(tree, tmp_path)
+        assert fate in refused(tree, tmp_path)
 
 
 # YAML ---------------------------------------------------------------------------------------------
@@ -246,6 +257,8 @@ def test_anchors_aliases_and_merge_keys(tmp_path):
         ("net: &a\n  - *a\n", "an alias stands inside its own anchor"),
         ("net: [*nowhere]\n", "line 1: not valid YAML: found undefined alias"),
         ("runtime: {}\nnet: []\nnet: []\n", "line 3: not valid YAML: key 'net' is given twice"),
+        ("net:\n  - type: ssl\n    ...\n", "line 3: '...': write what it stands for"),
+        ("a: &a {<<: *a}\nnet: []\n", "an alias stands inside its own anchor"),
         ("trainer: 5\n", "trainer=5: expected keys below it"),
         ("trainer: {}\nnet: 5\n", "net=5: expected a list of mappings"),
     ],
@@ -501,6 +514,19 @@ def test_each_transform(step, expected, tmp_path):
     assert pretrain_config(tree, tmp_path).data.mean == (0.5, 0.4, 0.3)
 
 
+def test_the_report_names_the_views_keys_in_full(tmp_path):
+    tree = put(pretraining("simsiam"), f"{IMAGES}.transformer", [RRC])
+    by = {entry.key: entry.by for entry in read(tree, tmp_path).entries}
+    assert by[f"{IMAGES}.transformer.0.kwargs.scale"] == "views.0.crop_scale=[0.2, 1.0]"
+
+
+def test_views_without_a_size(tmp_path):
+    tree = classifier(False)
+    for split, steps in (("train", [FLIP]), ("test", [])):
+        tree["dataset"][split]["dataset"]["kwargs"]["transformer"] = steps
+    assert evaluation(tree, tmp_path).views[0].size == 224
+
+
 def test_single_steps_make_two_views_where_the_method_compares_two(tmp_path):
     tree = pretraining()
     at(tree, "dataset.train.dataset.kwargs")["transformer"] = [RRC]
@@ -671,6 +697,10 @@ def test_one_cycle(tmp_path):
     assert config.schedule.momentum_cycle == (0.8, 0.95)
     tree["trainer"]["lr_scheduler"]["kwargs"]["cycle_momentum"] = False
     assert pretrain_config(tree, tmp_path).schedule.momentum_cycle is None
+    tree["trainer"]["max_iter"] = 20  # of a cycle of 100 epochs
+    assert pretrain_config(tree, tmp_path).schedule.decay_epochs == 100
+    del tree["trainer"]["lr_scheduler"]["kwargs"]["max_epoch"]
+    assert "max_epoch: the cycle takes all epochs" in refused(tree, tmp_path)
 
 
 def test_a_warmup_of_one_images_rate_begins_at_it(tmp_path):
@@ -683,6 +713,9 @@ def test_a_warmup_of_one_images_rate_begins_at_it(tmp_path):
     peak = scaled_lr(config.optimizer, config.batch_size)
     assert peak == pytest.approx(0.06 * 64)
     assert peak * lr_factor(config.schedule, 0, 100) == pytest.approx(0.06)
+    tree = put(tree, "dataset.train.batch_sampler.kwargs.batch_size", 0)
+    with pytest.raises(UserError, match="batch_size=0"):
+        pretrain_config(tree, tmp_path)
 
 
 def test_simsiams_scheduler_and_group(tmp_path):
@@ -731,8 +764,9 @@ def test_length_and_saving(tmp_path):
     tree["trainer"]["only_save_latest"] = False
     config = pretrain_config(tree, tmp_path)
     assert (config.checkpoint.every_epochs, config.checkpoint.keep) == (5, 21)  # all of them
-    tree["trainer"]["max_iter"] = 33
-    assert pretrain_config(tree, tmp_path).max_steps == 33
+    tree["trainer"]["max_iter"] = 1000
+    config = pretrain_config(tree, tmp_path)
+    assert (config.max_steps, config.checkpoint.keep) == (1000, 201)  # an epoch is a step at least
 
 
 def test_hooks_and_runtime(tmp_path):
@@ -781,9 +815,12 @@ def test_opts_reach_everything(tmp_path):
     with pytest.raises(UserError, match=r"trainer\.max_epoch"):
         read(tree, tmp_path, "trainer.max_epoch")
     assert "unknown key 'trainer.max_epochs'" in refused(tree, tmp_path, "trainer.max_epochs=3")
+    assert pretrain_config(pretraining("simclr"), tmp_path).method.temperature == 0.07
     ours = ["device=cpu", "batch_size=32", "data.path=images", "run=there"]
+    ours.append("method.temperature=0.2")  # of SimCLR UP has no key
     config = pretrain_config(tree, tmp_path, *ours)
     assert (config.device, config.batch_size, config.run) == ("cpu", 32, "there")
+    assert config.method.temperature == 0.2
     assert (config.data.source, config.data.path) == ("auto", "images")
 
 
@@ -802,22 +839,41 @@ REFUSED = [
     ("moco", "runtime.iter_base", True, "runtime.iter_base=True: is not here"),
     ("moco", "runtime.task_names", "det", "only ssl"),
     ("moco", "trainer.optimizer.type", "Adagrad", "no such optimizer here"),
+    ("moco", "hooks", [{"kwargs": {"max_norm": 1}}], "hooks.0.type: name the hook"),
+    ("moco", "trainer.max_iter", 2.5, "max_iter=2.5: expected a whole number"),
+    ("moco", "trainer.optimizer.type", None, "name the optimizer: SGD"),
+    ("moco", "trainer.optimizer.kwargs.lr", None, "name the learning rate"),
     ("moco", "trainer.optimizer.kwargs.lr", "high", "lr=high: expected a number"),
+    ("moco", "trainer.lr_scheduler", {"type": "OneCycleLR"}, "max_lr: name the highest rate"),
     ("moco", "trainer.lr_scheduler.type", "CosineAnealingLR", "'CosineAnnealingLR'"),
     ("moco", "net.0.wrappers.0.type", "mocco", "Did you mean 'moco'"),
     ("moco", "net.0.multi_model.1.type", "resnet18", "is a slow copy of the other"),
     ("moco", "net.0.multi_model.0.type", "resnet55", "no such encoder here"),
-    ("moco", "net.0.multi_model.0.kwargs.out_layers", [3, 4], "only the last layer's"),
+    ("moco", "net.0.type", "ssll", "Did you mean 'ssl'"),
+    ("moco", "net.0.multi_model.0.name", "encoder", "Did you mean 'encoder_q'"),
+    ("moco", "net.0.multi_model.0.kwargs.out_layers", [3], "only the last layer's"),
+    ("moco", "net.0.wrappers.0.kwargs.K", math.inf, "K=inf: expected a whole number"),
     ("moco", "net.1.kwargs.ssl_loss.type", "simsiam_loss", "no such loss of moco"),
-    ("moco", "dataset.train.dataset.kwargs.meta_file", ["a.txt", 1], "a list of texts"),
-    ("moco", "dataset.train.dataset.kwargs.meta_type", ["moco_imagenet", "moco"], "no such type"),
-    ("moco", "dataset.train.dataset.kwargs.image_reader.type", "ceph_opencv", "on disk"),
-    ("moco", "dataset.train.dataset.kwargs.image_reader.kwargs.color_mode", "BGR", "RGB"),
-    ("moco", "dataset.train.dataset.kwargs.transformer.0.type", "torch_mocov4", "torch_mocov3"),
+    ("moco", f"{IMAGES}.meta_file", ["a.txt", 1], "a list of texts"),
+    ("moco", f"{IMAGES}.meta_type", ["moco_imagenet", "moco"], "no such type"),
+    ("moco", f"{IMAGES}.image_reader.type", "ceph_opencv", "on disk"),
+    ("moco", f"{IMAGES}.image_reader.kwargs.color_mode", "BGR", "RGB"),
+    ("moco", f"{IMAGES}.transformer.0.type", "torch_mocov4", "torch_mocov3"),
+    ("moco", f"{IMAGES}.transformer", [{"type": "torch_mocov1"}, FLIP], "makes the views alone"),
+    (
+        "moco",
+        f"{IMAGES}.transformer",
+        [FLIP, FLIP],
+        "flip: stands here twice",
+    ),
+    ("moco", f"{IMAGES}.transformer", [{"kwargs": {"size": 8}}], "name the transform"),
     ("linear", "net.0.kwargs.freeze_patterns", ["backbone.layer1"], "frozen as a whole"),
+    ("linear", "net.0.kwargs.freeze_patterns", ["backbone", "head"], "frozen as a whole"),
+    ("linear", "net.2.type", "bas_cls_head", "Did you mean 'base_cls_head'"),
     ("linear", "net.2.kwargs.dropout", 0.5, "no dropout"),
     ("linear", "saver.pretrain_model", None, "UP measured a random encoder"),
     ("linear", "dataset.test.dataset.kwargs.evaluator.kwargs.topk", [1, 3], "use [1, 5]"),
+    ("finetune", "trainer.optimizer.kwargs.eps", 1e-6, "eps is 1e-08 here"),
     ("finetune", "trainer.optimizer.pconfig.nodecay", ["gamma"], "no weight decay"),
     ("finetune", "net.1.kwargs.bn", True, "no batch norm"),
 ]
@@ -827,7 +883,28 @@ REFUSED = [
 def test_refused_with_file_line_key_and_remedy(name, key, value, says, tmp_path):
     said = refused(put(everything()[name], key, value), tmp_path)
     assert says in said
-    assert "file.yaml" in said
+    assert said.splitlines()[0].startswith(str(tmp_path / "file.yaml"))
+    assert len(said.splitlines()) == 1 or "multi_model" in key, "of which there are two"
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("net.0.wrappers.0.kwargs.T", -1),
+        ("trainer.optimizer.kwargs.momentum", 1.5),
+        ("trainer.lr_scheduler.warmup_epochs", -5),
+        (f"{IMAGES}.transformer.0.kwargs.scale", [1, 0.2]),
+        (f"{IMAGES}.transformer.1.kwargs.threshold", 300),
+    ],
+)
+def test_a_value_out_of_range_is_refused_with_the_files_key(key, value, tmp_path):
+    steps = [copy.deepcopy(RRC), {"type": "torch_solarize", "kwargs": {}}]
+    tree = put(put(pretraining(), f"{IMAGES}.transformer", steps), key, value)
+    with pytest.raises(UserError) as error:
+        composed(str(write(tmp_path / "file.yaml", tree)), [])
+    (line,) = str(error.value).splitlines()
+    assert "file.yaml:" in line
+    assert f" {key}={value}: " in line
 
 
 def nodes(tree: Any, prefix: str = "") -> list[str]:
@@ -841,7 +918,7 @@ def nodes(tree: Any, prefix: str = "") -> list[str]:
 
 
 PLACES = [(name, key) for name, tree in everything().items() for key in nodes(tree)]
-WRONG = [None, "x", -1, 0, [], {}, True, 1.5, [1, 2], [[1]], ["a"], {"a": 1}]
+WRONG = [None, "x", -1, 0, [], {}, True, 1.5, [1, 2], [[1]], ["a"], {"a": 1}, math.inf, math.nan]
 
 
 @settings(max_examples=60)
@@ -944,7 +1021,6 @@ def test_the_linear_file_finds_the_run_in_the_place_of_ups_checkpoint(pretrained
     ("wrapper", "kwargs", "encoder", "sizes"),
     [
         ("moco_vit", {"dim": 8, "mlp_dim": 16}, "moco_vit_small", {}),
-        ("simclr", {"num_mlp_layer": 2, "dim": 16, "output_dim": 8}, "resnet18", {}),
         ("simclr", {"num_mlp_layer": 3, "dim": 16, "output_dim": 8}, "resnet18", {}),
         ("simsiam", {"dim": 16, "plane": 16, "pred_dim": 8}, "resnet18", {}),
         ("MAE", {}, "mae_vit_base_patch16_dec512d8b", {"decoder_dim": 32, "decoder_depth": 1}),
@@ -1053,3 +1129,26 @@ def test_convert_then_run_is_run(name, digits, command):
     ]
     assert configs[0] == configs[1]
     assert (written.subject, written.run) == (straight.subject, straight.run)
+
+
+def test_conversion_keeps_what_is_there_and_refuses_what_no_run_takes(digits, command):
+    write(digits / "mine.yaml", pretraining())
+    before = (digits / "mine.yaml").read_bytes()
+    done = command("convert", "mine.yaml", "-o", "mine.yaml", cwd=digits)
+    assert done.returncode == 2
+    assert "--output mine.yaml: is there already" in done.stderr
+    assert (digits / "mine.yaml").read_bytes() == before
+    for _ in range(2):  # its own may be written again
+        assert command("convert", "mine.yaml", "-o", "again.yaml", cwd=digits).returncode == 0
+    for tree, word in ((pretraining(), "trainer.max_epoch=-1"), (classifier(True), "data.limit=1")):
+        write(digits / "wrong.yaml", tree)
+        done = command("convert", "wrong.yaml", word, "-o", "wrong.out.yaml", cwd=digits)
+        assert done.returncode == 2, word
+        assert not (digits / "wrong.out.yaml").exists()
+
+
+def test_show_names_the_file_that_set_a_value(digits, command):
+    write(digits / "mine.yaml", pretraining())
+    lines = command("show", "mine.yaml", cwd=digits).stdout.splitlines()
+    (line,) = [line for line in lines if "method.queue_size" in line]
+    assert "mine.yaml" in line

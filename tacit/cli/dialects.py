@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from tacit.cli.app import app
-from tacit.cli.jobs import Opts, evaluate_job, paired, read_job
+from tacit.cli.jobs import Opts, check, evaluate_job, paired, read_job
 from tacit.cli.pretraining import pretrain
 from tacit.errors import UserError
 
@@ -59,6 +59,9 @@ def convert(
     from tacit.printing import print_columns
 
     converted = dialects.convert(file, paired(keys, opts))
+    check(converted)
+    if output is not None and output.exists() and not native.is_converted(output):
+        raise UserError(f"--output {output}: is there already, and not by `tacit convert`")
     rows = [
         [entry.key, said(entry.value), str(entry.fate), entry.by, entry.why]
         for entry in converted.entries

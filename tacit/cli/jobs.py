@@ -124,10 +124,24 @@ def composed(
         return compose(what, overrides, run)
     _check_phase(job, "pretrain")
     with in_its_words(job):
-        config = compose(None, native.arguments({"run": job.run} | job.tree), run)
+        config = compose(None, native.arguments({"run": job.run} | job.tree), run, what)
     if trains:
         share_out(job.processes, config.config.device)
     return config
+
+
+def check(job: "Converted") -> None:
+    """Raises: UserError for a value that the conversion takes over and no run would."""
+    from tacit.dialects import native
+    from tacit.measure.config import compose_trained
+    from tacit.run_config import compose
+
+    keys = native.arguments({"run": job.run} | job.tree if job.phase == "pretrain" else job.tree)
+    with in_its_words(job):
+        if job.phase == "pretrain":
+            compose(None, keys)
+        else:
+            compose_trained(job.protocol or job.phase, job.phase, {}, 224, keys)
 
 
 def _evaluate(job: "Converted", run: str | None) -> Any:

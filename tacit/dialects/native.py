@@ -12,6 +12,7 @@ from tacit.errors import UserError
 
 HEAD = ("phase", "subject", "protocol", "classifier", "run")
 NAME = "native"
+MARK = ", by tacit convert. Run it with: tacit run FILE"
 
 
 def to_yaml(converted: Converted, origin: str) -> str:
@@ -20,11 +21,17 @@ def to_yaml(converted: Converted, origin: str) -> str:
     Args:
         origin: the file that was converted.
     """
-    head = f"# {origin} ({converted.dialect}), by tacit convert. Run it with: tacit run FILE\n"
+    head = f"# {origin} ({converted.dialect}){MARK}\n"
     tree = {"phase": converted.phase} if converted.phase != "pretrain" else {}
     tree |= {key: getattr(converted, key) for key in HEAD[1:] if getattr(converted, key)}
     plain = json.loads(json.dumps(tree | converted.tree))
     return head + yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)
+
+
+def is_converted(path: Path) -> bool:
+    """Whether the file is one that `to_yaml` made."""
+    with path.open(encoding="utf-8", errors="replace") as file:
+        return file.readline().rstrip("\n").endswith(MARK)
 
 
 def read(path: Path, overrides: list[str]) -> Converted | None:

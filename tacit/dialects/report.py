@@ -1,6 +1,5 @@
 """What a conversion says: the native recipe, and the fate of each key of the original file."""
 
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Literal
@@ -152,31 +151,29 @@ class Reader:
             path = path.rpartition(".")[0]
         return f"{self.log.file}:{self.log.lines[path]}" if path else self.log.file
 
-    def finish(self, known: Iterable[str] = ()) -> list[Entry]:
+    def finish(self) -> list[Entry]:
         """The entries of the whole file, in its order.
 
-        Args:
-            known: more names to suggest for an unknown key.
         Raises: UserError that lists everything refused and every unknown key, a line each.
         """
         order = _keys(self.tree, self.prefix, self.log)
         told = {*self.log.entries, *self.log.problems, *self.log.taken}
         for path in order:
             if path not in told:
-                self.log.problems[path] = self._unknown(path, known)
+                self.log.problems[path] = self._unknown(path)
         if self.log.problems:
             raise UserError("\n".join(self.log.problems.values()))
         if self.log.taken:
             raise AssertionError(f"{list(self.log.taken)}: nobody told what became of it")
         return [self.log.entries[path] for path in order]
 
-    def _unknown(self, path: str, known: Iterable[str]) -> str:
+    def _unknown(self, path: str) -> str:
         prefixes = (p for p in self.log.asked if path.startswith(p))
         prefix = max(prefixes, key=len)
         name = path.removeprefix(prefix).partition(".")[0]
         names = sorted(self.log.asked[prefix])
         elsewhere = [f"{p}{n}" for p, asked in self.log.asked.items() for n in asked if n == name]
-        hint = near(name, [*names, *known])
+        hint = near(name, names)
         if not hint and elsewhere:
             hint = f" Did you mean '{elsewhere[0]}'?"
         if not hint and names:

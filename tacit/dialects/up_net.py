@@ -2,24 +2,9 @@
 
 from typing import Any
 
-from tacit.dialects.report import Phase, Reader
-from tacit.dialects.up_encoders import read_encoder, read_evaluated
-from tacit.dialects.up_values import (
-    NOTHING,
-    REPLACED,
-    TAKEN,
-    Draft,
-    anything,
-    carry,
-    choose,
-    flag,
-    ignore,
-    number,
-    only,
-    text,
-    value,
-    whole,
-)
+from tacit.dialects.report import Phase
+from tacit.dialects.up_encoders import read_encoder
+from tacit.dialects.up_values import NOTHING, REPLACED, TAKEN, Keys
 
 # wrapper -> names of its encoders, its losses
 WRAPPERS = {
@@ -29,17 +14,17 @@ WRAPPERS = {
     "simsiam": (("base_encoder", "encoder"), ("simsiam_loss",)),
     "MAE": (("model",), ("mae_loss",)),
 }
-TWO_VIEWS = ("moco", "moco_vit", "simclr", "simsiam")
 HEADS = ("base_cls_head", "vit_head")
-# None: softmax cross-entropy, nothing to set
-LOSSES = ("label_smooth_ce", "softmax_cross_entropy", "ce", "stce")
+POST = ("base_ssl_postprocess", "base_cls_postprocess")
+LOSSES = ("label_smooth_ce", "softmax_cross_entropy", "ce", "stce")  # all cross-entropies
 OURS = "the encoder says how wide its features are"
+CLASSES = "the data say how many classes there are"
 
 
 def phase_of(net: Any) -> Phase:
     """What a net is for; without one, as on UP's page, a fine-tuning."""
     entries = [e for e in net if isinstance(e, dict)] if isinstance(net, list) else []
-    if any(e.get("type") == "ssl" for e in entries):
+    if any(e.get("type") == "ssl" or "multi_model" in e for e in entries):
         return "pretrain"
     frozen = any(e.get("type") == "self" or e.get("name") == "fix_layers" for e in entries)
     return "linear-augmented" if frozen else "finetune"
@@ -55,57 +40,54 @@ def wrapper_of(net: Any) -> str | None:
     return None
 
 
-def read_net(r: Reader, d: Draft) -> None:
-    """The entries of `net`, in any order."""
-    entries = r.each("net")
-    wrapper = wrapper_of(r.tree.get("net"))
-    for entry in entries:
-        kind = anything(entry, "type")
-        name = text(entry, "name")
+def read_net(r: Keys) -> None:
+    """The entries of `net`, in any order: the loss's keys go over those of the method."""
+    for entry in sorted(r.each("net"), key=lambda e: e.tree.get("type") in POST):
+        entry.text("name")
         entry.tell("name", NOTHING, why="what an entry is follows from its type")
+        kind = entry.value("type")
         if kind == "ssl":
-            _ssl(entry, d)
-        elif kind in ("base_ssl_postprocess", "base_cls_postprocess"):
+            _ssl(entry)
+        elif kind in POST:
             entry.tell("type", TAKEN)
-            _loss(entry.inside("kwargs"), d, wrapper)
-        elif d.pretrains:
-            entry.refuse("type", "expected ssl or base_ssl_postprocess in a pretraining")
+            _loss(entry.inside("kwargs"))
+        elif r.d.pretrains:
+            entry.kind(("ssl", "base_ssl_postprocess"), "entry of a pretraining")
         elif kind == "self":
             entry.tell("type", TAKEN)
             _frozen(entry.inside("kwargs"))
         elif kind in HEADS:
             entry.tell("type", TAKEN)
-            _head(entry.inside("kwargs"), d)
-        elif name == "backbone" or kind is not None:
-            read_evaluated(entry, d)
+            _head(entry.inside("kwargs"))
+        elif entry.tree.get("name") in ("head", "post_process"):
+            entry.kind((*HEADS, POST[1]), "head or post_process")
+        else:
+            read_encoder(entry)
 
 
-def _ssl(r: Reader, d: Draft) -> None:
+def _ssl(r: Keys) -> None:
     """`multi_model` and `wrappers`, either first."""
     wrappers, models = r.each("wrappers"), r.each("multi_model")
     r.tell("type", TAKEN, why="a pretraining")
-    ignore(r, "the encoder is all that it has", "prev")
-    if len(wrappers) != 1:
-        r.refuse("wrappers", f"expected one wrapper: {', '.join(WRAPPERS)}")
-        return
-    kind = choose(wrappers[0], "type", WRAPPERS, "wrapper")
-    kwargs = wrappers[0].inside("kwargs")
+    r.ignore("the encoder is all that it has", "prev")
+    kind = wrappers[0].kind(WRAPPERS, "wrapper") if len(wrappers) == 1 else None
     if kind is None:
+        if len(wrappers) != 1:
+            r.refuse("wrappers", f"expected one wrapper: {', '.join(WRAPPERS)}")
+        r.ignore("of a wrapper that is refused", "multi_model")
         return
-    by = METHODS[kind](kwargs, d)
-    wrappers[0].tell("type", TAKEN, by)
+    wrappers[0].tell("type", TAKEN, METHODS[kind](wrappers[0].inside("kwargs")))
     names = WRAPPERS[kind][0]
     first = None
     for model in models:
-        name = choose(model, "name", names, f"encoder of {kind}")
-        if name is None:
+        if model.kind(names, f"encoder of {kind}", "name") is None:
             continue
         model.tell("name", TAKEN, why="the encoder" if first is None else "its slow copy")
         same = {key: v for key, v in model.tree.items() if key != "name"}
         if first not in (None, same):
             model.refuse("name", "is a slow copy of the other; give it the same type and kwargs")
         first = first or same
-        read_encoder(model, d, kind)
+        read_encoder(model)
     if not models:
         r.refuse("multi_model", f"expected the encoder: {', '.join(names)}")
 
@@ -113,62 +95,52 @@ def _ssl(r: Reader, d: Draft) -> None:
 # Methods ------------------------------------------------------------------------------------------
 
 
-def _moco(k: Reader, d: Draft) -> str:
-    hidden = whole(k, "q_plane", 2048)
-    v2 = flag(k, "mlp", False)
-    by = d.put("method.name", "moco_v2" if v2 else "moco_v1")
+def _moco(k: Keys) -> str:
+    hidden = k.whole("q_plane", 2048)
+    v2 = k.flag("mlp", False)
+    by = k.d.put("method.name", "moco_v2" if v2 else "moco_v1")
     k.tell("mlp", TAKEN, by, "a projector of two layers" if v2 else "a linear projector")
-    if v2:
-        d.put("method.hidden_dim", hidden)
-    k.tell("q_plane", TAKEN, f"method.hidden_dim={hidden}" if v2 else "", OURS)
-    ignore(k, OURS, "k_plane")
-    carry(k, d, "dim", "method.output_dim", whole, 128)
-    carry(k, d, "K", "method.queue_size", whole, 65536)
-    carry(k, d, "m", "method.momentum", number, 0.999)
-    carry(k, d, "T", "method.temperature", number, 0.07)
-    whole(k, "group_size")
+    k.tell("q_plane", TAKEN, k.d.put("method.hidden_dim", hidden) if v2 else "", OURS)
+    k.ignore(OURS, "k_plane")
+    k.carry("dim", "method.output_dim", Keys.whole, 128)
+    k.carry("K", "method.queue_size", Keys.whole, 65536)
+    k.carry("m", "method.momentum", default=0.999)
+    k.carry("T", "method.temperature", default=0.07)
+    k.whole("group_size")
     why = "statistics over all processes, where it shuffled keys between them"
     k.tell("group_size", REPLACED, "sync_batchnorm", why)
-    if d.processes > 1 and d.tree.get("device") != "cpu":
-        d.put("sync_batchnorm", True)
+    if k.d.processes > 1 and k.d.tree.get("device") != "cpu":
+        k.d.put("sync_batchnorm", True)
     return by
 
 
-def _moco_v3(k: Reader, d: Draft) -> str:
-    by = d.put("method.name", "moco_v3")
-    carry(k, d, "dim", "method.output_dim", whole, 256)
-    carry(k, d, "mlp_dim", "method.hidden_dim", whole, 4096)
-    carry(k, d, "m", "method.momentum", number, 0.999, "grows to 1 by half a cosine")
-    carry(k, d, "T", "method.temperature", number, 0.2)
-    return by
+def _moco_v3(k: Keys) -> str:
+    k.carry("dim", "method.output_dim", Keys.whole, 256)
+    k.carry("mlp_dim", "method.hidden_dim", Keys.whole, 4096)
+    k.carry("m", "method.momentum", default=0.999, why="grows to 1 by half a cosine")
+    k.carry("T", "method.temperature", default=0.2)
+    return k.d.put("method.name", "moco_v3")
 
 
-def _simclr(k: Reader, d: Draft) -> str:
-    layers = whole(k, "num_mlp_layer", 2)
+def _simclr(k: Keys) -> str:
+    layers = k.whole("num_mlp_layer", 2)
     if layers not in (2, 3):
         k.refuse("num_mlp_layer", "SimCLR has 2 layers (v1) or 3 (v2)")
-    by = d.put("method.name", "simclr_v2" if layers == 3 else "simclr")
-    why = "with batch norm; v2 keeps the first layer in the encoder"
-    k.tell("num_mlp_layer", TAKEN, by, why)
-    only(k, "mlp", (True,), "the projector", "the loss needs a projector; remove it")
-    carry(k, d, "dim", "method.hidden_dim", whole, 2048)
-    carry(k, d, "output_dim", "method.output_dim", whole, 128)
-    d.put("method.temperature", 0.07)  # fixed in UP's code, which has no key for it
+    by = k.d.put("method.name", "simclr_v2" if layers == 3 else "simclr")
+    k.tell("num_mlp_layer", TAKEN, by, "with batch norm; v2 keeps the first layer in the encoder")
+    k.only("mlp", (True,), "the projector", "the loss needs a projector; remove it")
+    k.carry("dim", "method.hidden_dim", Keys.whole, 2048)
+    k.carry("output_dim", "method.output_dim", Keys.whole, 128)
+    k.d.put("method.temperature", 0.07)  # fixed in UP's code, which has no key for it
     return by
 
 
-def _simsiam(k: Reader, d: Draft) -> str:
-    by = d.put("method.name", "simsiam")
-    carry(k, d, "plane", "method.hidden_dim", whole, 2048)
-    carry(k, d, "dim", "method.output_dim", whole, 2048)
-    carry(k, d, "pred_dim", "method.predictor_dim", whole, 512)
-    norm = k.inside("normalize")
-    ignore(norm, "the heads' batch norm is as the encoder's", "type", "kwargs")
-    return by
-
-
-def _mae(k: Reader, d: Draft) -> str:
-    return d.put("method.name", "mae")
+def _simsiam(k: Keys) -> str:
+    k.carry("plane", "method.hidden_dim", Keys.whole, 2048)
+    k.carry("dim", "method.output_dim", Keys.whole, 2048)
+    k.carry("pred_dim", "method.predictor_dim", Keys.whole, 512)
+    k.inside("normalize").ignore("the heads' batch norm is as the encoder's", "type", "kwargs")
+    return k.d.put("method.name", "simsiam")
 
 
 METHODS = {
@@ -176,71 +148,70 @@ METHODS = {
     "moco_vit": _moco_v3,
     "simclr": _simclr,
     "simsiam": _simsiam,
-    "MAE": _mae,
+    "MAE": lambda k: k.d.put("method.name", "mae"),
 }
 
 
 # Losses and heads ---------------------------------------------------------------------------------
 
 
-def _loss(k: Reader, d: Draft, wrapper: str | None) -> None:
+def _loss(k: Keys) -> None:
     """`ssl_loss` of a pretraining, `cls_loss` of a classifier (and of UP's first MoCo v1)."""
+    wrapper = k.d.wrapper
+    if k.d.pretrains and wrapper not in WRAPPERS:  # which is refused there
+        k.skip()
+        return
+    known = WRAPPERS[wrapper][1] if k.d.pretrains else LOSSES
     for key in ("ssl_loss", "cls_loss"):
         loss = k.inside(key)
-        known = WRAPPERS[wrapper][1] if wrapper in WRAPPERS else LOSSES
-        kind = choose(loss, "type", known, f"loss of {wrapper or 'a classifier'}")
+        kind = loss.kind(known, f"loss of {wrapper or 'a classifier'}")
         if kind is None:
-            ignore(loss, "of a loss that is refused", "kwargs")
             continue
-        loss.tell("type", TAKEN, why="the loss of the method" if d.pretrains else "cross-entropy")
-        inner = loss.inside("kwargs")
-        for place in (loss, inner):  # UP's MAE files have their keys beside the type
-            _loss_keys(place, d, kind)
+        loss.tell("type", TAKEN, why="the loss of the method" if wrapper else "cross-entropy")
+        for place in (loss, loss.inside("kwargs")):  # MAE's files have the keys beside the type
+            _loss_keys(place, kind)
 
 
-def _loss_keys(k: Reader, d: Draft, kind: str) -> None:
-    only(k, "loss_weight", (1,), "no other loss", "there is one loss; give optimizer.lr instead")
+def _loss_keys(k: Keys, kind: str) -> None:
+    k.only("loss_weight", (1,), "no other loss", "there is one loss; give optimizer.lr instead")
     if kind == "mae_loss":
-        carry(k, d, "norm_pix_loss", "method.norm_pix", flag)
+        k.carry("norm_pix_loss", "method.norm_pix", Keys.flag)
     elif kind == "contrastive_loss":
-        _tau(k, d)
+        _tau(k)
     elif kind == "label_smooth_ce":
-        carry(k, d, "smooth_ratio", "method.label_smoothing", number)
-        ignore(k, "the data say how many classes there are", "num_classes")
+        k.carry("smooth_ratio", "method.label_smoothing")
+        k.ignore(CLASSES, "num_classes")
 
 
-def _tau(k: Reader, d: Draft) -> None:
+def _tau(k: Keys) -> None:
     """The loss is scaled by 2 tau there, by 2 T here."""
-    tau, t = number(k, "tau"), d.tree.get("method", {}).get("temperature", 0.2)
+    tau, t = k.number("tau"), k.d.tree.get("method", {}).get("temperature")
     if tau == t:
         k.tell("tau", TAKEN, why="the loss is scaled by twice the temperature")
-    elif d.adaptive:
+    elif k.d.adaptive:
         k.tell("tau", NOTHING, why="the optimizer's steps do not depend on the loss's scale")
-    elif "tau" in k:
+    elif tau is not None:
         k.refuse("tau", f"the loss is scaled by twice the temperature here: use {t}, scale lr")
 
 
-def _frozen(k: Reader) -> None:
-    asked = value(k, "freeze_patterns")
-    if isinstance(asked, list) and "backbone" in asked:
+def _frozen(k: Keys) -> None:
+    if k.value("freeze_patterns") == ["backbone"]:
         k.tell("freeze_patterns", TAKEN, why="the whole encoder is frozen, in eval mode")
     else:
         k.refuse("freeze_patterns", "the encoder is frozen as a whole: use [backbone]")
 
 
-def _head(k: Reader, d: Draft) -> None:
-    ignore(k, "the data say how many classes there are", "num_classes")
-    ignore(k, OURS, "in_plane", "use_pool")
-    only(k, "input_feature_idx", (-1,), "the last features", "the last features are classified")
-    only(k, "dropout", (0,), "none", "the head has no dropout here; remove it")
-    pooled = choose(k, "cls_type", ("token", "avg_pool", "pool"), "cls_type")
+def _head(k: Keys) -> None:
+    k.ignore(CLASSES, "num_classes")
+    k.ignore(OURS, "in_plane", "use_pool")
+    k.only("input_feature_idx", (-1,), "the last features", "the last features are classified")
+    k.only("dropout", (0,), "none", "the head has no dropout here; remove it")
+    pooled = k.choose("cls_type", ("token", "avg_pool", "pool"), "cls_type")
     if pooled:
-        how = "token" if pooled == "token" else "avg"
-        d.put("backbone.options.global_pool", how)
-        k.tell("cls_type", TAKEN, f"backbone.options.global_pool={how}", "of a checkpoint of UP's")
-    bn = flag(k, "bn")
-    if bn and d.phase == "finetune":
+        by = k.d.put("backbone.options.global_pool", "token" if pooled == "token" else "avg")
+        k.tell("cls_type", TAKEN, by, "of a checkpoint of UP's")
+    bn = k.flag("bn")
+    if bn and k.d.phase == "finetune":
         k.refuse("bn", "the head of a fine-tuned network has no batch norm here; remove it")
     elif bn is not None:
-        by = "" if d.phase == "finetune" else d.put("method.batch_norm", bn)
-        k.tell("bn", TAKEN, by)
+        k.tell("bn", TAKEN, "" if k.d.phase == "finetune" else k.d.put("method.batch_norm", bn))

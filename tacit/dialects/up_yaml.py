@@ -21,7 +21,7 @@ class Document:
         anchors: key at the top -> whether an alias of its anchor follows, if its value has one.
     """
 
-    tree: Tree
+    tree: Tree = field(default_factory=dict)
     lines: dict[str, int] = field(default_factory=dict)
     anchors: dict[str, bool] = field(default_factory=dict)
 
@@ -45,62 +45,51 @@ class _Marking(yaml.SafeLoader):
         return node
 
 
-def read_document(text: str, name: str) -> Document:
+def read_document(path: Path) -> Document:
     """Raises: UserError with name, line and reason for what is not YAML, or not of keys."""
     try:
-        tree = layers.parse_yaml(text, name)
-    except RecursionError:
-        raise UserError(f"{name}: not valid YAML: an alias stands inside its own anchor") from None
-    if not isinstance(tree, dict):
-        raise UserError(f"{name}: expected 'key: value' lines, found {type(tree).__name__}")
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"Cannot read '{path}': {error}") from None
+    for place, line in enumerate(text.splitlines(), 1):
+        if line.strip() == "...":  # as on UP's page
+            raise UserError(f"{path} line {place}: '...': write what it stands for, or remove it")
+    document = Document()
     loader = _Marking(text)
     try:
         root = loader.get_single_node()
+        if isinstance(root, yaml.MappingNode):
+            _mark(root, "", document.lines, frozenset())
+            anchors = {key.value: loader.anchored.get(id(node)) for key, node in root.value}
+            document.anchors = {key: a in loader.used for key, a in anchors.items() if a}
+    except RecursionError:
+        raise UserError(f"{path}: not valid YAML: an alias stands inside its own anchor") from None
+    except yaml.YAMLError:
+        pass  # said below
     finally:
         loader.dispose()
-    document = Document(tree)
-    _mark(root, "", document.lines, frozenset())
-    for key, node in root.value:
-        anchor = loader.anchored.get(id(node))
-        if anchor:
-            document.anchors[key.value] = anchor in loader.used
-    if _circular(tree, frozenset()):
-        raise UserError(f"{name}: not valid YAML: an alias stands inside its own anchor")
+    document.tree = layers.parse_yaml(text, str(path))
+    if not isinstance(document.tree, dict):
+        found = type(document.tree).__name__
+        raise UserError(f"{path}: expected 'key: value' lines, found {found}")
     return document
 
 
 def _mark(node: yaml.Node, prefix: str, lines: dict[str, int], above: frozenset[int]) -> None:
     """The line of each key below a node; of an alias's content, where the content stands."""
     if id(node) in above:
-        return
+        raise RecursionError
     above |= {id(node)}
     if isinstance(node, yaml.MappingNode):
-        for key, below in node.value:
-            if key.value == "<<":
-                for merged in below.value if isinstance(below, yaml.SequenceNode) else [below]:
-                    _mark(merged, prefix, lines, above)
-        for key, below in node.value:
-            path = f"{prefix}{key.value}"
-            if key.value != "<<":
-                lines[path] = key.start_mark.line + 1
-                _mark(below, f"{path}.", lines, above)
+        merged = [below for key, below in node.value if key.value == "<<"]
+        for below in merged:  # first, since keys beside it go over its keys
+            for one in below.value if isinstance(below, yaml.SequenceNode) else [below]:
+                _mark(one, prefix, lines, above)
+        below = [(key.value, key, one) for key, one in node.value if key.value != "<<"]
     elif isinstance(node, yaml.SequenceNode):
-        for place, below in enumerate(node.value):
-            lines[f"{prefix}{place}"] = below.start_mark.line + 1
-            _mark(below, f"{prefix}{place}.", lines, above)
-
-
-def _circular(tree: Any, above: frozenset[int]) -> bool:
-    if not isinstance(tree, (dict, list)):
-        return False
-    if id(tree) in above:
-        return True
-    below = tree.values() if isinstance(tree, dict) else tree
-    return any(_circular(one, above | {id(tree)}) for one in below)
-
-
-def read_file(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"Cannot read '{path}': {error}") from None
+        below = [(place, one, one) for place, one in enumerate(node.value)]
+    else:
+        return
+    for name, at, one in below:
+        lines[f"{prefix}{name}"] = at.start_mark.line + 1
+        _mark(one, f"{prefix}{name}.", lines, above)
