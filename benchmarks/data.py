@@ -116,9 +116,8 @@ def webdatasets(shards: list[Path]) -> Work:
 
 def huggingfaces(files: list[Path]) -> Work:
     """A data set in Arrow with a transform, read in random order."""
-    from datasets import disable_progress_bars, load_dataset
+    from datasets import load_dataset
 
-    disable_progress_bars()
     data = load_dataset("parquet", data_files=[str(f) for f in files], split="train")
     crop, to_tensor = two_crops(), v2.PILToTensor()
 
@@ -143,9 +142,10 @@ def shards_of(files: list[Path], folder: Path, count: int = 4) -> list[Path]:
 
 def parquet_of(files: list[Path], folder: Path) -> list[Path]:
     """The files in parquet as `datasets` writes them."""
-    from datasets import Dataset, Features
+    from datasets import Dataset, Features, disable_progress_bars
     from datasets import Image as Encoded
 
+    disable_progress_bars()
     rows = {"image": [{"bytes": file.read_bytes(), "path": None} for file in files]}
     Dataset.from_dict(rows, Features({"image": Encoded()})).to_parquet(folder / "train-0.parquet")
     return [folder / "train-0.parquet"]
