@@ -36,7 +36,7 @@ def pretrain(config: RunConfig, quiet: bool = False) -> Path:
     """Pretrain as configured, from where an earlier call was stopped; returns the run's folder.
 
     Raises: UserError for data or options that do not fit, or for a folder that holds another
-    configuration; train.session.Interrupted after SIGTERM or Ctrl-C.
+    configuration; train.signals.Interrupted after SIGTERM or Ctrl-C.
     """
     if config.run is None:
         raise UserError("run=...: name a folder for the run")
@@ -81,7 +81,8 @@ class Job:
 
     def fit(self, folder: Path, quiet: bool = False) -> None:
         """Train in the folder, from the newest checkpoint there."""
-        extras = {"probe": self.probe, "check": self.check, "quiet": quiet}
+        extras = {"probe": self.probe, "check": self.check, "resume": self.config.resume}
+        extras["quiet"] = quiet
         fit(self.method, self.loader, self.config, folder, self.device, **extras)
 
 

@@ -45,6 +45,8 @@ class RunConfig(TrainConfig):
     # checkpoint of another library
     weights: str | None = None
     weights_sha256: str | None = None  # of that file; noted when the run begins
+    # another run's folder, or a checkpoint in it: go on from all of its state, not only the encoder
+    resume: str | None = None
     views: list[ViewGroup] = Field(min_length=1)  # or the name of a preset (default: the method's)
     evaluate: EvaluateConfig = EvaluateConfig()
     save_best: bool = False  # keep best.safetensors too: of the kNN checks the best one's encoder

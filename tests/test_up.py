@@ -783,12 +783,14 @@ def test_precedence_of_the_saver(tmp_path, monkeypatch):
     assert read(begun, tmp_path).tree["weights"] == "a.pth"
     assert read(begun, tmp_path, "saver.pretrain_model=b.pth").tree["weights"] == "b.pth"
     assert "weights" not in read(begun, tmp_path, "saver.resume_model=out/ck/ckpt.pth").tree
+    other = read(begun, tmp_path, "saver.resume_model=other/ckpt.pth").tree
+    assert (other["resume"], "weights" in other) == ("other/ckpt.pth", False)
     monkeypatch.chdir(tmp_path)
     tree = classifier(True)
     assert read(tree, tmp_path).subject == "ckpt.pth"
     assert read(tree, tmp_path, "saver.pretrain_model=b.pth").subject == "b.pth"
     tree["saver"]["resume_model"] = "elsewhere.pth"
-    assert "saver.resume_model=elsewhere.pth: a run goes on in its own" in refused(tree, tmp_path)
+    assert "resume_model=elsewhere.pth: an evaluation goes on in its own" in refused(tree, tmp_path)
     tree["saver"]["resume_model"] = "out/linear/ckpt_e3.pth"
     became = fates(read(tree, tmp_path))
     assert became["saver.resume_model"] == Fate.REPLACED

@@ -1,6 +1,7 @@
 """Encoders that do not start at random, and the best of a run's checks."""
 
 import json
+import re
 import shutil
 
 import pytest
@@ -100,6 +101,49 @@ def test_mistakes(first, tmp_path, keys, message):
     keys = [key.format(first=first) for key in keys]
     with pytest.raises(UserError, match=message):
         jobs.pretrain(config_of(tmp_path / "run", "max_steps=2", *keys), quiet=True)
+
+
+# All of another run's state -----------------------------------------------------------------------
+
+
+def test_a_longer_run_goes_on_from_a_shorter_one(tmp_path):
+    """At a constant rate it is the longer run, bit for bit."""
+    keys = ["schedule={name: constant, warmup_epochs: 0}"]
+    keys += ["checkpoint={every_epochs: 0, every_steps: 2}"]
+    moco = {"method": "moco_v2"}
+    jobs.pretrain(config_of(tmp_path / "whole", "max_steps=6", *keys, **moco), quiet=True)
+    jobs.pretrain(config_of(tmp_path / "short", "max_steps=4", *keys, **moco), quiet=True)
+    on = config_of(tmp_path / "on", "max_steps=6", *keys, f"resume={tmp_path / 'short'}", **moco)
+    jobs.pretrain(on, quiet=True)
+    jobs.pretrain(on, quiet=True)  # its own checkpoints go first
+    earlier = next((tmp_path / "short" / "checkpoints").glob("step-00000002.*"))
+    back = config_of(tmp_path / "back", "max_steps=6", *keys, f"resume={earlier}", **moco)
+    jobs.pretrain(back, quiet=True)
+    whole = load_file(tmp_path / "whole" / "encoder.safetensors")
+    for run, first in (("on", 5), ("back", 3)):
+        found = load_file(tmp_path / run / "encoder.safetensors")
+        assert all(torch.equal(found[name], value) for name, value in whole.items())
+        assert read_metrics(tmp_path / run / "metrics.jsonl")[0]["step"] == first
+
+
+def test_what_cannot_be_resumed(first, tmp_path):
+    (tmp_path / "ckpt.pth").write_bytes(b"of another system")
+    copied = shutil.copytree(first, tmp_path / "copied")
+    (damaged,) = (copied / "checkpoints").glob("step-00000003.*")
+    damaged.write_bytes(damaged.read_bytes()[:-1] + b"?")
+    for resume, says in (
+        (tmp_path / "ckpt.pth", "no checkpoint of Tacit's"),
+        (tmp_path / "nowhere", "no checkpoint of Tacit's"),
+        (tmp_path, "no run with checkpoints"),
+        (damaged, "is damaged; take an earlier one"),
+        (first, "has all of this run's 3 steps"),
+    ):
+        config = config_of(tmp_path / "run", "max_steps=3", f"resume={resume}")
+        with pytest.raises(UserError, match=re.escape(f"resume={resume}: {says}")):
+            jobs.pretrain(config, quiet=True)
+    other = config_of(tmp_path / "run2", "max_steps=9", f"resume={first}", method="byol")
+    with pytest.raises(UserError, match="is of another kind of run: "):
+        jobs.pretrain(other, quiet=True)
 
 
 # The best check -----------------------------------------------------------------------------------

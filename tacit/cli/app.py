@@ -39,7 +39,7 @@ def print_from_first(results: "list[Result]") -> None:
 @contextmanager
 def continuing() -> Iterator[None]:
     """A signal ends the command with the line that continues it."""
-    from tacit.train.session import Interrupted
+    from tacit.train.signals import Interrupted
 
     try:
         yield

@@ -1,6 +1,7 @@
 """Commands for the configuration files of other systems."""
 
 import os
+import shlex
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -68,7 +69,8 @@ def convert(
     ]
     print_columns(("key", "value", "is", "here", "why"), rows, 1)
     if output is None:
-        print(f"Run it with: tacit run {file}", file=sys.stderr)
+        print(f"Run it with: tacit run {shlex.quote(str(file))}", file=sys.stderr)
         return
     write_text(output, native.to_yaml(converted, str(file)))
-    print(f"Wrote {output}. Run it with: tacit run {output}", file=sys.stderr)
+    said_so = f"Wrote {output}. Run it with: tacit run {shlex.quote(str(output))}"
+    print(said_so, file=sys.stderr)

@@ -22,7 +22,7 @@ from tacit.train.optim import OptimizerConfig, ScheduleConfig
 SECTIONS = ("num_classes", "runtime", "dataset", "trainer", "saver", "hooks", "ema", "net")
 MARKS = {"runtime", "dataset", "trainer", "saver", "net"}  # one of them is in every file
 OURS = {"base", "data", "method", "views", "backbone", "evaluate", "run"}
-OURS |= {"weights", "save_best", "save_as"}
+OURS |= {"weights", "resume", "save_best", "save_as"}
 NATIVE = OURS | set(TrainConfig.model_fields)
 # further keys of an evaluation
 MEASURED = {"fraction", "shots", "images", "untrained", "allow_overlap", "drop_path", "image_size"}

@@ -77,8 +77,11 @@ def _resume(r: Keys, folder: str | None, going_on: bool) -> str | None:
         r.tell("resume_model", NOTHING, why="auto_resume found a checkpoint, which goes first")
     elif resume and folder and Path(resume).resolve().is_relative_to(Path(folder).resolve()):
         r.tell("resume_model", REPLACED, f"run={folder}", "the newest checkpoint of its folder")
+    elif resume and r.d.pretrains:
+        why = "the whole state of that run of Tacit's; a checkpoint of UP's has another"
+        r.tell("resume_model", REPLACED, r.d.put("resume", subject_of(resume)), why)
     elif resume is not None:
-        why = "a run goes on in its own folder: set save_dir to that"
+        why = "an evaluation goes on in its own folder: set save_dir to that"
         r.refuse("resume_model", f"{why}; for weights alone use pretrain_model")
     return resume
 

@@ -13,7 +13,7 @@ from tacit.grid.plan import UNTRAINED, Job, Protocol
 from tacit.measure.results import Result
 from tacit.run_config import compose
 from tacit.train.log import read_metrics
-from tacit.train.session import Interrupted
+from tacit.train.signals import Interrupted
 
 MEASURES = {
     "knn": measure.knn,

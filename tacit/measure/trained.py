@@ -52,7 +52,7 @@ def linear_augmented(
         folder: where results.json goes, and below it evaluations/ (default: the run).
         protocol: a shipped protocol's name or a YAML file.
     Raises: UserError if weights do not fit, if test images are among the training images, or for a
-        loss that is not finite; train.session.Interrupted after SIGTERM or Ctrl-C.
+        loss that is not finite; train.signals.Interrupted after SIGTERM or Ctrl-C.
     """
     return _evaluate("linear-augmented", protocol, where, overrides or [], folder, quiet)
 

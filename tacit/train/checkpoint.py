@@ -14,6 +14,7 @@ import torch
 from pydantic import Field
 
 from tacit.config import Config
+from tacit.errors import UserError
 from tacit.files import rename_durably
 
 _NAME = re.compile(r"step-(\d+)\.([0-9a-f]{16})\.pt")
@@ -73,6 +74,28 @@ class Checkpoints:
                 f"Checkpoint of step {step} is damaged (kept as {aside}); using the one before."
             )
         return None
+
+
+def load_from(where: str, device: torch.device) -> tuple[int, dict[str, Any]]:
+    """Step and state of a checkpoint, or of the newest one of a run's folder.
+
+    Raises: UserError if it is neither, or damaged.
+    """
+    path = Path(where)
+    if path.is_dir():
+        found = Checkpoints(path / "checkpoints", 1).load(device)
+        if found is None:
+            raise UserError(f"resume={where}: no run with checkpoints")
+        return found
+    name = _NAME.fullmatch(path.name)
+    if name is None or not path.is_file():
+        raise UserError(
+            f"resume={where}: no checkpoint of Tacit's (a run's folder, or step-*.pt below it); "
+            f"weights alone are read by weights=..."
+        )
+    if _checksum(path) != name[2]:
+        raise UserError(f"resume={where}: is damaged; take an earlier one")
+    return int(name[1]), torch.load(path, map_location=device, weights_only=True)
 
 
 def _checksum(path: Path) -> str:

@@ -38,7 +38,7 @@ from tacit.train.session import Check, Session
 
 # What may differ when a run is continued, since it changes a result by rounding at most.
 FREE = ("run", "device", "compile", "log_every", "checkpoint", "start_epoch", "save_as")
-FREE += ("log", "weights", "save_best", "data.workers", "data.max_bad")
+FREE += ("log", "weights", "resume", "save_best", "data.workers", "data.max_bad")
 
 
 class TrainConfig(Config):
@@ -91,9 +91,10 @@ def fit(
     *,
     probe: OnlineProbe | None = None,
     check: Check | None = None,
+    resume: str | None = None,
     quiet: bool = False,
 ) -> float:
-    """Train to the last step, from the newest checkpoint in the folder if there is one.
+    """Train to the last step, from the newest checkpoint in the folder, or of the run to resume.
 
     Returns: seconds of training, those before an interruption included.
     Raises: Interrupted after SIGTERM or Ctrl-C, UserError at a loss that is not finite.
@@ -102,7 +103,7 @@ def fit(
     peak = scaled_lr(config.optimizer, config.batch_size)
     optimizer = build_optimizer(method, config.optimizer, peak, method.constant_lr, method.rate)
     probe = probe.to(device) if probe else None
-    session = Session(method, optimizer, loader, config, folder, probe, check)
+    session = Session(method, optimizer, loader, config, folder, probe, check, resume)
     steps, epochs = session.steps, session.steps / loader.steps_per_epoch
     trained = [p for p in method.parameters() if p.requires_grad]
     amp = pick_precision(config.precision, device) == "bf16"

@@ -3,8 +3,6 @@
 import contextlib
 import json
 import math
-import signal
-import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -19,22 +17,15 @@ from tacit.data.loader import ViewLoader
 from tacit.errors import UserError
 from tacit.files import write_json
 from tacit.methods.method import Method, Output
-from tacit.train.checkpoint import Checkpoints
+from tacit.train.checkpoint import Checkpoints, load_from
 from tacit.train.collapse import CollapseMonitor
 from tacit.train.log import Display, MetricsFile, console
 from tacit.train.loggers import Logger, open_loggers
 from tacit.train.precision import device_name, peak_memory
 from tacit.train.probe import OnlineProbe
+from tacit.train.signals import Interrupted, caught_signals
 
 ASK_EVERY = 10  # steps, of several processes: to agree on a signal takes a message
-
-
-class Interrupted(Exception):
-    """A signal ended the run after a step; everything is saved."""
-
-    def __init__(self, signal_number: int, step: int, steps: int) -> None:
-        super().__init__(f"Stopped after step {step} of {steps}; everything is saved.")
-        self.signal_number = signal_number
 
 
 @dataclass(frozen=True)
@@ -67,7 +58,11 @@ class Session:
         folder: Path,
         probe: OnlineProbe | None,
         check: Check | None,
+        resume: str | None = None,
     ) -> None:
+        """Args:
+        resume: another run or its checkpoint, to go on from where this folder has none.
+        """
         self.method, self.optimizer, self.loader, self.config = method, optimizer, loader, config
         self.folder, self.probe, self.check = folder, probe, check
         self.steps = total_steps(config.epochs, config.max_steps, loader)
@@ -78,22 +73,34 @@ class Session:
         self._monitor = CollapseMonitor(method) if method.remedy else None
         self._device = next(method.parameters()).device
         self._first_bad = torch.full((), -1, dtype=torch.long, device=self._device)
-        self._resume()
+        self._resume(resume)
         self._check_start()
 
-    def _resume(self) -> None:
+    def _resume(self, elsewhere: str | None) -> None:
         found = self.checkpoints.load(self._device)
-        if found is None:
-            return
-        self.start, state = found
+        if found is not None:
+            self._load(*found)
+        elif elsewhere is not None:
+            found = load_from(elsewhere, self._device)
+            if found[0] >= self.steps:
+                raise UserError(f"resume={elsewhere}: has all of this run's {self.steps} steps")
+            try:
+                self._load(*found)
+            except (RuntimeError, ValueError, KeyError) as error:
+                reason = " ".join(str(error).split())
+                raise UserError(
+                    f"resume={elsewhere}: is of another kind of run: {reason}"
+                ) from None
+
+    def _load(self, start: int, state: dict[str, Any]) -> None:
+        self.start, self.seconds = start, state["seconds"]
         self.method.load_state_dict(state["method"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.seconds = state["seconds"]
-        if distributed.rank() == 0:
-            console.print(f"Continuing after step {self.start} of {self.steps}", soft_wrap=True)
         if self.probe:
             self.probe.load_state_dict(state["probe"])
             self.probe.optimizer.load_state_dict(state["probe_optimizer"])
+        if distributed.rank() == 0:
+            console.print(f"Continuing after step {self.start} of {self.steps}", soft_wrap=True)
 
     def _check_start(self) -> None:
         """What was asked to be continued is not begun anew."""
@@ -130,7 +137,7 @@ class Session:
         self._since, self._images = time.perf_counter(), 0
         self._seconds_before, self._began = self.seconds, time.perf_counter()
         try:
-            with _caught_signals() as self._signals:
+            with caught_signals() as self._signals:
                 yield self
         finally:
             self._display.close()
@@ -285,24 +292,3 @@ class Session:
 def total_steps(epochs: int, max_steps: int | None, loader: ViewLoader) -> int:
     steps = epochs * loader.steps_per_epoch
     return min(steps, max_steps) if max_steps else steps
-
-
-@contextlib.contextmanager
-def _caught_signals() -> Iterator[list[int]]:
-    """SIGTERM and Ctrl-C are noted in the list; a second Ctrl-C raises KeyboardInterrupt."""
-    caught: list[int] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield caught  # Python lets only the main thread listen
-        return
-
-    def note(number: int, _frame: Any) -> None:
-        if number == signal.SIGINT and number in caught:
-            raise KeyboardInterrupt
-        caught.append(number)
-
-    before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield caught
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

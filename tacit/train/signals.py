@@ -1,0 +1,36 @@
+"""A signal lets training save and end."""
+
+import contextlib
+import signal
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+
+class Interrupted(Exception):
+    """A signal ended the run after a step; everything is saved."""
+
+    def __init__(self, signal_number: int, step: int, steps: int) -> None:
+        super().__init__(f"Stopped after step {step} of {steps}; everything is saved.")
+        self.signal_number = signal_number
+
+
+@contextlib.contextmanager
+def caught_signals() -> Iterator[list[int]]:
+    """SIGTERM and Ctrl-C are noted in the list; a second Ctrl-C raises KeyboardInterrupt."""
+    caught: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield caught  # Python lets only the main thread listen
+        return
+
+    def note(number: int, _frame: Any) -> None:
+        if number == signal.SIGINT and number in caught:
+            raise KeyboardInterrupt
+        caught.append(number)
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield caught
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
