@@ -66,6 +66,8 @@ def test_wandb_has_one_run_for_a_folder(tmp_path, monkeypatch):
     train(tmp_path / "run", *keys)
     files = list((tmp_path / "w" / "wandb").glob("offline-run-*/run-*.wandb"))
     assert len({file.stem for file in files}) == 1, "both parts are of one run"
+    train(tmp_path / "run", *keys)  # there is nothing left to log
+    assert list((tmp_path / "w" / "wandb").glob("offline-run-*/run-*.wandb")) == files
     written = b"".join(file.read_bytes() for file in files)
     for text in (b"mine", b"first", b"probe_top1", b"digits"):
         assert text in written

@@ -447,3 +447,12 @@ def test_a_transformer_keeps_its_size(tmp_path):
         tacit.knn(run, ["image_size=32"])
     (result, _) = tacit.finetune(run, ["max_steps=1", "method.layer_decay=0.65"], quiet=True)
     assert result.metrics["top5"] > 0
+
+
+def test_a_configuration_is_no_file_of_weights(tmp_path):
+    path = tmp_path / "simclr.ini"
+    path.write_text("seed = 1@int")
+    with pytest.raises(
+        UserError, match="is no file of weights; a configuration runs by `tacit run`"
+    ):
+        tacit.knn(path, [])

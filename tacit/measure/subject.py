@@ -19,6 +19,7 @@ from tacit.evaluate.foreign import load_foreign
 from tacit.methods.heads import WithHead
 from tacit.run_config import RunConfig, read_run_config
 
+CONFIGURATIONS = (".ini", ".yaml", ".yml")
 INHERITED = ("seed", "device", "precision")  # from the encoder's own run, beside its data
 
 
@@ -57,6 +58,8 @@ def open_subject(where: str | Path, overrides: list[str], folder: str | None) ->
     path = Path(where)
     if not path.exists():
         raise UserError(f"'{where}': no such run folder or file of weights")
+    if path.suffix.lower() in CONFIGURATIONS:
+        raise UserError(f"'{where}': is no file of weights; a configuration runs by `tacit run`")
     if not path.is_dir() and not is_ours(path):
         return _foreign(path, overrides, Path(folder or f"runs/{path.stem}"))
     if any(argument.startswith(("backbone.", "format=")) for argument in overrides):

@@ -20,7 +20,7 @@ from tacit.methods.method import Method, Output
 from tacit.train.checkpoint import Checkpoints, load_from
 from tacit.train.collapse import CollapseMonitor
 from tacit.train.log import Display, MetricsFile, console
-from tacit.train.loggers import Logger, open_loggers
+from tacit.train.loggers import LogConfig, Logger, open_loggers
 from tacit.train.precision import device_name, peak_memory
 from tacit.train.probe import OnlineProbe
 from tacit.train.signals import Interrupted, caught_signals
@@ -147,7 +147,10 @@ class Session:
                 logger.close()
 
     def _open_loggers(self) -> list[Logger]:
-        return open_loggers(self.config.log, self.folder, self.start, self.config.tree())
+        asked = self.config.log
+        if self.start == self.steps:  # others would open a run and write nothing
+            asked = LogConfig(csv=asked.csv)
+        return open_loggers(asked, self.folder, self.start, self.config.tree())
 
     def finish(self) -> None:
         """Write cost.json: seconds, images per second, peak memory of this process and its device.
