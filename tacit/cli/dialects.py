@@ -10,7 +10,7 @@ import typer
 
 from tacit.cli.app import app
 from tacit.cli.jobs import Opts, check, evaluate_job, paired, read_job
-from tacit.cli.pretraining import pretrain
+from tacit.cli.pretraining import pretrain_job
 from tacit.errors import UserError
 
 PASS_ON = {"ignore_unknown_options": True}  # a value may begin with a minus: --opts seed -1
@@ -38,7 +38,7 @@ def run(
         raise UserError("name a file: tacit run pretrain/simclr.ini, or set CONFIGER_PATH")
     job = read_job(file, keys, opts)
     if job is None or job.phase == "pretrain":
-        pretrain(file, keys, folder, opts)
+        pretrain_job(job, file, keys, folder)
     else:
         evaluate_job(job, job.phase, folder)
 

@@ -103,31 +103,27 @@ def _gave(entry: "Entry", line: str) -> bool:
     return f"{key}.".startswith(f"{native}.") or held
 
 
-def composed(
-    what: str,
-    overrides: list[str] | None,
-    run: str | None = None,
-    opts: bool = False,
-    trains: bool = False,
-) -> "Composed":
+def composed(what: str, overrides: list[str] | None) -> "Composed":
     """The configuration of a recipe, of a YAML file, or of another system's file.
 
-    Args:
-        trains: go on in as many processes as the file asks for.
     Raises: UserError for a mistake, or for a file that describes no pretraining.
     """
+    job = read_job(what, overrides)
+    with in_its_words(job):
+        return compose_job(job, what, overrides)
+
+
+def compose_job(
+    job: "Converted | None", what: str, overrides: list[str] | None, run: str | None = None
+) -> "Composed":
+    """The same of what `read_job` has read."""
     from tacit.dialects import native
     from tacit.run_config import compose
 
-    job = read_job(what, overrides, opts)
     if job is None:
         return compose(what, overrides, run)
     _check_phase(job, "pretrain")
-    with in_its_words(job):
-        config = compose(None, native.arguments({"run": job.run} | job.tree), run, what)
-    if trains:
-        share_out(job.processes, config.config.device)
-    return config
+    return compose(None, native.arguments({"run": job.run} | job.tree), run, what)
 
 
 def check(job: "Converted") -> None:

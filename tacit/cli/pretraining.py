@@ -1,11 +1,15 @@
 """Commands that pretrain."""
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from tacit.cli.app import Overrides, What, app, continuing, is_first_rank
-from tacit.cli.jobs import Opts, composed, in_its_words, read_job
+from tacit.cli.jobs import Opts, compose_job, composed, in_its_words, read_job
+from tacit.cli.processes import share_out
+
+if TYPE_CHECKING:
+    from tacit.dialects.report import Converted
 
 
 @app.command()
@@ -16,10 +20,24 @@ def pretrain(
     opts: Opts = False,
 ) -> None:
     """Pretrain an encoder; the same command again continues a stopped run."""
+    pretrain_job(read_job(what, overrides, opts), what, overrides, run)
+
+
+def pretrain_job(
+    job: "Converted | None", what: str, overrides: list[str] | None, run: str | None
+) -> None:
+    """Pretrain as a recipe says, or another system's file, in as many processes as that asks for.
+
+    Args:
+        job: what `read_job` has read of it.
+    """
     from tacit import run as jobs
 
-    with continuing(), in_its_words(read_job(what, overrides, opts)):
-        folder = jobs.pretrain(composed(what, overrides, run, opts, trains=True).config)
+    with continuing(), in_its_words(job):
+        config = compose_job(job, what, overrides, run).config
+        if job is not None:
+            share_out(job.processes, config.device)
+        folder = jobs.pretrain(config)
     if is_first_rank():
         print(f"Done: {folder / 'encoder.safetensors'}. Measure it with: tacit knn {folder}")
 
