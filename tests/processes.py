@@ -1,6 +1,6 @@
 """Commands as processes of their own, forked from one that has imported torch and timm: that spares
-each of them ten seconds of a core. `python -m tacit` itself is started by tests/test_cli.py and
-tests/test_docs.py."""
+each of them ten seconds of a core. tests/test_docs.py starts `python -m tacit` itself, and
+tests/test_distributed.py has torchrun start it."""
 
 import multiprocessing
 import os

@@ -696,7 +696,7 @@ def test_counters_are_all_there_or_none(tmp_path):
 
 
 def test_another_architecture(tmp_path):
-    """strict=False would take 30 of 60 tensors and evaluate the rest as drawn at random."""
+    """A lenient loader would take 30 of 60 tensors and evaluate the rest as drawn at random."""
     deeper = resnet(layers=(1, 2, 1, 1)).state_dict()
     line = refusal(write(tmp_path, deeper), backbone("resnet"), "torchvision", "backbone.name")
     assert re.search(r"does not explain layer2\.1\.\S+, layer2\.1\.\S+, \S+ and 9 more", line), line
