@@ -9,12 +9,12 @@ RUN ?= runs/digits-simclr
 
 ifdef CONFIGER_PATH
 run: setup            ## with CONFIGER_PATH=path/to/pretrain/simclr.ini: run that file; KEYS="epochs=5" over it
-	$(BIN)/tacit run "$(CONFIGER_PATH)" $(KEYS)
+	$(BIN)/selfsight run "$(CONFIGER_PATH)" $(KEYS)
 else
 run: setup            ## pretrain on real handwritten digits, then print what was learned
-	$(BIN)/tacit pretrain digits/simclr --run $(RUN)
-	$(BIN)/tacit knn $(RUN)
-	$(BIN)/tacit linear $(RUN)
+	$(BIN)/selfsight pretrain digits/simclr --run $(RUN)
+	$(BIN)/selfsight knn $(RUN)
+	$(BIN)/selfsight linear $(RUN)
 endif
 
 setup: $(VENV)/.installed

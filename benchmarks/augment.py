@@ -1,4 +1,4 @@
-"""Two SimCLR views of CIFAR-10 images on one thread: Tacit against lightly's transform."""
+"""Two SimCLR views of CIFAR-10 images on one thread: Selfsight against lightly's transform."""
 
 import time
 from collections.abc import Callable
@@ -8,9 +8,10 @@ import torch
 from lightly.transforms import SimCLRTransform
 
 from benchmarks.common import MEAN, STD, arguments, machine, pictures, report, start
-from tacit.train.precision import prepare
-from tacit.views.make import Coordinates, make_views
-from tacit.views.recipe import ViewGroup, preset
+from selfsight.batch import SampleKey
+from selfsight.train.precision import prepare
+from selfsight.views.make import make_views
+from selfsight.views.recipe import ViewGroup, preset
 
 
 def rate(work: Callable[[], None], images: int) -> float:
@@ -29,7 +30,7 @@ def compare(decoded: list, blur: float, rounds: int) -> tuple[list[float], list[
 
     def ours() -> None:
         for rows in index.split(256):
-            make_views(pixels[rows], groups, Coordinates(0, 0, rows), MEAN, STD)
+            make_views(pixels[rows], groups, SampleKey(0, 0, rows), MEAN, STD)
 
     def lightlys() -> None:
         for picture in decoded:

@@ -10,9 +10,9 @@ from statistics import median
 import torch
 from PIL import Image
 
-from tacit.data.decode import decode
-from tacit.data.sources import DataConfig, open_source
-from tacit.errors import UserError
+from selfsight.data.decode import decode
+from selfsight.data.sources.open import DataConfig, open_source
+from selfsight.errors import UserError
 
 MEAN, STD = (0.491, 0.482, 0.447), (0.247, 0.243, 0.262)  # of CIFAR-10
 
@@ -20,7 +20,9 @@ MEAN, STD = (0.491, 0.482, 0.447), (0.247, 0.243, 0.262)  # of CIFAR-10
 def arguments(description: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=description)
     default = Path(__file__).parent.parent.parent / "shared" / "data" / "cifar10"
-    parser.add_argument("--data", default=str(default), help="CIFAR-10, in any form Tacit reads")
+    parser.add_argument(
+        "--data", default=str(default), help="CIFAR-10, in any form Selfsight reads"
+    )
     return parser
 
 
@@ -54,6 +56,6 @@ def report(
     """Medians of interleaved runs, and the median, least and greatest of their paired ratios."""
     ratios = sorted(a / b for a, b in zip(ours, theirs, strict=True))
     print(
-        f"{title}: tacit {median(ours):.1f} {unit}, {peer} {median(theirs):.1f} {unit}, "
+        f"{title}: selfsight {median(ours):.1f} {unit}, {peer} {median(theirs):.1f} {unit}, "
         f"ratio {median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f}, n={len(ratios)})"
     )

@@ -1,8 +1,8 @@
-"""From JPEG files, packs and shards to crops: Tacit against lightly, torchvision, PyTorch's
+"""From JPEG files, packs and shards to crops: Selfsight against lightly, torchvision, PyTorch's
 DataLoader, webdataset and Hugging Face's datasets.
 
 One thread each unless said; rounds are interleaved, ratios are paired. The peers' transforms end in
-float tensors with colours changed; Tacit's threads end in uint8 crops, and the device that trains
+float tensors with colours changed; Selfsight's threads end in uint8 crops, and the device that trains
 does the rest, so "crops and colours" adds that work on the same thread.
 """
 
@@ -24,12 +24,12 @@ from torchvision.io import ImageReadMode, decode_image
 from torchvision.transforms import v2
 
 from benchmarks.common import machine, report
-from tacit.data import packing
-from tacit.data.images import Images
-from tacit.data.loader import ViewLoader
-from tacit.data.sources import DataConfig, open_source
-from tacit.errors import UserError
-from tacit.views.recipe import ViewGroup, preset
+from selfsight.data.images import Images
+from selfsight.data.pack.read import write as packing
+from selfsight.data.sources.open import DataConfig, open_source
+from selfsight.errors import UserError
+from selfsight.train.loader import ViewLoader
+from selfsight.views.recipe import ViewGroup, preset
 
 UNIT = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 BATCH = 125

@@ -34,14 +34,14 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
 from benchmarks.common import MEAN, STD, arguments, machine, pictures, start
-from tacit.backbones import BackboneConfig, build_backbone
-from tacit.data.images import Images
-from tacit.data.source import Part
-from tacit.data.sources import DataConfig, open_source
-from tacit.evaluate import linear
-from tacit.evaluate.features import extract, read_features
-from tacit.evaluate.knn import neighbours
-from tacit.evaluate.subsets import hold_out
+from selfsight.data.images import Images
+from selfsight.data.source import Part
+from selfsight.data.sources.open import DataConfig, open_source
+from selfsight.encoders.backbones import BackboneConfig, build_backbone
+from selfsight.evaluate import linear
+from selfsight.evaluate.features import extract, read_features
+from selfsight.evaluate.knn import neighbours
+from selfsight.evaluate.subsets import hold_out
 
 CPU = torch.device("cpu")
 IMAGENET = 1_281_167, 50_000  # training and validation images
@@ -231,7 +231,7 @@ def main() -> None:
         print(json.dumps(search(*json.loads(options.search))))
         return
     print(machine(), flush=True)
-    print("\n| what | tacit | peer | comparison |\n|---|---|---|---|", flush=True)
+    print("\n| what | selfsight | peer | comparison |\n|---|---|---|---|", flush=True)
     rows = {"features": features, "linear": linear_probe, "knn": knn}
     for name, row in rows.items():
         if options.only in (None, name):

@@ -15,16 +15,17 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.common import MEAN, STD, arguments, start
-from tacit.build import build_method
-from tacit.data.images import Images
-from tacit.data.sources import open_source
-from tacit.run import make_loader
-from tacit.run_config import compose
-from tacit.train.engine import fit
-from tacit.train.log import read_metrics
-from tacit.train.precision import pick_precision
-from tacit.views.make import Coordinates, Kind, finish_crops, make_views
-from tacit.views.recipe import ViewGroup, preset
+from selfsight.batch import SampleKey
+from selfsight.data.images import Images
+from selfsight.data.sources.open import open_source
+from selfsight.pretrain.build import build_method
+from selfsight.pretrain.config import compose
+from selfsight.train.engine import fit
+from selfsight.train.loader import make_loader
+from selfsight.train.log import read_metrics
+from selfsight.train.precision import pick_precision
+from selfsight.views.make import ViewSpec, finish_crops, make_views
+from selfsight.views.recipe import ViewGroup, preset
 
 GOAL = 5  # milliseconds for 512 views on an H200
 
@@ -51,7 +52,7 @@ def photographs(batch: int) -> None:
     group = ViewGroup(**{**fields, "count": 1})
     shape = (batch, group.size, group.size, 3)
     crops = torch.randint(0, 256, shape, dtype=torch.uint8, device="cuda").permute(0, 3, 1, 2)
-    at = Coordinates(0, 0, torch.arange(batch, device="cuda"))
+    at = SampleKey(0, 0, torch.arange(batch, device="cuda"))
 
     def views(compile: bool = True) -> None:
         finish_crops([crops], [group], at, MEAN, STD, compile)
@@ -82,7 +83,7 @@ def small_images(path: str, batch: int, steps: int) -> None:
 
     def views() -> None:
         pixels = images.tensor[index]
-        at = Coordinates(0, 0, index)
+        at = SampleKey(0, 0, index)
         make_views(pixels, config.views, at, config.data.mean, config.data.std)
 
     with tempfile.TemporaryDirectory() as folder:
@@ -103,7 +104,7 @@ def counts(batch: int) -> None:
     cases["simclr-small"] = (0, True)
     for name, (number, crop) in cases.items():
         group = ViewGroup(**preset(name)[number])
-        kind = Kind(group, crop, MEAN, STD)
+        kind = ViewSpec(group, crop, MEAN, STD)
         eager, compiled = (count(kind, batch, group.size) for count in (launches, kernels))
         print(
             f"{name}, {'whole images' if crop else 'crops'}, {group.size} px: "

@@ -28,8 +28,8 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils import _triton
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from tacit import randomness
-from tacit.views import make
+from selfsight import randomness
+from selfsight.views import make
 
 COPIES = ("aten._to_copy", "aten.copy_")
 H200 = SimpleNamespace(

@@ -1,7 +1,7 @@
 """Does every method learn? Digits, a small encoder, the same few epochs, several seeds.
 
 Trains recipe digits/<method> for so many epochs and compares the kNN accuracy (k = 20, protocol of
-`tacit knn`) of its encoder on the 360 test images with that of the same network before its first
+`selfsight knn`) of its encoder on the 360 test images with that of the same network before its first
 step. Fails if a method's mean gain over the seeds is below the margin.
 """
 
@@ -31,8 +31,9 @@ class Learned:
 def learn(method: str, seed: int, epochs: int, extra: list[str]) -> Learned:
     import torch
 
-    from tacit import measure, run
-    from tacit.run_config import compose
+    from selfsight.evaluate import protocols as measure
+    from selfsight.pretrain import job as run
+    from selfsight.pretrain.config import compose
 
     torch.set_num_threads(1)
     keys = [f"seed={seed}", f"epochs={epochs}", "evaluate.every_epochs=0", "device=cpu"]
@@ -77,7 +78,7 @@ def row(runs: list[Learned]) -> tuple[str, float]:
 
 
 def main() -> None:
-    from tacit.methods import METHODS
+    from selfsight.methods import METHODS
 
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--methods", nargs="+", default=list(METHODS))

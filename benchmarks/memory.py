@@ -1,17 +1,17 @@
-"""Memory and time of single losses and of a teacher's step: Tacit against lightly.
+"""Memory and time of single losses and of a teacher's step: Selfsight against lightly.
 
 Losses: peak memory above the inputs and seconds of forward and backward (Sinkhorn: forward) on
 random float32 matrices; neither depends on their values. Every case runs in its own fresh process,
 after one small call that loads libraries: on the CPU the rise of the process's peak resident
 memory, on a GPU that of the allocator. Each call is done --repeats times, the median time counts.
 
-    NT-Xent      2 x (N, 128): tacit.losses.nt_xent against NTXentLoss, at what lightly can hold;
-                 what it would need at Tacit's size follows from its square law
-    Sinkhorn     (B, K) scores, 3 iterations: tacit.losses.sinkhorn against SwAV's of lightly
-    Barlow Twins 2 x (B, 8192): tacit.losses.barlow_twins against BarlowTwinsLoss
+    NT-Xent      2 x (N, 128): selfsight.losses.nt_xent against NTXentLoss, at what lightly can hold;
+                 what it would need at Selfsight's size follows from its square law
+    Sinkhorn     (B, K) scores, 3 iterations: selfsight.losses.sinkhorn against SwAV's of lightly
+    Barlow Twins 2 x (B, 8192): selfsight.losses.barlow_twins against BarlowTwinsLoss
 
 Then NT-Xent against its plain form, with the whole matrix of logits, in value and gradient; and one
-update of a ViT-B teacher: tacit.methods.parts.Teacher.follow against update_momentum, in turns.
+update of a ViT-B teacher: selfsight.methods.ema.Teacher.ema_update against update_momentum, in turns.
 """
 
 import argparse
@@ -33,11 +33,11 @@ from lightly.models.utils import update_momentum
 from torch import Tensor
 
 from benchmarks.common import machine, report
-from tacit import losses
-from tacit.backbones import BackboneConfig, build_backbone
-from tacit.errors import UserError
-from tacit.methods.parts import Teacher
-from tacit.train.precision import pick_device
+from selfsight import losses
+from selfsight.encoders.backbones import BackboneConfig, build_backbone
+from selfsight.errors import UserError
+from selfsight.methods.ema import Teacher
+from selfsight.train.precision import pick_device
 
 TEMPERATURE = 0.1
 LIMIT = 12.0  # GiB that a case of lightly may take
@@ -45,15 +45,15 @@ MATRICES = 10  # of (2N)^2 float32 that its NT-Xent is taken to hold before it w
 
 WORK: dict[str, dict[str, Callable[..., Tensor]]] = {
     "nt_xent": {
-        "tacit": partial(losses.nt_xent, temperature=TEMPERATURE),
+        "selfsight": partial(losses.nt_xent, temperature=TEMPERATURE),
         "lightly": NTXentLoss(temperature=TEMPERATURE),
     },
     "barlow_twins": {
-        "tacit": partial(losses.barlow_twins, off_diagonal_weight=0.005),
+        "selfsight": partial(losses.barlow_twins, off_diagonal_weight=0.005),
         "lightly": BarlowTwinsLoss(lambda_param=0.005),
     },
     "sinkhorn": {
-        "tacit": partial(losses.sinkhorn, epsilon=0.05, iterations=3),
+        "selfsight": partial(losses.sinkhorn, epsilon=0.05, iterations=3),
         "lightly": partial(sinkhorn, epsilon=0.05, iterations=3),
     },
 }
@@ -136,7 +136,7 @@ def compare_nt_xent(options: argparse.Namespace) -> None:
     case["repeats"] = options.repeats
     print("NT-Xent, forward and backward")
     for n in sorted({*options.peer_rows, options.rows}):
-        row(f"N={n:,}", "tacit", fresh({**case, "side": "tacit", "rows": n}))
+        row(f"N={n:,}", "selfsight", fresh({**case, "side": "selfsight", "rows": n}))
     law, source = MATRICES * 4 * 2**2, "a guess"  # bytes = law * N^2
     for n in sorted(options.peer_rows):
         if law * n**2 > LIMIT * 2**30:
@@ -174,7 +174,7 @@ def gradients(case: dict) -> dict:
     """Values of both forms, and the largest difference of gradients over the largest gradient."""
     tensors = inputs("nt_xent", case["rows"], case["columns"], torch.device(case["device"]))
     values, found = [], []
-    for work in (WORK["nt_xent"]["tacit"], plain_nt_xent):
+    for work in (WORK["nt_xent"]["selfsight"], plain_nt_xent):
         value = work(*tensors)
         found.append(torch.stack(torch.autograd.grad(value, tensors)))
         values.append(value.item())
@@ -196,7 +196,7 @@ def teachers(device: torch.device, model: str, calls: int) -> None:
 
     def both() -> tuple[float, float]:
         return (
-            milliseconds(lambda: ours.follow(student, momentum=0.99)),
+            milliseconds(lambda: ours.ema_update(student, momentum=0.99)),
             milliseconds(lambda: update_momentum(student, theirs, m=0.99)),
         )
 
@@ -212,7 +212,7 @@ def parse() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
-    parser.add_argument("--rows", type=int, default=32768, help="N of Tacit's NT-Xent")
+    parser.add_argument("--rows", type=int, default=32768, help="N of Selfsight's NT-Xent")
     parser.add_argument("--dim", type=int, default=128, help="width of its embeddings")
     parser.add_argument("--peer-rows", type=int, nargs="+", default=[4096, 8192], help="lightly's")
     parser.add_argument("--plain-rows", type=int, default=4096, help="N of the plain form")

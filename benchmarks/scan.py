@@ -1,10 +1,10 @@
-"""Finding the images of a large folder: Tacit against torchvision's ImageFolder.
+"""Finding the images of a large folder: Selfsight against torchvision's ImageFolder.
 
 A tree of empty files is made in a temporary folder. Each case opens it in a fresh process, in
 turns: seconds, growth of the process's resident memory by what it keeps, and of its peak.
 
     ImageFolder   torchvision.datasets
-    scan          tacit.data.folder.Folder without its cache
+    scan          selfsight.data.sources.folder.Folder without its cache
     remember      Folder that writes its cache as well
     reload        Folder that reads it
 
@@ -25,7 +25,7 @@ from statistics import median
 from torchvision.datasets import ImageFolder
 
 from benchmarks.common import machine
-from tacit.data.folder import Folder
+from selfsight.data.sources.folder import Folder
 
 CASES = ("ImageFolder", "scan", "remember", "reload")
 SETTLED = 3  # seconds after which a folder's time of change is trusted

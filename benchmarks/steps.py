@@ -1,15 +1,15 @@
-"""The training step of six methods, ResNet-18 on CIFAR-10 at 32 px: Tacit against lightly's parts.
+"""The training step of six methods, ResNet-18 on CIFAR-10 at 32 px: Selfsight against lightly's parts.
 
 Both take the same two fixed views of the same real images, made once: no loading, no augmentation,
 no log. Heads have the same widths (those of lightly's CIFAR-10 benchmark), queues the same length,
 SGD the same settings; the script stops unless all trainable weights but biases and gains have the
-same shapes. Tacit: its method through the engine's own `place` and `_forward_backward`, its
+same shapes. Selfsight: its method through the engine's own `place` and `_forward_backward`, its
 optimizer and both hooks, precision `auto`. lightly: its backbone, heads, losses and
 `update_momentum` in a plain FP32 loop, as its examples for each method. The backbone is cut from
 ResNetGenerator as lightly does it, which loses the ReLU after the stem; that saves it a little.
 
-On a GPU `auto` means bf16 and torch.compile for Tacit; --alike turns both off. The switches that
-Tacit sets there (TF32 products, cudnn.benchmark) hold for both.
+On a GPU `auto` means bf16 and torch.compile for Selfsight; --alike turns both off. The switches that
+Selfsight sets there (TF32 products, cudnn.benchmark) hold for both.
 """
 
 import copy
@@ -43,22 +43,22 @@ from lightly.models.utils import deactivate_requires_grad, update_momentum
 from torch import Tensor, nn
 
 from benchmarks.common import MEAN, STD, arguments, machine, pictures, report, start
-from tacit.backbones import BackboneConfig, build_backbone
-from tacit.data.loader import Batch
-from tacit.errors import UserError
-from tacit.methods import METHODS
-from tacit.train.engine import TrainConfig, _forward_backward, place
-from tacit.train.optim import OptimizerConfig, build_optimizer
-from tacit.train.precision import pick_device, pick_precision
-from tacit.views.make import Coordinates, make_views
-from tacit.views.recipe import ViewGroup, preset
+from selfsight.batch import Batch, SampleKey
+from selfsight.encoders.backbones import BackboneConfig, build_backbone
+from selfsight.errors import UserError
+from selfsight.methods import METHODS
+from selfsight.train.engine import TrainConfig, _forward_backward, place
+from selfsight.train.optim import OptimizerConfig, build_optimizer
+from selfsight.train.precision import pick_device, pick_precision
+from selfsight.views.make import make_views
+from selfsight.views.recipe import ViewGroup, preset
 
 Step = Callable[[], Tensor]  # trains once and returns the loss
 
 SGD = {"lr": 0.01, "momentum": 0.9, "weight_decay": 5e-4}  # low: all methods stay finite with it
 PROGRESS = 0.5  # of training: nothing is frozen or warming up
 
-# Of Tacit's methods; the peers below repeat the numbers.
+# Of Selfsight's methods; the peers below repeat the numbers.
 SIZES: dict[str, dict] = {
     "simclr": {"hidden_dim": 512, "output_dim": 128, "temperature": 0.5},
     "moco_v2": {
@@ -170,7 +170,7 @@ def tacits(name: str, views: list[Tensor], alike: bool, device: torch.device) ->
     module = place(method, config, device)
     optimizer = build_optimizer(method, config.optimizer, SGD["lr"], method.constant_lr)
     amp = pick_precision(precision, device) == "bf16"
-    batch = Batch(views, None, Coordinates(0, 0, torch.arange(len(views[0]), device=device)))
+    batch = Batch(views, None, SampleKey(0, 0, torch.arange(len(views[0]), device=device)))
     method.train()
 
     def step() -> Tensor:
@@ -244,7 +244,7 @@ def two_views(path: str, count: int, device: torch.device) -> list[Tensor]:
     pixels = torch.from_numpy(np.stack([np.array(p) for p in pictures(path, count)]))
     pixels = pixels.permute(0, 3, 1, 2).contiguous()
     groups = [ViewGroup(**group) for group in preset("simclr-small")]
-    views = make_views(pixels, groups, Coordinates(0, 0, torch.arange(count)), MEAN, STD)
+    views = make_views(pixels, groups, SampleKey(0, 0, torch.arange(count)), MEAN, STD)
     return [view.to(device) for view in views]
 
 
@@ -255,7 +255,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3, help="turns of each side")
     parser.add_argument("--steps", type=int, default=2, help="of one turn")
     parser.add_argument("--methods", nargs="+", choices=list(SIZES), default=list(SIZES))
-    parser.add_argument("--alike", action="store_true", help="Tacit in FP32, uncompiled, too")
+    parser.add_argument("--alike", action="store_true", help="Selfsight in FP32, uncompiled, too")
     options = parser.parse_args()
     warnings.filterwarnings("ignore", ".*weight_norm.*", FutureWarning)  # lightly's DINO head
     try:
@@ -264,7 +264,7 @@ def main() -> None:
         sys.exit(str(error))
     precision = "fp32" if options.alike else pick_precision("auto", device)
     gpu = f", {torch.cuda.get_device_name()}" if device.type == "cuda" else ""
-    print(f"{machine()}{gpu}, batch {options.batch}, tacit's precision: {precision}")
+    print(f"{machine()}{gpu}, batch {options.batch}, selfsight's precision: {precision}")
     views = two_views(options.data, options.batch, device)
     for name in options.methods:
         compare(name, views, options, device)

@@ -1,7 +1,7 @@
-"""SimCLR with ResNet-18 on CIFAR-10, batch 256, end to end: Tacit against lightly's own recipe.
+"""SimCLR with ResNet-18 on CIFAR-10, batch 256, end to end: Selfsight against lightly's own recipe.
 
 lightly: its transform, backbone, head and loss in a plain loop, PyTorch's DataLoader with two
-workers, FP32, as its CIFAR-10 benchmark ships. Tacit: `fit` itself, with loader, log and probe.
+workers, FP32, as its CIFAR-10 benchmark ships. Selfsight: `fit` itself, with loader, log and probe.
 """
 
 import tempfile
@@ -18,16 +18,16 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 from benchmarks.common import arguments, machine, pictures, report, start
-from tacit.build import build_method
-from tacit.data.images import Images
-from tacit.data.source import Part
-from tacit.data.sources import open_source
-from tacit.run import make_loader
-from tacit.run_config import compose
-from tacit.train.engine import fit
-from tacit.train.log import read_metrics
-from tacit.train.precision import pick_precision
-from tacit.train.probe import OnlineProbe
+from selfsight.data.images import Images
+from selfsight.data.source import Part
+from selfsight.data.sources.open import open_source
+from selfsight.pretrain.build import build_method
+from selfsight.pretrain.config import compose
+from selfsight.train.engine import fit
+from selfsight.train.loader import make_loader
+from selfsight.train.log import read_metrics
+from selfsight.train.precision import pick_precision
+from selfsight.train.probe import OnlineProbe
 
 BATCH = 256
 CPU = torch.device("cpu")
@@ -85,7 +85,7 @@ def lightlys(decoded: list, steps: int) -> Iterator[float]:
 
 
 def tacits(data: str, images: int, steps: int) -> Iterator[float]:
-    """The same of Tacit, from the log of real runs."""
+    """The same of Selfsight, from the log of real runs."""
     overrides = [f"data.path={data}", f"batch_size={BATCH}", "log_every=1", "device=cpu"]
     overrides += [f"max_steps={steps + 1}", "evaluate.every_epochs=0", "checkpoint.every_epochs=0"]
     config = compose("cifar10/simclr", overrides).config
@@ -106,7 +106,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
     torch.manual_seed(0)
-    print(machine(), "tacit's precision:", pick_precision("auto", CPU))
+    print(machine(), "selfsight's precision:", pick_precision("auto", CPU))
     count = BATCH * 8
     theirs = lightlys(pictures(options.data, count), options.steps)
     ours = tacits(options.data, count, options.steps)

@@ -4,4 +4,4 @@
 set -eu
 : "${CONFIGER_PATH:?names no file; for example: export CONFIGER_PATH=./pretrain/simclr.ini}"
 here="$(cd "$(dirname "$0")/.." && pwd)"
-PATH="$here/.venv/bin:$PATH" exec tacit run "$CONFIGER_PATH" "$@"
+PATH="$here/.venv/bin:$PATH" exec selfsight run "$CONFIGER_PATH" "$@"

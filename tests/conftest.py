@@ -11,8 +11,8 @@ import torch
 from hypothesis import settings
 from torch import nn
 
-from tacit import cli
-from tacit.methods import METHODS
+from selfsight import cli
+from selfsight.methods import METHODS
 from tests.processes import Started
 
 ROOT = Path(__file__).parent.parent
@@ -55,7 +55,7 @@ class TinyEncoder(nn.Module):
         return self.layers(x).mean((2, 3))
 
 
-def tacit(*arguments: str, cwd: Path, check: bool = True) -> subprocess.CompletedProcess:
+def selfsight(*arguments: str, cwd: Path, check: bool = True) -> subprocess.CompletedProcess:
     """Run a command as a user would."""
     done = Started(*arguments, cwd=cwd).wait()
     if check and done.returncode != 0:
@@ -123,7 +123,7 @@ def small_heads(name: str) -> dict[str, int]:
 def in_process(monkeypatch, capture, *arguments: str) -> tuple[int, str, str]:
     """Exit code, stdout and stderr of a command in this process, which spares the seconds of
     importing torch."""
-    monkeypatch.setattr(sys, "argv", ["tacit", *arguments])
+    monkeypatch.setattr(sys, "argv", ["selfsight", *arguments])
     before = {n: signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)}
     signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored by a shell's background jobs
     try:
@@ -137,7 +137,7 @@ def in_process(monkeypatch, capture, *arguments: str) -> tuple[int, str, str]:
 
 @pytest.fixture
 def command(monkeypatch, capsys):
-    """As `tacit`, in this process."""
+    """As `selfsight`, in this process."""
 
     def call(*arguments: str, cwd: Path) -> subprocess.CompletedProcess:
         monkeypatch.chdir(cwd)

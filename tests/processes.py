@@ -1,5 +1,5 @@
 """Commands as processes of their own, forked from one that has imported torch and timm: that spares
-each of them ten seconds of a core. tests/test_docs.py starts `python -m tacit` itself, and
+each of them ten seconds of a core. tests/test_docs.py starts `python -m selfsight` itself, and
 tests/test_distributed.py has torchrun start it."""
 
 import multiprocessing
@@ -17,12 +17,19 @@ from typing import Any
 
 import torch.multiprocessing as mp
 
-import tacit
+import selfsight
 
-MAIN = str(Path(tacit.__file__).parent / "__main__.py")
+MAIN = str(Path(selfsight.__file__).parent / "__main__.py")
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(
-    ["tacit.cli", "tacit.measure", "tacit.dialects.up", "timm", "torch._dynamo", __name__]
+    [
+        "selfsight.cli",
+        "selfsight.evaluate.protocols",
+        "selfsight.interop.up",
+        "timm",
+        "torch._dynamo",
+        __name__,
+    ]
 )
 
 
@@ -88,7 +95,7 @@ def _child(arguments: tuple[str, ...], cwd: str, environ: dict[str, str], files:
     os.chdir(cwd)
     sys.argv = [MAIN, *arguments]
     signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored below a background job
-    from tacit import cli
+    from selfsight import cli
 
     cli.main()
 

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from scipy import stats
 from torchvision.transforms import InterpolationMode
 
-from tacit import augment, randomness
+from selfsight import randomness
+from selfsight.views.ops import augment
 
 B = 12
 

@@ -10,15 +10,15 @@ from hypothesis import strategies as st
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from tacit.data.bad import BadImages, read_bad
-from tacit.data.images import Images
-from tacit.data.loader import ViewLoader
-from tacit.data.source import BadImage
-from tacit.data.sources import DataConfig, open_source
-from tacit.errors import UserError
-from tacit.evaluate.features import plain_views
-from tacit.evaluate.overlap import prints
-from tacit.views.recipe import ViewGroup
+from selfsight.data.bad import BadImages, read_bad
+from selfsight.data.images import Images
+from selfsight.data.source import BadImage
+from selfsight.data.sources.open import DataConfig, open_source
+from selfsight.errors import UserError
+from selfsight.evaluate.features import plain_views
+from selfsight.evaluate.overlap import fingerprints
+from selfsight.train.loader import ViewLoader
+from selfsight.views.recipe import ViewGroup
 from tests.conftest import TINY
 
 DIGITS = load_digits()
@@ -112,7 +112,7 @@ def test_the_next_whole_image(broken, i):
     images = Images(Source(), DataConfig(in_memory=False), CPU, Counted())
     expected = next(n % 20 for n in range(i, i + 20) if n % 20 not in broken)
     for _ in range(2):
-        taken, pixels = images.picture(i)
+        taken, pixels = images.decode(i)
         assert taken == expected
         assert (pixels == taken).all()
     assert len(noted) == len(set(noted)) == (expected - i) % 20
@@ -121,14 +121,14 @@ def test_the_next_whole_image(broken, i):
 def test_an_image_that_breaks_after_the_check_of_an_evaluation_is_an_error(tmp_path):
     """A stand-in would have another image's label: what is known is left out, no more."""
     images = images_of(make_folder(tmp_path / "images", 30, {3}), in_memory=False)
-    prints(images)
+    fingerprints(images)
     assert len(images.broken()) == 1
     checked = images.without(images.broken())
     assert len(checked) == len(images) - 1
     Path(checked.source.name(5)).write_bytes(b"")
     with pytest.raises(BadImage, match="the file is empty"):
-        checked.picture(5)
-    assert images.picture(images.broken()[0])[0] not in images.broken()  # training goes on
+        checked.decode(5)
+    assert images.decode(images.broken()[0])[0] not in images.broken()  # training goes on
 
 
 @pytest.mark.parametrize("in_memory", [False, True])
@@ -136,10 +136,10 @@ def test_the_check_while_training_takes_the_labels_of_what_is_shown(tmp_path, in
     images = images_of(make_folder(tmp_path / "images", 40, {4, 9}), in_memory)
     rows = np.arange(len(images))
     shown = torch.cat(list(plain_views(images, 8, rows)))
-    for n, i in enumerate(images.whole(rows)):
-        expected = images.picture(int(i))[1]
+    for n, i in enumerate(images.replace_bad(rows)):
+        expected = images.decode(int(i))[1]
         assert np.array_equal((shown[n] * 255).round().permute(1, 2, 0).numpy(), expected)
-    assert sum(images.whole(rows) != rows) == 2
+    assert sum(images.replace_bad(rows) != rows) == 2
 
 
 def test_without_patience_a_broken_image_is_an_error(tmp_path):

@@ -1,4 +1,4 @@
-"""`tacit bench` end to end: real pretrainings in real processes, stopped, broken and continued."""
+"""`selfsight bench` end to end: real pretrainings in real processes, stopped, broken and continued."""
 
 import csv
 import json
@@ -8,10 +8,10 @@ import time
 import pytest
 import yaml
 
-from tacit.errors import UserError
-from tacit.grid import bench as work
-from tacit.grid.plan import grids, plan, read_grid, title
-from tests.conftest import TINY, tacit
+from selfsight.errors import UserError
+from selfsight.grid import bench as work
+from selfsight.grid.plan import grids, plan, read_grid, title
+from tests.conftest import TINY, selfsight
 from tests.processes import Started
 
 GRID = {
@@ -39,7 +39,7 @@ def rows(folder) -> dict[tuple[str, str], dict]:
 def test_a_grid_from_nothing_to_its_table(tmp_path):
     grid = write(tmp_path)
     command = ["bench", grid, "-o", "out", "--compare", "simclr", "untrained"]
-    assert "[4/4] digits/" in tacit(*command, cwd=tmp_path).stderr
+    assert "[4/4] digits/" in selfsight(*command, cwd=tmp_path).stderr
     table = rows(tmp_path / "out")
     methods = ("untrained", "pixels", "simclr")
     assert table.keys() == {(m, s) for m in methods for s in ("0", "1")}
@@ -51,14 +51,14 @@ def test_a_grid_from_nothing_to_its_table(tmp_path):
     assert table["simclr", "0"]["knn"] != table["simclr", "1"]["knn"]
     # a second call does nothing but print
     before = {p: p.stat().st_mtime_ns for p in (tmp_path / "out" / "cells").rglob("*")}
-    again = tacit(*command, cwd=tmp_path)
+    again = selfsight(*command, cwd=tmp_path)
     assert "4 cells, 4 of them done" in again.stderr
     assert "digits knn: simclr/default" in again.stdout
     assert "paired p = " in again.stdout
     assert {p: p.stat().st_mtime_ns for p in (tmp_path / "out" / "cells").rglob("*")} == before
     # a larger grid keeps what is there
     larger = write(tmp_path, "larger.yaml", methods=["simclr", "byol"], seeds=[0])
-    more = tacit("bench", larger, "-o", "out", cwd=tmp_path)
+    more = selfsight("bench", larger, "-o", "out", cwd=tmp_path)
     assert "3 cells, 2 of them done" in more.stderr
     assert ("byol", "0") in rows(tmp_path / "out")
     text = (tmp_path / "out" / "table.md").read_text()
@@ -76,7 +76,7 @@ def test_a_cell_that_fails_is_shown_and_the_others_go_on(tmp_path):
     run = tmp_path / "out" / "cells" / job.folder / "run"
     run.mkdir(parents=True)
     (run / "notes.txt").write_text("mine")
-    done = tacit("bench", grid, "-o", "out", cwd=tmp_path, check=False)
+    done = selfsight("bench", grid, "-o", "out", cwd=tmp_path, check=False)
     assert done.returncode == 1
     assert "is not a run folder" in done.stderr
     assert "unfinished: supcon, seed 0" in done.stdout
@@ -86,7 +86,7 @@ def test_a_cell_that_fails_is_shown_and_the_others_go_on(tmp_path):
     assert not table["supcon", "0"]["knn"]
     (run / "notes.txt").unlink()
     run.rmdir()
-    mended = tacit("bench", grid, "-o", "out", cwd=tmp_path)
+    mended = selfsight("bench", grid, "-o", "out", cwd=tmp_path)
     assert "3 cells, 2 of them done" in mended.stderr
     assert rows(tmp_path / "out")["supcon", "0"]["knn"]
 
@@ -102,9 +102,9 @@ def test_a_stopped_grid_goes_on(tmp_path):
     process.send_signal(signal.SIGTERM)
     done = process.wait(120)
     assert done.returncode == 130
-    assert "Resume with: python -m tacit bench" in done.stderr.splitlines()[-1]
+    assert "Resume with: python -m selfsight bench" in done.stderr.splitlines()[-1]
     assert "Traceback" not in done.stderr
-    tacit(*command, cwd=tmp_path)
+    selfsight(*command, cwd=tmp_path)
     (log,) = (tmp_path / "out").glob("cells/digits-simclr-*/log.txt")
     assert "Continuing after step" in log.read_text()
     assert rows(tmp_path / "out")["simclr", "0"]["knn"]
@@ -160,11 +160,11 @@ def test_shipped_grids_fit(name):
 
 def test_places(monkeypatch):
     monkeypatch.setattr(work.os, "cpu_count", lambda: 8)
-    assert work.places("cpu", None, 100) == (["cpu"] * 8, 1)
-    assert work.places("cpu", 2, 100) == (["cpu"] * 2, 4)
-    assert work.places("cpu", None, 3) == (["cpu"] * 3, 2)
-    assert work.places("cuda:1", None, 5) == (["cuda:1"], 8)
+    assert work.worker_devices("cpu", None, 100) == (["cpu"] * 8, 1)
+    assert work.worker_devices("cpu", 2, 100) == (["cpu"] * 2, 4)
+    assert work.worker_devices("cpu", None, 3) == (["cpu"] * 3, 2)
+    assert work.worker_devices("cuda:1", None, 5) == (["cuda:1"], 8)
     monkeypatch.setattr(work.torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(work.torch.cuda, "device_count", lambda: 4)
-    assert work.places("auto", None, 100)[0] == ["cuda:0", "cuda:1", "cuda:2", "cuda:3"]
-    assert work.places("auto", 6, 100)[0][4:] == ["cuda:0", "cuda:1"]
+    assert work.worker_devices("auto", None, 100)[0] == ["cuda:0", "cuda:1", "cuda:2", "cuda:3"]
+    assert work.worker_devices("auto", 6, 100)[0][4:] == ["cuda:0", "cuda:1"]

@@ -1,4 +1,4 @@
-"""`tacit check`: everything that is wrong with a source is found, and nothing else."""
+"""`selfsight check`: everything that is wrong with a source is found, and nothing else."""
 
 from pathlib import Path
 
@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from tacit.check import check
-from tacit.data.sources import DataConfig
+from selfsight.data.check import check
+from selfsight.data.sources.open import DataConfig
 
 
 def quiet(what: str, done: int, total: int) -> None:
@@ -90,7 +90,7 @@ def test_the_command(tmp_path, command):
     assert "1 problems" in bad.stdout
     missing = command("check", "nowhere", cwd=tmp_path)
     assert missing.returncode == 2
-    assert missing.stderr == "tacit: data.path=nowhere: no such file or folder\n"
+    assert missing.stderr == "selfsight: data.path=nowhere: no such file or folder\n"
 
 
 @pytest.mark.parametrize("raw", [False, True])

@@ -10,22 +10,22 @@ from timm.data import Mixup
 from timm.optim import param_groups_layer_decay
 from torch import nn
 
-from tacit import randomness
-from tacit.data.images import Images
-from tacit.data.sources import DataConfig, open_source
-from tacit.evaluate.classify import FineTuned, LinearHeads, depths
-from tacit.evaluate.features import weights_hash
-from tacit.evaluate.predict import accuracy
-from tacit.methods.heads import WithHead
-from tacit.methods.method import Batch
-from tacit.train.optim import (
+from selfsight import randomness
+from selfsight.batch import SampleKey
+from selfsight.data.images import Images
+from selfsight.data.sources.open import DataConfig, open_source
+from selfsight.evaluate.classifiers import FineTuned, LinearHeads, depths
+from selfsight.evaluate.features import weights_hash
+from selfsight.evaluate.predict import accuracy
+from selfsight.methods.heads import EncoderWithProjection
+from selfsight.methods.method import Batch
+from selfsight.train.optim import (
     OptimizerConfig,
     ScheduleConfig,
     build_optimizer,
     lr_factor,
     set_rates,
 )
-from tacit.views.make import Coordinates
 from tests.conftest import TinyEncoder, tiny_vit
 
 CPU = torch.device("cpu")
@@ -35,7 +35,7 @@ def batch(n: int = 12, step: int = 0, seed: int = 3) -> Batch:
     generator = torch.Generator().manual_seed(n)
     views = [torch.randn(n, 3, 16, 16, generator=generator)]
     labels = torch.randint(10, (n,), generator=generator)
-    return Batch(views, labels, Coordinates(seed, 0, torch.arange(n)), step)
+    return Batch(views, labels, SampleKey(seed, 0, torch.arange(n)), step)
 
 
 def heads(*factors: float, **keys) -> LinearHeads:
@@ -115,7 +115,7 @@ def test_layer_decay_is_timms():
 def test_depths_grow_from_the_input_to_a_kept_head():
     import timm
 
-    resnet = WithHead(timm.create_model("resnet18", num_classes=0), 32)
+    resnet = EncoderWithProjection(timm.create_model("resnet18", num_classes=0), 32)
     found = depths(resnet)
     assert found.keys() == dict(resnet.named_parameters()).keys()
     assert found["backbone.conv1.weight"] == 0

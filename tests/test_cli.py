@@ -7,10 +7,10 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from tacit import cli
-from tacit.cli.progress import ImageProgress
-from tacit.methods import METHODS
-from tests.conftest import TINY, heads, in_process, tacit
+from selfsight import cli
+from selfsight.cli.progress import ImageProgress
+from selfsight.methods import METHODS
+from tests.conftest import TINY, heads, in_process, selfsight
 
 
 def test_methods_lists_papers_needs_and_recipes(monkeypatch, capsys):
@@ -27,20 +27,20 @@ def test_methods_lists_papers_needs_and_recipes(monkeypatch, capsys):
 def test_the_rule_of_the_learning_rate_is_said(tmp_path):
     keys = [*TINY, *heads("simclr"), "max_steps=1", "batch_size=128"]
     rate = "optimizer={lr: 0.4, lr_scaling: sqrt}"
-    done = tacit("pretrain", "digits/simclr", *keys, rate, "--run", "r", cwd=tmp_path)
+    done = selfsight("pretrain", "digits/simclr", *keys, rate, "--run", "r", cwd=tmp_path)
     assert "peak lr 0.2828 (0.4 per 256 images, sqrt)" in done.stderr
 
 
 def test_from_pretraining_to_the_table(tmp_path):
     keys = [*TINY, *heads("simclr"), "epochs=1", "batch_size=128"]
-    done = tacit("pretrain", "digits/simclr", *keys, "--run", "r", cwd=tmp_path)
-    assert done.stdout == "Done: r/encoder.safetensors. Measure it with: tacit knn r\n"
+    done = selfsight("pretrain", "digits/simclr", *keys, "--run", "r", cwd=tmp_path)
+    assert done.stdout == "Done: r/encoder.safetensors. Measure it with: selfsight knn r\n"
     plain = [line for line in done.stderr.splitlines() if line.startswith("step ")]
     assert re.match(r"step 11/11  epoch 1/1  loss \d.*images/s  0 s left", plain[-1])
-    table = tacit("knn", "r", cwd=tmp_path).stdout
+    table = selfsight("knn", "r", cwd=tmp_path).stdout
     assert "kNN k=200" in table
     assert "360 test images" in table
-    table = tacit("linear", "r", cwd=tmp_path).stdout
+    table = selfsight("linear", "r", cwd=tmp_path).stdout
     rows = {line.split()[1]: line for line in table.splitlines() if line.startswith("│")}
     assert {"encoder", "untrained", "pixels"} <= rows.keys()
     numbers = [float(n) for n in re.findall(r"\d+\.\d", rows["pixels"])]
@@ -48,7 +48,7 @@ def test_from_pretraining_to_the_table(tmp_path):
     assert "-" not in rows["pixels"].replace("+-", "")
     records = json.loads((tmp_path / "r" / "results.json").read_text())
     assert len(records) == 6
-    again = tacit("pretrain", "digits/simclr", *keys, "--run", "r", cwd=tmp_path)
+    again = selfsight("pretrain", "digits/simclr", *keys, "--run", "r", cwd=tmp_path)
     assert again.returncode == 0
 
 
@@ -101,13 +101,13 @@ def test_a_mistake_is_one_line_and_exit_code_2(monkeypatch, capsys, tmp_path, ar
     assert code == 2
     assert out == ""
     (line,) = err.splitlines()
-    assert line.startswith("tacit: ")
+    assert line.startswith("selfsight: ")
     assert message in line
     assert not list(tmp_path.iterdir()), "a refused command leaves nothing behind"
 
 
 def test_a_mistake_in_a_real_process(tmp_path):
-    done = tacit("pretrain", "digits/simclr", "epochs=zero", cwd=tmp_path, check=False)
+    done = selfsight("pretrain", "digits/simclr", "epochs=zero", cwd=tmp_path, check=False)
     assert done.returncode == 2
     assert "Traceback" not in done.stderr
     assert "epochs=zero" in done.stderr
@@ -144,10 +144,10 @@ def test_help_names_every_command():
 def test_photographs_without_labels(photographs, tmp_path):
     keys = [*TINY, *heads("simclr"), "views=simclr", "views.0.size=48", "max_steps=2"]
     keys = [k for k in keys if k != "views=digits"]
-    tacit(
+    selfsight(
         "pretrain", "digits/simclr", *keys, f"data.path={photographs}", "--run", "p", cwd=tmp_path
     )
-    done = tacit("knn", "p", cwd=tmp_path, check=False)
+    done = selfsight("knn", "p", cwd=tmp_path, check=False)
     assert done.returncode == 2
     assert "has no labels" in done.stderr
 
@@ -155,7 +155,7 @@ def test_photographs_without_labels(photographs, tmp_path):
 def test_cifar10_from_parquet(cifar10, tmp_path):
     keys = [*TINY, *heads("byol"), "views=byol-small", "max_steps=2", f"data.path={cifar10}"]
     keys = [k for k in keys if k != "views=digits"]
-    tacit("pretrain", "cifar10/byol", *keys, "--run", "c", cwd=tmp_path)
+    selfsight("pretrain", "cifar10/byol", *keys, "--run", "c", cwd=tmp_path)
     assert "10 classes" not in (tmp_path / "c" / "config.yaml").read_text()
     assert (tmp_path / "c" / "encoder.safetensors").exists()
 
@@ -171,5 +171,5 @@ def test_a_folder_that_cannot_be_written_is_one_line(tmp_path, command):
     keys = [*TINY, *heads("simclr"), "max_steps=1"]
     done = command("pretrain", "digits/simclr", *keys, "--run", "file/run", cwd=tmp_path)
     assert done.returncode == 2
-    assert done.stderr.startswith("tacit: 'file/run")
+    assert done.stderr.startswith("selfsight: 'file/run")
     assert len(done.stderr.splitlines()) == 1

@@ -2,13 +2,13 @@
 
 import pytest
 
-from tacit import run as jobs
-from tacit.losses import negative_cosine
-from tacit.methods.method import Batch, Output
-from tacit.methods.simsiam import SimSiam
-from tacit.run_config import compose
-from tacit.train import collapse, session
-from tacit.train.log import read_metrics
+from selfsight.losses import negative_cosine
+from selfsight.methods.method import Batch, Output
+from selfsight.methods.simsiam import SimSiam
+from selfsight.pretrain import job as jobs
+from selfsight.pretrain.config import compose
+from selfsight.train import collapse, session
+from selfsight.train.log import read_metrics
 from tests.conftest import TINY, heads
 
 

@@ -7,9 +7,9 @@ import re
 import pytest
 from rich.console import Console
 
-from tacit.compare import compare, render
-from tacit.errors import UserError
-from tacit.run_config import compose, to_yaml
+from selfsight.errors import UserError
+from selfsight.pretrain.config import compose, to_yaml
+from selfsight.report.compare import compare, render
 
 DATA = {"source": "digits", "path": None, "train": 1437, "test": 360, "mean": [0.3], "workers": 1}
 
@@ -166,7 +166,7 @@ def test_mistakes_are_one_line(make, tmp_path):
     for runs, said in (
         ([a], "needs two runs"),
         ([a, tmp_path / "empty"], "is not a run folder (no config.yaml in it)"),
-        ([a, bare], "has no results; measure it with: tacit knn"),
+        ([a, bare], "has no results; measure it with: selfsight knn"),
         ([a, b], "has no results"),
     ):
         with pytest.raises(UserError) as error:

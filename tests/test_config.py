@@ -4,10 +4,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tacit import config as layers
-from tacit.errors import UserError
-from tacit.methods import METHODS
-from tacit.run_config import RunConfig, compose, json_schema, recipes, to_yaml
+from selfsight import config as layers
+from selfsight.errors import UserError
+from selfsight.methods import METHODS
+from selfsight.pretrain.config import RunConfig, compose, json_schema, recipes, to_yaml
 
 
 def problems(*overrides: str) -> list[str]:

@@ -15,14 +15,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from tacit import distributed, randomness
-from tacit.data.decode import decode
-from tacit.data.images import Images, center_box, cut
-from tacit.data.loader import ViewLoader
-from tacit.data.source import Part
-from tacit.data.sources import DataConfig, open_source
-from tacit.errors import UserError
-from tacit.views.recipe import ViewGroup
+from selfsight import distributed, randomness
+from selfsight.data.decode import decode
+from selfsight.data.images import Images, center_box, cut
+from selfsight.data.source import Subset
+from selfsight.data.sources.open import DataConfig, open_source
+from selfsight.errors import UserError
+from selfsight.train.loader import ViewLoader
+from selfsight.views.recipe import ViewGroup
 
 CPU = torch.device("cpu")
 GROUPS = [ViewGroup(count=2, size=12, flip=0.5, jitter=0.8, brightness=0.4, hue=0.1)]
@@ -84,7 +84,7 @@ def test_folder_without_labels_has_no_test_split(tmp_path):
 def test_folder_without_test_split_is_divided_once(tmp_path):
     root = make_folder(tmp_path, [f"{c}/{i}.png" for c in "ab" for i in range(20)])
     train, test = open_both(path=str(root), test_fraction=0.25)
-    assert isinstance(train, Part)
+    assert isinstance(train, Subset)
     names = [s.name(i) for s in (train, test) for i in range(len(s))]
     assert (len(train), len(test)) == (30, 10)
     assert len(set(names)) == 40
@@ -211,7 +211,7 @@ def test_mistakes_are_named(tmp_path, monkeypatch, keys, message):
         open_source(DataConfig(**keys), "train")
 
 
-# Crops --------------------------------------------------------------------------------------------
+# PendingCrops --------------------------------------------------------------------------------------------
 
 
 def test_cut_is_torchvisions_resized_crop():
@@ -310,7 +310,7 @@ def test_decoding_on_demand_gives_the_views_of_data_in_memory():
 @settings(max_examples=10, deadline=None)
 def test_workers_change_nothing(workers, start):
     config = DataConfig(in_memory=False, workers=workers)
-    images = Images(Part(open_source(config, "train"), np.arange(64)), config, CPU)
+    images = Images(Subset(open_source(config, "train"), np.arange(64)), config, CPU)
     unit = ((0.0,) * 3, (1.0,) * 3)
     kwargs = {"batch_size": 8, "seed": 0, "mean": unit[0], "std": unit[1]}
     got = [b.views[1] for (b,) in ViewLoader(images, GROUPS, **kwargs).steps(start, start + 3)]

@@ -15,8 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
-from tacit.data.decode import MOST_PIXELS, decode
-from tacit.data.source import BadImage
+from selfsight.data.decode import MOST_PIXELS, decode
+from selfsight.data.source import BadImage
 
 
 class Files:

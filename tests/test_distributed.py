@@ -12,13 +12,13 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch.nn.parallel import DistributedDataParallel
 
-from tacit import distributed
-from tacit.methods import METHODS
-from tacit.methods.heads import BatchNorm
-from tacit.methods.method import Batch, Method
-from tacit.methods.parts import Queue
-from tacit.train.log import read_metrics
-from tests.conftest import TINY, TinyEncoder, tacit
+from selfsight import distributed
+from selfsight.methods import METHODS
+from selfsight.methods.heads import BatchNorm
+from selfsight.methods.method import Batch, Method
+from selfsight.methods.queue import Queue
+from selfsight.train.log import read_metrics
+from tests.conftest import TINY, TinyEncoder, selfsight
 from tests.processes import environment, in_ranks
 from tests.test_methods import batch_of, build
 
@@ -26,7 +26,7 @@ from tests.test_methods import batch_of, build
 def part(batch: Batch, rank: int, world: int) -> Batch:
     n = len(batch.labels)
     rows = slice(rank * n // world, (rank + 1) * n // world)
-    at = dataclasses.replace(batch.at, index=batch.at.index[rows])
+    at = dataclasses.replace(batch.keys, index=batch.keys.index[rows])
     return Batch([v[rows].double() for v in batch.views], batch.labels[rows], at, batch.step)
 
 
@@ -177,7 +177,7 @@ def test_torchrun_trains_on_the_cpu(tmp_path):
     port = 20_000 + os.getpid() % 20_000
     torchrun = ["torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(port)]
     done = subprocess.run(
-        [sys.executable, "-m", *torchrun, "-m", "tacit", *command, "run=two"],
+        [sys.executable, "-m", *torchrun, "-m", "selfsight", *command, "run=two"],
         cwd=tmp_path,
         env=environment(),
         capture_output=True,
@@ -185,7 +185,7 @@ def test_torchrun_trains_on_the_cpu(tmp_path):
         timeout=240,
     )
     assert done.returncode == 0, done.stderr
-    tacit(*command, "--run", "one", cwd=tmp_path)
+    selfsight(*command, "--run", "one", cwd=tmp_path)
     assert (tmp_path / "two" / "encoder.safetensors").exists()
     two, one = (read_metrics(tmp_path / run / "metrics.jsonl") for run in ("two", "one"))
     assert [r["step"] for r in two] == [1, 2, 4, 5]

@@ -27,23 +27,23 @@ def package(tmp_path_factory) -> Path:
     """A copy of the package to which the page's method was added as the page says."""
     folder = tmp_path_factory.mktemp("copy")
     ignore = shutil.ignore_patterns("__pycache__")
-    shutil.copytree(ROOT / "tacit", folder / "tacit", ignore=ignore)
+    shutil.copytree(ROOT / "selfsight", folder / "selfsight", ignore=ignore)
     file, line, _ = blocks("python")
     (recipe,) = blocks("yaml")
-    paths = re.findall(r"^`(tacit/[\w/.]+)`$", PAGE, re.MULTILINE)
+    paths = re.findall(r"^`(selfsight/[\w/.]+)`$", PAGE, re.MULTILINE)
     for path, text in zip(paths, (file, recipe), strict=True):
         (folder / path).write_text(text)
     imported, entry = line.splitlines()
-    listing = folder / "tacit" / "methods" / "__init__.py"
+    listing = folder / "selfsight" / "methods" / "__init__.py"
     text = listing.read_text().replace('    "simclr": ', f'{entry}\n    "simclr": ', 1)
-    first = "from tacit.methods.barlow_twins"
+    first = "from selfsight.methods.barlow_twins"
     listing.write_text(text.replace(first, f"{imported}\n{first}", 1))
     return folder
 
 
-def tacit(package: Path, *arguments: str) -> str:
+def selfsight(package: Path, *arguments: str) -> str:
     done = subprocess.run(
-        [sys.executable, "-m", "tacit", *arguments],
+        [sys.executable, "-m", "selfsight", *arguments],
         cwd=package,
         env={**environment(), "PYTHONPATH": str(package), "PWD": os.fspath(package)},
         capture_output=True,
@@ -55,8 +55,8 @@ def tacit(package: Path, *arguments: str) -> str:
 
 
 def test_the_pages_method_trains(package):
-    assert "2005.10242" in tacit(package, "methods")
-    tacit(package, "pretrain", "digits/align_uniform", "max_steps=3", "--run", "runs/added")
+    assert "2005.10242" in selfsight(package, "methods")
+    selfsight(package, "pretrain", "digits/align_uniform", "max_steps=3", "--run", "runs/added")
     assert (package / "runs/added/encoder.safetensors").exists()
 
 

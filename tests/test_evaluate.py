@@ -14,17 +14,17 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
 from torch import nn
 
-import tacit
-from tacit import metrics
-from tacit.data.images import Images
-from tacit.data.sources import DataConfig, open_source
-from tacit.errors import UserError
-from tacit.evaluate import knn as knn_module
-from tacit.evaluate.encoder import load_encoder
-from tacit.evaluate.features import extract, plain_views, raw_pixels, weights_hash
-from tacit.evaluate.knn import knn_accuracy, neighbours
-from tacit.evaluate.linear import linear_probe
-from tacit.measure import read_results
+import selfsight
+from selfsight import metrics
+from selfsight.data.images import Images
+from selfsight.data.sources.open import DataConfig, open_source
+from selfsight.encoders.artifact import load_encoder
+from selfsight.errors import UserError
+from selfsight.evaluate import knn as knn_module
+from selfsight.evaluate.features import extract, plain_views, raw_pixels, weights_hash
+from selfsight.evaluate.knn import knn_accuracy, neighbours
+from selfsight.evaluate.linear import linear_probe
+from selfsight.evaluate.protocols import read_results
 from tests.test_train import config_of
 
 CPU = torch.device("cpu")
@@ -197,7 +197,7 @@ def test_plain_views_decoded_or_kept_are_the_images():
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    return tacit.pretrain(config_of(tmp_path_factory.mktemp("runs") / "a", "max_steps=3"), True)
+    return selfsight.pretrain(config_of(tmp_path_factory.mktemp("runs") / "a", "max_steps=3"), True)
 
 
 def rewrite(run, path, change) -> None:
@@ -214,7 +214,7 @@ def rewrite(run, path, change) -> None:
         (lambda t, m: t.pop("conv1.weight"), "Missing key"),
         (lambda t, m: t.update(extra=torch.zeros(1)), "Unexpected key"),
         (lambda t, m: t.update({"conv1.weight": torch.zeros(1, 3, 4, 4)}), "size mismatch"),
-        (lambda t, m: m.pop("tacit"), "not written by Tacit"),
+        (lambda t, m: m.pop("selfsight"), "not written by Selfsight"),
     ],
 )
 def test_nothing_partial_loads(run, tmp_path, change, message):
@@ -225,7 +225,7 @@ def test_nothing_partial_loads(run, tmp_path, change, message):
 
 
 def test_load_encoder(run, tmp_path):
-    encoder = tacit.load_encoder(run)
+    encoder = selfsight.load_encoder(run)
     assert not encoder.training
     assert not any(p.requires_grad for p in encoder.parameters())
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 30, 3), np.uint8))
@@ -234,10 +234,10 @@ def test_load_encoder(run, tmp_path):
     assert features.shape == (3, encoder.num_features)
     torch.testing.assert_close(features[0], features[1])
     with pytest.raises(UserError, match="holds no encoder"):
-        tacit.load_encoder(tmp_path)
+        selfsight.load_encoder(tmp_path)
     (tmp_path / "b.safetensors").write_bytes(b"junk")
     with pytest.raises(UserError, match="not a readable encoder"):
-        tacit.load_encoder(tmp_path / "b.safetensors")
+        selfsight.load_encoder(tmp_path / "b.safetensors")
 
 
 def test_embed_turns_a_picture_as_its_file(run, tmp_path):
@@ -247,12 +247,12 @@ def test_embed_turns_a_picture_as_its_file(run, tmp_path):
     pixels = np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8)
     Image.fromarray(pixels).save(tmp_path / "turned.png", exif=exif)
     with Image.open(tmp_path / "turned.png") as opened:
-        a, b = tacit.load_encoder(run).embed([tmp_path / "turned.png", opened])
+        a, b = selfsight.load_encoder(run).embed([tmp_path / "turned.png", opened])
     assert torch.equal(a, b)
 
 
 def test_embed_sees_what_evaluation_sees(run):
-    encoder, images = tacit.load_encoder(run), digits()
+    encoder, images = selfsight.load_encoder(run), digits()
     size, mean, std = (encoder.description[k] for k in ("image_size", "mean", "std"))
     expected = extract(encoder.backbone, images, size, mean, std, rows=np.arange(5))
     source = open_source(DataConfig(), "test")
@@ -264,13 +264,13 @@ def test_embed_sees_what_evaluation_sees(run):
 
 
 def test_knn_of_a_run(run):
-    results = tacit.knn(run)
+    results = selfsight.knn(run)
     assert [r.evaluated for r in results] == ["encoder", "untrained", "pixels"]
-    assert results[0].weights_sha256 == tacit.load_encoder(run).description["weights_sha256"]
+    assert results[0].weights_sha256 == selfsight.load_encoder(run).description["weights_sha256"]
     assert results[1].weights_sha256 not in (None, results[0].weights_sha256)
     assert results[2].metrics["k20"] > 0.9  # pixels are good at digits
     assert results[0].data["train"] == 1437
-    tacit.knn(run)
+    selfsight.knn(run)
     records = read_results(run)
     assert len(records) == 3, "the same evaluation again is the same record"
     stamped = {"protocol", "version", "metrics", "settings", "seed", "cost", "data", "overlap"}
@@ -278,20 +278,20 @@ def test_knn_of_a_run(run):
 
 
 def test_the_untrained_encoder_is_the_run_before_its_first_step(run):
-    from tacit.build import build_method
-    from tacit.run_config import read_run_config
+    from selfsight.pretrain.build import build_method
+    from selfsight.pretrain.config import read_run_config
 
     before = build_method(read_run_config(run)).backbone
-    (untrained,) = (r for r in tacit.knn(run) if r.evaluated == "untrained")
+    (untrained,) = (r for r in selfsight.knn(run) if r.evaluated == "untrained")
     assert untrained.weights_sha256 == weights_hash(before)
 
 
 def test_unlabelled_data_is_refused(run, tmp_path):
     np.save(tmp_path / "x.npy", np.zeros((9, 8, 8, 3), np.uint8))
     with pytest.raises(UserError, match="has no labels"):
-        tacit.knn(run, [f"data.path={tmp_path / 'x.npy'}"])
+        selfsight.knn(run, [f"data.path={tmp_path / 'x.npy'}"])
     with pytest.raises(UserError, match="data=3"):
-        tacit.knn(run, ["data=3"])
+        selfsight.knn(run, ["data=3"])
 
 
 def test_an_evaluation_may_run_on_another_device(run, tmp_path):
@@ -301,13 +301,13 @@ def test_an_evaluation_may_run_on_another_device(run, tmp_path):
     text = (run / "config.yaml").read_text().replace("device: cpu", "device: cuda:77")
     (tmp_path / "config.yaml").write_text(text)
     with pytest.raises(UserError, match="device=cuda:77"):
-        tacit.knn(tmp_path)
-    assert tacit.knn(tmp_path, ["device=cpu"])[0].metrics
+        selfsight.knn(tmp_path)
+    assert selfsight.knn(tmp_path, ["device=cpu"])[0].metrics
 
 
 def test_an_unfinished_run_is_refused(run, tmp_path):
     (tmp_path / "config.yaml").write_text((run / "config.yaml").read_text())
     with pytest.raises(UserError, match="not finished"):
-        tacit.knn(tmp_path)
+        selfsight.knn(tmp_path)
     with pytest.raises(UserError, match="no such run folder"):
-        tacit.linear(tmp_path / "nowhere")
+        selfsight.linear(tmp_path / "nowhere")

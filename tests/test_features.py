@@ -13,14 +13,14 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
 from torch import nn
 
-from tacit import randomness
-from tacit.data.images import Images
-from tacit.data.sources import DataConfig, open_source
-from tacit.errors import UserError
-from tacit.evaluate import features as module
-from tacit.evaluate import knn as knn_module
-from tacit.evaluate import linear
-from tacit.evaluate.features import (
+from selfsight import randomness
+from selfsight.data.images import Images
+from selfsight.data.sources.open import DataConfig, open_source
+from selfsight.errors import UserError
+from selfsight.evaluate import features as module
+from selfsight.evaluate import knn as knn_module
+from selfsight.evaluate import linear
+from selfsight.evaluate.features import (
     extract,
     plain_views,
     raw_pixels,
@@ -28,9 +28,9 @@ from tacit.evaluate.features import (
     scale_of,
     weights_hash,
 )
-from tacit.evaluate.knn import knn_accuracy, neighbours
-from tacit.evaluate.linear import STRENGTHS, linear_probe
-from tacit.evaluate.subsets import draw, hold_out
+from selfsight.evaluate.knn import knn_accuracy, neighbours
+from selfsight.evaluate.linear import STRENGTHS, linear_probe
+from selfsight.evaluate.subsets import draw, hold_out
 from tests.processes import in_ranks
 
 CPU = torch.device("cpu")
@@ -320,7 +320,7 @@ def test_every_strength_reaches_scikit_learns_optimum(pixels, optima, tmp_path, 
     x, q = standardised(pixels)
     y, truth, start = pixels["y"].numpy(), pixels["truth"].numpy(), None
     for c, oracle in optima.items():
-        start = data.fit(c, start)
+        start = data.solve(c, start)
         top1, top5 = asked.accuracy(start)
         assert top1 == pytest.approx(oracle.score(q, truth), abs=1.01 / 360), c
         assert top1 <= top5 <= 1
@@ -338,15 +338,15 @@ def test_every_strength_reaches_scikit_learns_optimum(pixels, optima, tmp_path, 
 
 def probed(pixels, truth: torch.Tensor) -> tuple[linear.LinearResult, list[tuple]]:
     """The result on digits with these test labels, and all fits: rows, strength, weights."""
-    fitted, plain = [], linear._Labelled.fit
+    fitted, plain = [], linear._Labelled.solve
 
-    def fit(self, strength, *arguments, **keys):
+    def solve(self, strength, *arguments, **keys):
         weights = plain(self, strength, *arguments, **keys)
         fitted.append((self.rows, strength, weights))
         return weights
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(linear._Labelled, "fit", fit)
+        patch.setattr(linear._Labelled, "solve", solve)
         return linear_probe(pixels["train"], pixels["y"], pixels["test"], truth, seed=0), fitted
 
 

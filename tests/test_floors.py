@@ -5,9 +5,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-import tacit
+import selfsight
 
-PACKAGE = Path(tacit.__file__).parent
+PACKAGE = Path(selfsight.__file__).parent
 FLOORS = [  # from the top; a module belongs to the first prefix that fits
     ["__main__", "__init__"],
     ["cli"],
@@ -58,12 +58,14 @@ def imports(path: Path) -> list[str]:
     """The modules of the package that a file imports, at its top or inside functions."""
     found = []
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("tacit"):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("selfsight"):
             for alias in node.names:
-                deeper = PACKAGE / (node.module.removeprefix("tacit").replace(".", "/")[1:] or ".")
+                deeper = PACKAGE / (
+                    node.module.removeprefix("selfsight").replace(".", "/")[1:] or "."
+                )
                 inside = (deeper / f"{alias.name}.py").exists() or (deeper / alias.name).is_dir()
                 found.append(f"{node.module}.{alias.name}" if inside else node.module)
-    return [name.removeprefix("tacit").lstrip(".") for name in found if name != "tacit"]
+    return [name.removeprefix("selfsight").lstrip(".") for name in found if name != "selfsight"]
 
 
 def test_files_import_from_below():
@@ -91,5 +93,5 @@ def test_sizes():
 
 
 def test_help_does_not_import_torch():
-    code = "import sys, tacit, tacit.cli; assert 'torch' not in sys.modules, 'torch was imported'"
+    code = "import sys, selfsight, selfsight.cli; assert 'torch' not in sys.modules, 'torch was imported'"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

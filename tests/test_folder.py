@@ -14,13 +14,13 @@ from hypothesis import strategies as st
 from PIL import Image
 from torchvision.datasets import ImageFolder
 
-from tacit.data import folder as module
-from tacit.data import names as names_module
-from tacit.data.decode import decode
-from tacit.data.folder import EXTENSIONS, Folder, read_file
-from tacit.data.names import Names
-from tacit.data.source import BadImage
-from tacit.errors import UserError
+from selfsight.data import packed_strings as names_module
+from selfsight.data.decode import decode
+from selfsight.data.packed_strings import PackedStrings
+from selfsight.data.source import BadImage
+from selfsight.data.sources.folder import EXTENSIONS, Folder, read_file
+from selfsight.data.sources.open import folder as module
+from selfsight.errors import UserError
 
 
 def make(root: Path, *paths: str) -> Path:
@@ -46,8 +46,10 @@ def labelled(folder: Folder) -> list[str]:
 def test_names_are_a_list_of_strings(strings, cut):
     previous, names_module.BATCH = names_module.BATCH, 3
     try:
-        names = Names.of(iter(strings))
-        both = Names.joined([Names.of(strings[:cut]), Names.of(strings[cut:])])
+        names = PackedStrings.of(iter(strings))
+        both = PackedStrings.joined(
+            [PackedStrings.of(strings[:cut]), PackedStrings.of(strings[cut:])]
+        )
     finally:
         names_module.BATCH = previous
     for found in (names, both):

@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from rich.console import Console
 from scipy import stats
 
-from tacit.errors import UserError
-from tacit.grid.rows import pairs
-from tacit.grid.statistics import holm, interval, paired
-from tacit.grid.table import (
+from selfsight.errors import UserError
+from selfsight.report.rows import pairs
+from selfsight.report.statistics import holm, interval, paired
+from selfsight.report.table import (
     COLUMNS,
     Cell,
     compare_rows,
@@ -281,7 +281,7 @@ ABOUT = {
     "title": "A grid",
     "test_images": {"digits": 360},
     "hardware": "two cores of an AMD EPYC",
-    "versions": {"tacit": "0.1.0", "torch": "2.15.0"},
+    "versions": {"selfsight": "0.1.0", "torch": "2.15.0"},
 }
 
 

@@ -15,12 +15,11 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from tacit.data import parquet
-from tacit.data.decode import decode
-from tacit.data.parquet import HuggingFace, Parquet
-from tacit.data.source import BadImage, Part
-from tacit.data.sources import DataConfig, open_source
-from tacit.errors import UserError
+from selfsight.data.decode import decode
+from selfsight.data.source import BadImage, Subset
+from selfsight.data.sources.open import DataConfig, open_source, parquet
+from selfsight.data.sources.parquet import HuggingFace, Parquet
+from selfsight.errors import UserError
 from tests.processes import environment
 
 NAMES = ["cat", "dog", "eel"]
@@ -87,7 +86,7 @@ def test_a_saved_data_set_with_splits(tmp_path, source):
 def test_a_saved_split_is_divided(tmp_path):
     data_set(0, 20).save_to_disk(tmp_path / "saved", num_shards=3)
     train, test = open_both(path=str(tmp_path / "saved"), test_fraction=0.25)
-    assert isinstance(train, Part)
+    assert isinstance(train, Subset)
     assert (len(train), len(test)) == (15, 5)
     assert len({s.read(i) for s in (train, test) for i in range(len(s))}) == 20
 
@@ -223,8 +222,8 @@ def test_no_network_and_no_such_name(tmp_path):
     environ = {**environment(), "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)}
     code = (
         "import sys\n"
-        "from tacit.data.sources import DataConfig, open_source\n"
-        "from tacit.errors import UserError\n"
+        "from selfsight.data.sources.open import DataConfig, open_source\n"
+        "from selfsight.errors import UserError\n"
         "open_source(DataConfig(), 'train')\n"
         "assert 'datasets' not in sys.modules\n"
         "try: open_source(DataConfig(source='huggingface:nobody/nothing'), 'train')\n"
@@ -240,10 +239,10 @@ def test_no_network_and_no_such_name(tmp_path):
 def test_a_missing_library_is_named(monkeypatch, tmp_path):
     parquet._load_hub.cache_clear()
     monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(UserError, match=r"needs datasets: pip install 'tacit\[huggingface\]'"):
+    with pytest.raises(UserError, match=r"needs datasets: pip install 'selfsight\[huggingface\]'"):
         open_both(source="huggingface:us/pets")
     monkeypatch.setitem(sys.modules, "pyarrow", None)
-    with pytest.raises(UserError, match=r"needs pyarrow: pip install 'tacit\[parquet\]'"):
+    with pytest.raises(UserError, match=r"needs pyarrow: pip install 'selfsight\[parquet\]'"):
         Parquet([tmp_path / "a.parquet"])
 
 

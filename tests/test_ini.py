@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tacit.dialects import ini
-from tacit.errors import UserError
+from selfsight.errors import UserError
+from selfsight.interop import ini
 
 NUMBERS = st.floats(allow_nan=False, allow_infinity=False)
 SCALARS = st.none() | st.booleans() | st.integers() | NUMBERS | st.text()

@@ -12,8 +12,8 @@ import torchvision.transforms.v2.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tacit import augment
-from tacit.jitter import BRIGHTNESS, CONTRAST, HUE, SATURATION, color_jitter
+from selfsight.views.ops import augment
+from selfsight.views.ops.jitter import BRIGHTNESS, CONTRAST, HUE, SATURATION, color_jitter
 
 ORDERS = list(itertools.permutations(range(4)))
 OPS = {

@@ -13,18 +13,19 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 
 from benchmarks.common import MEAN, STD
 from benchmarks.launches import Launches, kernels, launches
-from tacit import randomness
-from tacit.config import validate
-from tacit.views import make
-from tacit.views.make import Coordinates, Kind, finish_crops, make_views
-from tacit.views.recipe import PRESETS, ViewGroup, preset
+from selfsight import randomness
+from selfsight.batch import SampleKey
+from selfsight.config import validate
+from selfsight.views import make
+from selfsight.views.make import ViewSpec, finish_crops, make_views
+from selfsight.views.recipe import PRESETS, ViewGroup, preset
 from tests.test_views import EVERYTHING, FINETUNE, pictures
 
 PHOTOGRAPHS = sorted(name for name in PRESETS if not name.endswith("-small"))
 
 
-def kinds(name: str, crop: bool) -> list[Kind]:
-    return [Kind(validate(ViewGroup, group), crop, MEAN, STD) for group in preset(name)]
+def kinds(name: str, crop: bool) -> list[ViewSpec]:
+    return [ViewSpec(validate(ViewGroup, group), crop, MEAN, STD) for group in preset(name)]
 
 
 @pytest.mark.parametrize("crop", [True, False], ids=["whole", "crops"])
@@ -72,7 +73,7 @@ def test_a_view_is_one_graph_whatever_seed_epoch_and_view(group, crop, monkeypat
     torch._dynamo.reset()
 
     def views(epoch: int, compile: bool) -> list[torch.Tensor]:
-        at, size = Coordinates(3, epoch, torch.arange(16)), 24 if crop else group.size
+        at, size = SampleKey(3, epoch, torch.arange(16)), 24 if crop else group.size
         if crop:
             return make_views(pictures(16, size), [group], at, MEAN, STD, compile)
         return finish_crops([pictures(16, size)] * 2, [group], at, MEAN, STD, compile)
@@ -96,7 +97,7 @@ def test_a_view_on_a_gpu_is_a_handful_of_kernels(crop, most, products):
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs g++ on the CPU")
 def test_compiled_views_are_the_same():
-    at = Coordinates(0, 0, torch.arange(16))
+    at = SampleKey(0, 0, torch.arange(16))
     group = EVERYTHING.model_copy(update={"count": 1})
     (fused,) = make_views(pictures(16), [group], at, MEAN, STD, True)
     (plain,) = make_views(pictures(16), [group], at, MEAN, STD, False)

@@ -17,20 +17,20 @@ import torch
 import yaml
 from PIL import Image
 
-from tacit import config as layers
-from tacit import dialects
-from tacit.cli import processes
-from tacit.cli.jobs import composed, read_job
-from tacit.dialects import native
-from tacit.dialects.lightweight_tables import SSL_ARGS
-from tacit.dialects.report import Converted, Fate
-from tacit.errors import UserError
-from tacit.evaluate.encoder import load_encoder
-from tacit.measure import read_results
-from tacit.measure.subject import open_subject
-from tacit.train.log import read_metrics
-from tacit.train.optim import lr_factor, scaled_lr
-from tests.conftest import ROOT, tacit
+from selfsight import config as layers
+from selfsight import interop as dialects
+from selfsight.encoders.artifact import load_encoder
+from selfsight.errors import UserError
+from selfsight.evaluate.protocols import read_results
+from selfsight.evaluate.protocols.target import open_target
+from selfsight.interop import native
+from selfsight.interop.cli import processes
+from selfsight.interop.cli.jobs import composed, read_job
+from selfsight.interop.lightweight_tables import SSL_ARGS
+from selfsight.interop.report import Converted, Fate
+from selfsight.train.log import read_metrics
+from selfsight.train.optim import lr_factor, scaled_lr
+from tests.conftest import ROOT, selfsight
 from tests.processes import Started
 from tests.test_ini import dump
 
@@ -324,7 +324,7 @@ def test_what_only_the_run_finds_wrong_is_said_in_the_files_words(folder, comman
     path = small(folder, **keys)
     done = command("run", str(path), "--run", "wrong", cwd=folder)
     assert done.returncode == 2
-    assert done.stderr.startswith(f"tacit: {path}:{line}")
+    assert done.stderr.startswith(f"selfsight: {path}:{line}")
 
 
 def test_what_lightning_takes_for_nothing_is_nothing(tmp_path):
@@ -385,7 +385,7 @@ def test_a_file_of_the_wrong_phase_is_not_run(tmp_path, command):
     done = command("pretrain", str(path), cwd=tmp_path)
     assert done.returncode == 2
     assert done.stderr == (
-        "tacit: this file is for `tacit linear-augmented`; `tacit run` finds that itself\n"
+        "selfsight: this file is for `selfsight linear-augmented`; `selfsight run` finds that itself\n"
     )
 
 
@@ -397,7 +397,7 @@ def test_run_takes_configer_path_and_words_over_it(tmp_path, command, monkeypatc
     for words in ((), ("seed=5",), ("--opts", "seed", "-1")):
         done = command("run", *words, cwd=tmp_path)
         assert done.stderr.splitlines()[-1] == (
-            f"tacit: {path}:15: pretrain_ckpt_path=nowhere: 'nowhere': no such run folder or file "
+            f"selfsight: {path}:15: pretrain_ckpt_path=nowhere: 'nowhere': no such run folder or file "
             "of weights"
         )
     done = command("run", "sed=5", cwd=tmp_path)
@@ -405,7 +405,7 @@ def test_run_takes_configer_path_and_words_over_it(tmp_path, command, monkeypatc
 
 
 def test_the_makefile_and_the_script_take_configer_path(tmp_path):
-    stub = tmp_path / "bin" / "tacit"
+    stub = tmp_path / "bin" / "selfsight"
     stub.parent.mkdir()
     stub.write_text('#!/bin/bash\necho "$@"\n')
     stub.chmod(0o755)
@@ -420,7 +420,7 @@ def test_the_makefile_and_the_script_take_configer_path(tmp_path):
     assert "CONFIGER_PATH" in done.stderr
     make = ["make", "-n", "run", "CONFIGER_PATH=pretrain/x.ini", "KEYS=epochs=5"]
     done = subprocess.run(make, cwd=ROOT, capture_output=True, text=True, check=True)
-    assert 'tacit run "pretrain/x.ini" epochs=5' in done.stdout
+    assert 'selfsight run "pretrain/x.ini" epochs=5' in done.stdout
     assert "digits/simclr" not in done.stdout
 
 
@@ -470,13 +470,13 @@ LINEAR = {"pretrain_ckpt_path": "ckpts/simclr.ckpt", "aug_crop_lst": [1], "epoch
 @pytest.fixture(scope="module")
 def pretrained(folder) -> str:
     """ckpts/simclr below the folder; what the command said."""
-    return tacit("run", str(small(folder)), cwd=folder).stderr
+    return selfsight("run", str(small(folder)), cwd=folder).stderr
 
 
 @pytest.fixture(scope="module")
 def classifier(folder, pretrained) -> Path:
     """The folder of a trained linear classifier."""
-    tacit("linear", str(small(folder, "linear_eval", **LINEAR)), cwd=folder)
+    selfsight("linear", str(small(folder, "linear_eval", **LINEAR)), cwd=folder)
     (home,) = (folder / "ckpts/simclr-linear_eval/evaluations").iterdir()
     return home
 
@@ -552,7 +552,7 @@ def test_devices_start_processes_that_share_the_batch(folder, command, monkeypat
     assert best["knn"] == max(r.get("knn", 0) for r in read_metrics(run / "metrics.jsonl"))
 
 
-# In place of `tacit`: what each of two processes does.
+# In place of `selfsight`: what each of two processes does.
 STUB = """
 import os, signal, sys, time
 rank = int(os.environ["RANK"])
@@ -567,7 +567,7 @@ match sys.argv[1]:
     case "wait":
         time.sleep(60)
     case "mistake":
-        sys.exit(print("tacit: wrong", file=sys.stderr) or 2)
+        sys.exit(print("selfsight: wrong", file=sys.stderr) or 2)
     case "alone" if rank == 1:
         sys.exit(print("lost", file=sys.stderr) or 3)
     case "alone":
@@ -576,7 +576,7 @@ match sys.argv[1]:
 """
 DRIVER = """
 import sys, typer
-from tacit.cli import processes
+from selfsight.interop.cli import processes
 processes.COMMAND = [sys.executable, "stub.py"]
 processes.GRACE = 1
 try:
@@ -593,7 +593,7 @@ def launch(where: Path, word: str) -> subprocess.Popen:
 
 
 @pytest.mark.parametrize(
-    ("word", "code", "said"), [("mistake", 2, "tacit: wrong\n"), ("alone", 3, "lost\n")]
+    ("word", "code", "said"), [("mistake", 2, "selfsight: wrong\n"), ("alone", 3, "lost\n")]
 )
 def test_what_goes_wrong_in_a_process_is_said_once(tmp_path, word, code, said):
     """A mistake that all have, and the end of one, after which the others cannot go on."""
@@ -628,7 +628,7 @@ def test_only_eval_tests_nothing_but_a_classifier_of_this_encoder(folder, classi
         path = small(folder, "linear_eval", **keys, ckpt_args=args)
         done = command("run", str(path), cwd=folder)
         assert done.returncode == 2
-        assert f"--classifier {where}: is no classifier that Tacit has trained" in done.stderr
+        assert f"--classifier {where}: is no classifier that Selfsight has trained" in done.stderr
     other = command("run", str(small(folder, seed=2)), "--run", "other", cwd=folder)
     assert other.returncode == 0, other.stderr
     words = ["linear-augmented", "other", "--classifier", str(classifier / "encoder")]
@@ -663,7 +663,7 @@ def test_its_own_checkpoints_are_measured(tmp_path):
     torch.save({"state_dict": state, **more}, tmp_path / "x.ckpt")
     flat = {**SMALL, "ssl_method": "nnclr", "pretrain_ckpt_path": str(tmp_path / "x.ckpt")}
     job = read_job(write(tmp_path, flat, "linear_eval"))
-    subject = open_subject(job.subject, native.arguments(job.tree), job.run)
+    subject = open_target(job.subject, native.arguments(job.tree), job.run)
     torch.manual_seed(0)
     x = torch.randn(2, 3, 32, 32)
     assert torch.equal(subject.encoder.build().eval()(x), backbone.eval()(x))

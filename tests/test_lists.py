@@ -11,11 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from tacit.data.decode import decode
-from tacit.data.lists import MOST_CLASSES, ListFile
-from tacit.data.source import BadImage, Part
-from tacit.data.sources import DataConfig, open_source
-from tacit.errors import UserError
+from selfsight.data.decode import decode
+from selfsight.data.source import BadImage, Subset
+from selfsight.data.sources.lists import MOST_CLASSES, ListFile
+from selfsight.data.sources.open import DataConfig, open_source
+from selfsight.errors import UserError
 
 
 def write(folder: Path, content: str | bytes, name: str = "list.txt") -> Path:
@@ -202,7 +202,7 @@ def test_paths_start_at_the_list_or_where_they_are_said_to(tmp_path):
     for key, first in ((None, near), (str(far.parent), far)):
         config = DataConfig(path=str(file), image_dir=key, test_fraction=0.01)
         parts = [open_source(config, split) for split in ("train", "test")]
-        assert all(isinstance(part, Part) and part.classes == ["x", "y"] for part in parts)
+        assert all(isinstance(part, Subset) and part.classes == ["x", "y"] for part in parts)
         by_name = {part.name(i): (part, i) for part in parts for i in range(len(part))}
         missing = str(first.parent / "missing.png")
         assert set(by_name) == {str(first), str(absolute), missing}

@@ -6,11 +6,11 @@ import sys
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from tacit import run as jobs
-from tacit.errors import UserError
-from tacit.run_config import compose
-from tacit.train import engine
-from tacit.train.log import read_metrics
+from selfsight.errors import UserError
+from selfsight.pretrain import job as jobs
+from selfsight.pretrain.config import compose
+from selfsight.train import engine
+from selfsight.train.log import read_metrics
 from tests.conftest import TINY, heads
 
 KEYS = [*TINY, *heads("simclr"), "precision=fp32"]
@@ -94,6 +94,6 @@ def test_a_library_that_is_missing_is_named_before_the_first_step(
     tmp_path, monkeypatch, key, library
 ):
     monkeypatch.setitem(sys.modules, library, None)
-    with pytest.raises(UserError, match=rf"needs {library}: pip install 'tacit\[{library}\]'"):
+    with pytest.raises(UserError, match=rf"needs {library}: pip install 'selfsight\[{library}\]'"):
         train(tmp_path / "run", "max_steps=2", f"log.{key}")
     assert not read_metrics(tmp_path / "run" / "metrics.jsonl")

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
-from tacit import losses
+from selfsight import losses
 from tests.conftest import SHARED
 
 GOLDEN = SHARED / "golden"
@@ -549,7 +549,7 @@ class Sizes(TorchDispatchMode):
 @pytest.mark.parametrize("block", [1, 10, 33, 59, 10**6])
 def test_blocks_do_not_change_the_contrast(block, monkeypatch):
     """Blocks of one anchor, of some with a shorter last one, and of all."""
-    monkeypatch.setattr("tacit.losses.contrast.BLOCK", block)
+    monkeypatch.setattr("selfsight.losses.contrast.BLOCK", block)
     draw = Draw(block)
     a, b = draw(5, 6), draw(5, 6)
     compare(lambda a, b: losses.nt_xent(a, b, 0.2), lambda a, b: naive_nt_xent(a, b, 0.2), a, b)
@@ -564,7 +564,7 @@ def test_blocks_do_not_change_the_contrast(block, monkeypatch):
 @pytest.mark.parametrize("block", [512, 1024, 10**6])
 def test_memory_of_nt_xent_is_bounded(block, monkeypatch):
     """No tensor has more elements than a block, forward and backward, unless the block has all."""
-    monkeypatch.setattr("tacit.losses.contrast.BLOCK", block)
+    monkeypatch.setattr("selfsight.losses.contrast.BLOCK", block)
     draw, sizes = Draw(0), Sizes()
     a, b = draw(32, 4), draw(32, 4)
     with sizes:

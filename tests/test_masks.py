@@ -11,10 +11,9 @@ from hypothesis import strategies as st
 from scipy import stats
 from torch import Tensor
 
-from tacit.data.loader import Batch
-from tacit.methods import METHODS
-from tacit.views.make import Coordinates
-from tacit.views.masks import block_mask, context_and_targets, places, random_mask
+from selfsight.batch import Batch, SampleKey
+from selfsight.methods import METHODS
+from selfsight.views.masks import block_mask, context_and_targets, masked_positions, random_mask
 from tests.conftest import tiny_vit
 
 JEPA = {  # of the paper
@@ -29,11 +28,11 @@ seeds = st.integers(0, 10**6)
 repeatable = settings(max_examples=50, deadline=None)
 
 
-def at(index: Tensor | int, seed: int = 0, epoch: int = 0) -> Coordinates:
-    return Coordinates(seed, epoch, torch.arange(index) if isinstance(index, int) else index)
+def at(index: Tensor | int, seed: int = 0, epoch: int = 0) -> SampleKey:
+    return SampleKey(seed, epoch, torch.arange(index) if isinstance(index, int) else index)
 
 
-def all_masks(where: Coordinates, view: int = 0) -> dict[str, Tensor]:
+def all_masks(where: SampleKey, view: int = 0) -> dict[str, Tensor]:
     """Every kind of mask at these coordinates, (B, ...)."""
     many = torch.full((len(where.index),), 40)
     masks = {
@@ -105,7 +104,7 @@ def test_random_mask_is_uniform_over_places_and_over_choices():
 def test_places_are_those_of_the_mask_in_order_and_then_others(n, tokens, data, seed):
     mask = torch.rand(n, tokens, generator=torch.Generator().manual_seed(seed)) < 0.5
     count = data.draw(st.integers(0, tokens))
-    for row, got in zip(mask.tolist(), places(mask, count).tolist(), strict=True):
+    for row, got in zip(mask.tolist(), masked_positions(mask, count).tolist(), strict=True):
         expected = [i for i in range(tokens) if row[i]] + [i for i in range(tokens) if not row[i]]
         assert got == expected[:count]
 
@@ -115,7 +114,7 @@ def test_places_are_those_of_the_mask_in_order_and_then_others(n, tokens, data, 
 def test_what_mae_keeps_is_what_it_does_not_mask(n, tokens, ratio, seed):
     kept = max(1, int(tokens * (1 - ratio)))
     mask = random_mask(at(n, seed), tokens, tokens - kept)
-    for row, keep in zip(mask, places(~mask, kept), strict=True):
+    for row, keep in zip(mask, masked_positions(~mask, kept), strict=True):
         masked = row.nonzero().flatten().tolist()
         assert sorted(masked + keep.tolist()) == list(range(tokens))
 

@@ -11,40 +11,43 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-import tacit
-from tacit.data.images import Images
-from tacit.data.sources import DataConfig, open_source
-from tacit.errors import UserError
-from tacit.evaluate.classify import LinearHeads
-from tacit.evaluate.features import extract, weights_hash
-from tacit.evaluate.linear import linear_probe
-from tacit.measure import config as measure_config
-from tacit.measure import notes, trained
-from tacit.measure.results import VERSIONS, Result, noise, read_results, store
-from tacit.methods import METHODS
-from tacit.run_config import read_run_config
-from tacit.train import session
-from tacit.train.checkpoint import Checkpoints
+import selfsight
+from selfsight.data.images import Images
+from selfsight.data.sources.open import DataConfig, open_source
+from selfsight.errors import UserError
+from selfsight.evaluate.classifiers import LinearHeads
+from selfsight.evaluate.features import extract, weights_hash
+from selfsight.evaluate.linear import linear_probe
+from selfsight.evaluate.protocols import config as measure_config
+from selfsight.evaluate.protocols import notes
+from selfsight.evaluate.protocols import trained_classifier as trained
+from selfsight.evaluate.protocols.results import VERSIONS, Result, noise, read_results, store
+from selfsight.methods import METHODS
+from selfsight.pretrain.config import read_run_config
+from selfsight.train import session
+from selfsight.train.checkpoint import Checkpoints
 from tests.conftest import TINY, heads
 from tests.processes import two_ranks
 from tests.test_train import config_of
 
 QUICK = ["epochs=2", "views=digits", "views.0.count=1"]
 EVALUATIONS = {
-    "knn": lambda run, keys, **more: tacit.knn(run, keys, **more),
+    "knn": lambda run, keys, **more: selfsight.knn(run, keys, **more),
     # raw pixels, the widest features of all, are measured in test_evaluate.py
-    "linear": lambda run, keys, **more: tacit.linear(run, ["pixels=false", *keys], **more),
-    "linear-augmented": lambda run, keys, **more: tacit.linear_augmented(
+    "linear": lambda run, keys, **more: selfsight.linear(run, ["pixels=false", *keys], **more),
+    "linear-augmented": lambda run, keys, **more: selfsight.linear_augmented(
         run, [*QUICK, *keys], quiet=True, **more
     ),
-    "finetune": lambda run, keys, **more: tacit.finetune(run, [*QUICK, *keys], quiet=True, **more),
+    "finetune": lambda run, keys, **more: selfsight.finetune(
+        run, [*QUICK, *keys], quiet=True, **more
+    ),
 }
 
 
 @pytest.fixture(scope="module")
 def trained_run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "a"
-    return tacit.pretrain(config_of(folder, "epochs=2", method="simclr"), True)
+    return selfsight.pretrain(config_of(folder, "epochs=2", method="simclr"), True)
 
 
 @pytest.fixture
@@ -93,14 +96,14 @@ def test_an_encoder_pretrained_on_the_test_images_is_refused(tmp_path):
         Image.fromarray(source.read(i)).save(folder / f"{i}.png")
     keys = [f"data.path={tmp_path / 'data'}", "max_steps=1"]
     blind = config_of(tmp_path / "run", *keys, "data.labels=false", method="simclr")
-    run = tacit.pretrain(blind, True)
+    run = selfsight.pretrain(blind, True)
     with pytest.raises(UserError, match="24 test images are among the pretraining images"):
-        tacit.knn(run, ["data.labels=true"])
-    (record, *_) = tacit.knn(run, ["data.labels=true", "allow_overlap=true"])
+        selfsight.knn(run, ["data.labels=true"])
+    (record, *_) = selfsight.knn(run, ["data.labels=true", "allow_overlap=true"])
     assert record.overlap["compared_with"] == ["training", "pretraining"]
     assert record.overlap["contents"] == 24
-    honest = tacit.pretrain(config_of(tmp_path / "b", *keys, method="simclr"), True)
-    assert tacit.knn(honest)[0].overlap["contents"] == 0
+    honest = selfsight.pretrain(config_of(tmp_path / "b", *keys, method="simclr"), True)
+    assert selfsight.knn(honest)[0].overlap["contents"] == 0
 
 
 # Frozen, and the test split once ------------------------------------------------------------------
@@ -114,17 +117,17 @@ def test_a_frozen_encoder_that_moves_is_refused(run, monkeypatch):
 
 
 def test_heads_leave_the_encoder_alone_and_fine_tuning_does_not(run):
-    before = weights_hash(tacit.load_encoder(run).backbone)
+    before = weights_hash(selfsight.load_encoder(run).backbone)
     for protocol, same in (("linear-augmented", True), ("finetune", False)):
         (result, _) = EVALUATIONS[protocol](run, [])
         assert result.weights_sha256 == before
         (folder,) = (run / "evaluations").glob(f"{protocol}-*/encoder")
         _, state = Checkpoints(folder / "checkpoints", 2).load(torch.device("cpu"))
-        network = tacit.load_encoder(run).backbone
+        network = selfsight.load_encoder(run).backbone
         moved = {k.removeprefix("backbone."): v for k, v in state["method"].items()}
         network.load_state_dict({k: moved[k] for k in network.state_dict()})
         assert (weights_hash(network) == before) == same
-    assert weights_hash(tacit.load_encoder(run).backbone) == before
+    assert weights_hash(selfsight.load_encoder(run).backbone) == before
 
 
 def test_the_test_split_is_used_once_at_the_end(run, monkeypatch):
@@ -162,7 +165,7 @@ def test_test_labels_reach_nothing_but_the_score(run, tmp_path, monkeypatch):
             source.labels = (source.labels + 1) % 10
         return source
 
-    monkeypatch.setattr("tacit.measure.splits.open_source", lying)
+    monkeypatch.setattr("selfsight.evaluate.protocols.splits.open_source", lying)
     shuffled = EVALUATIONS["linear-augmented"](run, keys)[0]
     assert shuffled.metrics["chosen_lr_factor"] == honest.metrics["chosen_lr_factor"]
     assert shuffled.metrics["validation_top1"] == honest.metrics["validation_top1"]
@@ -240,24 +243,25 @@ def test_what_is_done_is_not_done_again(run, monkeypatch):
 
 
 def test_features_are_read_from_the_disk_the_second_time(run, monkeypatch):
-    first = tacit.knn(run)
+    first = selfsight.knn(run)
     monkeypatch.setattr(
-        "tacit.measure.cached.extract", lambda *a, **k: pytest.fail("extracted again")
+        "selfsight.evaluate.protocols.frozen_features.extract",
+        lambda *a, **k: pytest.fail("extracted again"),
     )
-    assert [r.metrics for r in tacit.knn(run)] == [r.metrics for r in first]
-    assert tacit.linear(run, ["pixels=false"])[0].metrics["top1"] > 0.3
+    assert [r.metrics for r in selfsight.knn(run)] == [r.metrics for r in first]
+    assert selfsight.linear(run, ["pixels=false"])[0].metrics["top1"] > 0.3
     with pytest.raises(pytest.fail.Exception):
-        tacit.knn(run, ["data.mean=[0.1, 0.1, 0.1]"])
+        selfsight.knn(run, ["data.mean=[0.1, 0.1, 0.1]"])
 
 
 def test_both_splits_features_have_one_scale(run, monkeypatch):
     """Features on the disk keep the size beside each other that they have in memory, whatever
     scale is found; here every search for one finds another."""
     scales = iter([1.0, 8.0, 64.0])
-    monkeypatch.setattr("tacit.evaluate.features._scale", lambda part: next(scales))
-    (result,) = tacit.linear(run, ["pixels=false", "untrained=false"])
+    monkeypatch.setattr("selfsight.evaluate.features._scale", lambda part: next(scales))
+    (result,) = selfsight.linear(run, ["pixels=false", "untrained=false"])
     config = read_run_config(run).data
-    encoder = tacit.load_encoder(run).backbone
+    encoder = selfsight.load_encoder(run).backbone
     x, y = [], []
     for split in ("train", "test"):
         images = Images(open_source(config, split), config, torch.device("cpu"))
@@ -274,9 +278,9 @@ def test_two_ranks_measure_what_one_does(run, tmp_path, command):
     keys = [arrays(tmp_path / "odd.npz", 300, 359), *more, "untrained=false", "device=cpu"]
     twin = shutil.copytree(run, tmp_path / "twin")
     if command == "knn":
-        one = tacit.knn(run, keys)
+        one = selfsight.knn(run, keys)
     else:
-        one = tacit.linear_augmented(run, keys, quiet=True)
+        one = selfsight.linear_augmented(run, keys, quiet=True)
     first, second = two_ranks(command, str(twin), *keys, cwd=tmp_path)
     assert first.returncode == second.returncode == 0, first.stderr + second.stderr
     assert first.stdout.count("protocol " + command) == 1
@@ -322,7 +326,7 @@ def test_few_labels(run, protocol):
         ("finetune", ["schedule.name=step"], "milestones"),
         ("linear-augmented", ["shots=1", "method.lr_factors=[1, 2]"], "one label per class"),
         ("linear-augmented", ["method.lr_factors=[]"], "lr_factors"),
-        ("linear-augmented", ["method.name=finetuned"], "is a protocol for `tacit finetune`"),
+        ("linear-augmented", ["method.name=finetuned"], "is a protocol for `selfsight finetune`"),
     ],
 )
 def test_mistakes(run, protocol, keys, message):
@@ -335,7 +339,7 @@ def test_mistakes(run, protocol, keys, message):
 @pytest.mark.parametrize("name", measure_config.protocols())
 def test_every_shipped_protocol_trains(run, name):
     kind = "finetune" if name.startswith("finetune") else "linear-augmented"
-    measure = {"finetune": tacit.finetune, "linear-augmented": tacit.linear_augmented}[kind]
+    measure = {"finetune": selfsight.finetune, "linear-augmented": selfsight.linear_augmented}[kind]
     keys = ["max_steps=2", "batch_size=64", "untrained=false"]
     (result,) = measure(run, keys, protocol=name, quiet=True)
     assert result.protocol == name
@@ -350,10 +354,10 @@ def test_every_shipped_protocol_trains(run, name):
 def test_a_protocol_of_ones_own(run, tmp_path):
     path = tmp_path / "mine.yaml"
     path.write_text("method: {name: heads}\nviews: supervised\nepochs: 1\nbatch_size: 64\n")
-    (result, _) = tacit.linear_augmented(run, protocol=str(path), quiet=True)
+    (result, _) = selfsight.linear_augmented(run, protocol=str(path), quiet=True)
     assert result.protocol == "mine"
     with pytest.raises(UserError, match="no such protocol or file"):
-        tacit.finetune(run, protocol="finetune-mea")
+        selfsight.finetune(run, protocol="finetune-mea")
 
 
 def result_of(name: str, top1: float, **more) -> Result:
@@ -378,8 +382,8 @@ def test_the_margin_is_that_of_two_binomials():
 def test_an_encoder_that_learned_nothing_is_named(tmp_path):
     """End to end: an encoder at its first weights, evaluated beside itself."""
     config = config_of(tmp_path / "run", method="simclr")
-    run = tacit.run.untrained(config)
-    results = tacit.linear(run, ["pixels=false"])
+    run = selfsight.pretrain.job.untrained(config)
+    results = selfsight.linear(run, ["pixels=false"])
     assert results[0].metrics == results[1].metrics
     assert any("no better than untrained" in note for note in notes(results))
 
@@ -403,8 +407,8 @@ def test_an_encoder_file_without_its_run(run, tmp_path, monkeypatch):
     file = tmp_path / "mine.safetensors"
     shutil.copy(run / "encoder.safetensors", file)
     keys = ["data.source=digits"]
-    results = tacit.knn(file, keys)
-    expected = tacit.knn(run)
+    results = selfsight.knn(file, keys)
+    expected = selfsight.knn(run)
     assert [r.metrics for r in results] == [r.metrics for r in expected]
     assert len(read_results(tmp_path / "runs" / "mine")) == 3
 
@@ -417,35 +421,35 @@ def test_weights_of_another_library(tmp_path, monkeypatch):
     model = timm.create_model("resnet18", num_classes=10)
     torch.save({"state_dict": model.state_dict()}, tmp_path / "theirs.pth")
     keys = ["backbone.name=resnet18", "image_size=32", "device=cpu"]
-    results = tacit.knn("theirs.pth", keys, "results")
+    results = selfsight.knn("theirs.pth", keys, "results")
     assert results[0].weights_sha256 != results[1].weights_sha256
     assert len(read_results(tmp_path / "results")) == 3
     model.reset_classifier(0)
     assert results[0].weights_sha256 == weights_hash(model)
     with pytest.raises(UserError, match=r"add backbone\.name"):
-        tacit.knn("theirs.pth", [])
+        selfsight.knn("theirs.pth", [])
     partial = {k: v for k, v in model.state_dict().items() if "layer4.1" not in k}
     save_file(partial, tmp_path / "partial.safetensors")
     with pytest.raises(UserError, match="the file lacks"):
-        tacit.knn("partial.safetensors", keys)
+        selfsight.knn("partial.safetensors", keys)
 
 
 def test_simclr_v2s_kept_layer_is_evaluated_and_fine_tuned(tmp_path):
     config = config_of(tmp_path / "run", "max_steps=2", method="simclr_v2")
-    run = tacit.pretrain(config, True)
+    run = selfsight.pretrain(config, True)
     assert METHODS["simclr_v2"].view_count == (2, 2)
     keys = ["method.layer_decay=0.5", "max_steps=2"]
-    (result, untrained) = tacit.finetune(run, [*QUICK, *keys], quiet=True)
+    (result, untrained) = selfsight.finetune(run, [*QUICK, *keys], quiet=True)
     assert result.weights_sha256 != untrained.weights_sha256
 
 
 def test_a_transformer_keeps_its_size(tmp_path):
     keys = [*TINY, *heads("mae"), "max_steps=1"]
-    config = tacit.compose("digits/mae", keys, run=str(tmp_path / "run")).config
-    run = tacit.pretrain(config, True)
+    config = selfsight.compose("digits/mae", keys, run=str(tmp_path / "run")).config
+    run = selfsight.pretrain(config, True)
     with pytest.raises(UserError, match="image_size=32"):
-        tacit.knn(run, ["image_size=32"])
-    (result, _) = tacit.finetune(run, ["max_steps=1", "method.layer_decay=0.65"], quiet=True)
+        selfsight.knn(run, ["image_size=32"])
+    (result, _) = selfsight.finetune(run, ["max_steps=1", "method.layer_decay=0.65"], quiet=True)
     assert result.metrics["top5"] > 0
 
 
@@ -453,6 +457,6 @@ def test_a_configuration_is_no_file_of_weights(tmp_path):
     path = tmp_path / "simclr.ini"
     path.write_text("seed = 1@int")
     with pytest.raises(
-        UserError, match="is no file of weights; a configuration runs by `tacit run`"
+        UserError, match="is no file of weights; a configuration runs by `selfsight run`"
     ):
-        tacit.knn(path, [])
+        selfsight.knn(path, [])

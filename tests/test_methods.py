@@ -9,19 +9,21 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from tacit.errors import UserError
-from tacit.methods import METHODS, Method
-from tacit.methods.heads import BatchNorm, Cosines, encode, mlp
-from tacit.methods.method import Batch
-from tacit.methods.parts import Center, Queue, Teacher
-from tacit.run_config import compose
-from tacit.views.make import Coordinates, make_views
+from selfsight.batch import SampleKey
+from selfsight.errors import UserError
+from selfsight.methods import METHODS, Method
+from selfsight.methods.ema import Center, Teacher
+from selfsight.methods.heads import BatchNorm, CosinePrototypes, encode, mlp
+from selfsight.methods.method import Batch
+from selfsight.methods.queue import Queue
+from selfsight.pretrain.config import compose
+from selfsight.views.make import make_views
 from tests.conftest import TinyEncoder, small_heads, tiny_vit
 
 
 def batch_of(name: str, n: int = 32, step: int = 0) -> Batch:
     """Real digits through the method's own default views, at 16 px; small crops at 8 px."""
-    from tacit.data.readers import Digits
+    from selfsight.data.sources.arrays import Digits
 
     source = Digits("train")
     index = torch.arange(n) + step * n
@@ -31,7 +33,7 @@ def batch_of(name: str, n: int = 32, step: int = 0) -> Batch:
         group.model_copy(update={"size": 8 if group.count > 4 else 16})
         for group in compose(None, [f"method.name={name}"]).config.views
     ]
-    at = Coordinates(0, step, index)
+    at = SampleKey(0, step, index)
     return Batch(make_views(pixels, groups, at, (0.3,) * 3, (0.4,) * 3), labels, at, step)
 
 
@@ -140,7 +142,7 @@ def test_defaults_are_valid_and_named(name):
 
 @every_method
 def test_needs_are_what_the_method_has(name):
-    """What `tacit methods` says of it."""
+    """What `selfsight methods` says of it."""
     cls, method = METHODS[name], build(name)
     parts = [type(m) for m in method.modules()]
     assert ("teacher" in cls.needs) == (Teacher in parts)
@@ -192,7 +194,7 @@ def test_teacher_follows_and_keeps_its_own_statistics():
         student[0].weight.fill_(1.0)
     old = teacher[0][0].weight.clone()
     student(torch.randn(8, 4) + 5)
-    teacher.follow(student, momentum=0.75)
+    teacher.ema_update(student, momentum=0.75)
     torch.testing.assert_close(teacher[0][0].weight, 0.75 * old + 0.25)
     assert torch.equal(teacher[0][1].running_mean, torch.zeros(4))
     assert not teacher(torch.randn(2, 4)).requires_grad
@@ -237,7 +239,7 @@ def test_center_moves_by_the_mean_of_all_parts_at_the_end():
 
 
 def test_cosines_are_a_weight_normalised_layer_with_gains_of_one():
-    ours, theirs = Cosines(6, 4).double(), nn.Linear(6, 4, bias=False).double()
+    ours, theirs = CosinePrototypes(6, 4).double(), nn.Linear(6, 4, bias=False).double()
     theirs = nn.utils.parametrizations.weight_norm(theirs)
     gain, direction = theirs.parametrizations.weight.parameters()
     with torch.no_grad():

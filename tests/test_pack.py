@@ -24,16 +24,16 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-import tacit
-from tacit.data import journal, packing
-from tacit.data.decode import decode
-from tacit.data.images import Images, center_box, cut
-from tacit.data.journal import RECORD
-from tacit.data.pack import Pack, verify
-from tacit.data.packing import PackConfig, pack
-from tacit.data.sources import DataConfig, open_source
-from tacit.errors import UserError
-from tacit.evaluate.overlap import compare, prints
+import selfsight
+from selfsight.data.decode import decode
+from selfsight.data.images import Images, center_box, cut
+from selfsight.data.pack.journal import RECORD
+from selfsight.data.pack.read import Pack, journal, verify
+from selfsight.data.pack.read import write as packing
+from selfsight.data.pack.write import PackConfig, pack
+from selfsight.data.sources.open import DataConfig, open_source
+from selfsight.errors import UserError
+from selfsight.evaluate.overlap import compare, fingerprints
 from tests.conftest import ROOT, TINY, heads, in_process
 from tests.processes import environment
 
@@ -204,7 +204,7 @@ def test_an_image_is_found_again_in_a_pack_that_changed_it(tmp_path):
 
     def printed(path: Path, split: str):
         config = DataConfig(path=str(path), in_memory=False, workers=1)
-        return prints(Images(open_source(config, split), config, CPU))
+        return fingerprints(Images(open_source(config, split), config, CPU))
 
     found = compare(printed(to, "train"), printed(tmp_path / "moved", "train"))
     assert (found.paths, found.contents) == (0, 12)
@@ -401,7 +401,7 @@ def test_kill_9(tmp_path):
     files = {f"{i:03}.png": files[f"{i % 7:03}.png"] for i in range(150)}
     write(tmp_path / "in", files)
     whole = packed(tmp_path / "in", tmp_path / "whole", PackConfig(size=64)) / "train"
-    code = "from tacit import cli; from tacit.data import journal; journal.FLUSH = 0; cli.main()"
+    code = "from selfsight import cli; from selfsight.data import journal; journal.FLUSH = 0; cli.main()"
     arguments = ["pack", str(tmp_path / "in"), "-o", str(tmp_path / "out"), "--size", "64"]
     process = subprocess.Popen(
         [sys.executable, "-c", code, *arguments],
@@ -448,7 +448,7 @@ def test_a_signal_tells_how_to_go_on(tmp_path, monkeypatch, capfd, number):
     arguments = [str(root), "-o", str(tmp_path / "out"), "--size", "8"]
     code, out, said = in_process(monkeypatch, capfd, "pack", *arguments)
     assert (code, out) == (130, "")
-    assert said.splitlines()[-1].endswith(f"Resume with: tacit pack {' '.join(arguments)}")
+    assert said.splitlines()[-1].endswith(f"Resume with: selfsight pack {' '.join(arguments)}")
     assert "Traceback" not in said
     assert len(made) < 112, "all were made"
     assert in_process(monkeypatch, capfd, "pack", *arguments)[0] == 0
@@ -678,15 +678,20 @@ def test_knn_on_a_pack_is_knn_on_its_source(tmp_path, monkeypatch, capfd):
     digits, run = tmp_path / "digits", str(tmp_path / "run")
     arguments = ["data.source=digits", "-o", str(digits), "--raw", "--size", "8"]
     assert in_process(monkeypatch, capfd, "pack", *arguments)[0] == 0
-    config = tacit.compose("digits/simclr", [*TINY, *heads("simclr"), "max_steps=1"], run).config
-    tacit.pretrain(config)
+    config = selfsight.compose(
+        "digits/simclr", [*TINY, *heads("simclr"), "max_steps=1"], run
+    ).config
+    selfsight.pretrain(config)
     scores = [
-        {result.evaluated: result.metrics for result in tacit.knn(run, keys, str(tmp_path / name))}
+        {
+            result.evaluated: result.metrics
+            for result in selfsight.knn(run, keys, str(tmp_path / name))
+        }
         for name, keys in (("a", []), ("b", [f"data.path={digits}"]))
     ]
     assert scores[0] == scores[1]
     assert scores[0].keys() == {"encoder", "untrained", "pixels"}
     packed(digits, tmp_path / "jpeg", PackConfig(quality=95))
-    about = tacit.knn(run, [f"data.path={tmp_path / 'jpeg'}"], str(tmp_path / "c"))
+    about = selfsight.knn(run, [f"data.path={tmp_path / 'jpeg'}"], str(tmp_path / "c"))
     for result in about:
         assert abs(result.metrics["k20"] - scores[0][result.evaluated]["k20"]) < 0.03

@@ -1,4 +1,4 @@
-"""`tacit profile`: parts of the time that add up, of training that is the same as without it."""
+"""`selfsight profile`: parts of the time that add up, of training that is the same as without it."""
 
 import math
 import time
@@ -6,10 +6,10 @@ import time
 import pytest
 import torch
 
-from tacit.errors import UserError
-from tacit.profiling import ADVICE, PARTS, Profile, Stopwatch, profile
-from tacit.run import assemble
-from tacit.run_config import compose
+from selfsight.errors import UserError
+from selfsight.pretrain.config import compose
+from selfsight.pretrain.job import assemble
+from selfsight.pretrain.profile import ADVICE, PARTS, Profile, Stopwatch, profile
 
 KEYS = ["device=cpu", "batch_size=32", "data.limit=256", "log_every=1"]
 
@@ -42,7 +42,7 @@ def test_a_slow_part_is_found(monkeypatch):
         time.sleep(0.3)
         return whole(*args, **kwargs)
 
-    import tacit.data.loader as loader
+    import selfsight.train.loader as loader
 
     whole = loader.make_views
     monkeypatch.setattr(loader, "make_views", slow)

@@ -20,8 +20,9 @@ from sklearn.datasets import load_digits
 from timm.data import auto_augment as timms
 from timm.data.random_erasing import RandomErasing
 
-from tacit import augment, randaugment, randomness
-from tacit.randaugment import OP_SLOTS, OPS, Op
+from selfsight import randomness
+from selfsight.views.ops import augment, randaugment
+from selfsight.views.ops.randaugment import OP_SLOTS, OPS, Op
 
 FILL = (124, 116, 104)
 NAMES = {

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from tacit import randomness
+from selfsight import randomness
 
 integers = st.integers(0, 2**40)
 

@@ -10,15 +10,15 @@ import pytest
 import timm
 import yaml
 
-from tacit import config as layers
-from tacit import run as jobs
-from tacit.backbones import BackboneConfig
-from tacit.errors import UserError
-from tacit.evaluate.encoder import load_encoder
-from tacit.methods import METHODS
-from tacit.run_config import RunConfig, compose, find, recipe_title, recipes
-from tacit.train.log import read_metrics
-from tacit.train.optim import scaled_lr
+from selfsight import config as layers
+from selfsight.encoders.artifact import load_encoder
+from selfsight.encoders.backbones import BackboneConfig
+from selfsight.errors import UserError
+from selfsight.methods import METHODS
+from selfsight.pretrain import job as jobs
+from selfsight.pretrain.config import RunConfig, compose, find, recipe_title, recipes
+from selfsight.train.log import read_metrics
+from selfsight.train.optim import scaled_lr
 from tests.conftest import small_heads
 
 every_recipe = pytest.mark.parametrize("name", recipes())

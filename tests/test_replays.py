@@ -14,11 +14,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tacit.methods import METHODS, Method
-from tacit.methods.method import Batch
-from tacit.randomness import directions
-from tacit.train.optim import OptimizerConfig, build_optimizer, set_rates
-from tacit.views.masks import context_and_targets, random_mask
+from selfsight.methods import METHODS, Method
+from selfsight.methods.method import Batch
+from selfsight.randomness import directions
+from selfsight.train.optim import OptimizerConfig, build_optimizer, set_rates
+from selfsight.views.masks import context_and_targets, random_mask
 from tests.conftest import TINY_VIT, TinyEncoder, small_heads, tiny_vit
 from tests.test_losses import (
     naive_batch_info_nce,
@@ -273,7 +273,7 @@ def test_lejepa_replays_algorithm_2():
     for number in range(3):
         batch = batch_in_float64("lejepa", 5, number)
         emb = f[1](torch.cat(crops(f[0], batch.views))).split(5)
-        slices = directions(batch.at.seed, number, 8, 3).double()
+        slices = directions(batch.keys.seed, number, 8, 3).double()
         sigreg = sum(naive_sigreg(z, slices, 17) for z in emb) / len(emb)
         loss = (1 - 0.2) * naive_centre_distance(emb, 2) + 0.2 * sigreg
         loss.backward()
@@ -497,7 +497,7 @@ def test_ijepa_replays_section_3():
     for number in range(3):
         batch = batch_in_float64("ijepa", n, number)
         contexts, blocks = context_and_targets(
-            batch.at, (4, 4), 3, c.target_scale, c.target_ratio, c.context_scale
+            batch.keys, (4, 4), 3, c.target_scale, c.target_ratio, c.context_scale
         )
         (x,) = batch.views
         tokens = embedded(f, x)
@@ -532,7 +532,7 @@ def test_mae_is_section_3_image_by_image(encoder):
     for number in range(3):
         batch = batch_in_float64("mae", 6, number)
         (x,) = batch.views
-        masks = random_mask(batch.at, 16, 12)
+        masks = random_mask(batch.keys, 16, 12)
         errors = []
         for image, mask in zip(x, masks, strict=True):
             tokens = embedded(f, image[None])[0, ~mask]

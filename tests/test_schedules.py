@@ -7,8 +7,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tacit import schedules
-from tacit.train.optim import (
+from selfsight import schedules
+from selfsight.train.optim import (
     OptimizerConfig,
     ScheduleConfig,
     build_optimizer,

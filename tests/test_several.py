@@ -8,13 +8,13 @@ import pytest
 import torch
 from PIL import Image
 
-from tacit.check import check
-from tacit.data import packing
-from tacit.data.images import Images
-from tacit.data.source import content_hash
-from tacit.data.sources import DataConfig, open_source
-from tacit.errors import UserError
-from tacit.evaluate.overlap import compare, prints
+from selfsight.data.check import check
+from selfsight.data.images import Images
+from selfsight.data.pack.read import write as packing
+from selfsight.data.source import content_hash
+from selfsight.data.sources.open import DataConfig, open_source
+from selfsight.errors import UserError
+from selfsight.evaluate.overlap import compare, fingerprints
 
 CPU = torch.device("cpu")
 
@@ -152,7 +152,9 @@ def test_a_test_image_is_found_in_a_pack_beside_a_folder(folders, monkeypatch):
         (pair,) = check(DataConfig(**keys, test_path="test"), lambda *_: None).shared
         assert pair[0].endswith("shared.png")
         train, test = (
-            prints(Images(open_source(DataConfig(**keys, test_path="test"), split), data, CPU))
+            fingerprints(
+                Images(open_source(DataConfig(**keys, test_path="test"), split), data, CPU)
+            )
             for split in ("train", "test")
         )
         assert compare(train, test).contents == 1

@@ -21,14 +21,13 @@ from hypothesis import strategies as st
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from tacit.data import shards
-from tacit.data.decode import decode
-from tacit.data.shards import Shards, expand
-from tacit.data.source import BadImage
-from tacit.data.sources import DataConfig, open_source
-from tacit.data.tar import members
-from tacit.errors import UserError
-from tests.conftest import TINY, tacit
+from selfsight.data.decode import decode
+from selfsight.data.source import BadImage
+from selfsight.data.sources.open import DataConfig, open_source, shards
+from selfsight.data.sources.shards import Shards, expand
+from selfsight.data.sources.tar import members
+from selfsight.errors import UserError
+from tests.conftest import TINY, selfsight
 
 FORMATS = {"ustar": tarfile.USTAR_FORMAT, "gnu": tarfile.GNU_FORMAT, "pax": tarfile.PAX_FORMAT}
 
@@ -434,7 +433,7 @@ def test_an_interrupted_download_starts_again(tmp_path, server):
         Shards([f"{server.url}/0.tar"])
     server.short = False
     assert ours(Shards([f"{server.url}/0.tar"])) == webdatasets([path])
-    kept = [p.name for p in (tmp_path / "home" / "tacit" / "shards").iterdir()]
+    kept = [p.name for p in (tmp_path / "home" / "selfsight" / "shards").iterdir()]
     assert len(kept) == 1, kept
 
 
@@ -475,7 +474,7 @@ def test_pretraining_on_shards(tmp_path):
             Image.fromarray(gray[i]).save(buffer, "PNG")
             files |= {f"{i}.png": buffer.getvalue(), f"{i}.cls": str(digits.target[i]).encode()}
         write_tar(tmp_path / "data" / f"{'val' if n == 4 else 'train'}-{n}.tar", files)
-    tacit("pretrain", "digits/simclr", "--run", "run", "data.path=data", "epochs=1", *TINY,
+    selfsight("pretrain", "digits/simclr", "--run", "run", "data.path=data", "epochs=1", *TINY,
           cwd=tmp_path)  # fmt: skip
     lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
     assert len(lines) == 2, "two steps of 64 of the 128 images in four shards"

@@ -9,12 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from tacit.data.images import Images
-from tacit.data.source import Part
-from tacit.data.sources import DataConfig, open_source
-from tacit.errors import UserError
-from tacit.evaluate.overlap import compare, prints
-from tacit.evaluate.subsets import draw, hold_out, listed
+from selfsight.data.images import Images
+from selfsight.data.source import Subset
+from selfsight.data.sources.open import DataConfig, open_source
+from selfsight.errors import UserError
+from selfsight.evaluate.overlap import compare, fingerprints
+from selfsight.evaluate.subsets import draw, hold_out, listed
 
 CPU = torch.device("cpu")
 labels_of = st.lists(st.integers(0, 4), min_size=6, max_size=200).map(lambda x: np.array(x))
@@ -122,7 +122,7 @@ def noise(*shape: int, seed: int = 0) -> np.ndarray:
 
 
 def overlap_of(path, **keys):
-    return compare(*(prints(images(path, split, **keys)) for split in ("train", "test")))
+    return compare(*(fingerprints(images(path, split, **keys)) for split in ("train", "test")))
 
 
 @pytest.mark.parametrize("in_memory", [True, False])
@@ -161,7 +161,7 @@ def test_a_copy_in_another_format_only_looks_alike(tmp_path):
 def test_the_digits_share_no_image():
     config = DataConfig()
     both = [Images(open_source(config, s), config, CPU) for s in ("train", "test")]
-    found = compare(*map(prints, both))
+    found = compare(*map(fingerprints, both))
     assert (found.paths, found.contents) == (0, 0)
 
 
@@ -169,10 +169,10 @@ def test_a_digest_names_content_not_place(tmp_path):
     pixels = noise(5, 8, 8, 3)
     np.save(tmp_path / "a.npy", pixels)
     np.save(tmp_path / "b.npy", pixels)
-    a, b = (prints(images(tmp_path / f"{n}.npy", "train")).digest for n in "ab")
+    a, b = (fingerprints(images(tmp_path / f"{n}.npy", "train")).digest for n in "ab")
     pixels[4, 0, 0, 0] ^= 1
     np.save(tmp_path / "b.npy", pixels)
-    assert a == b != prints(images(tmp_path / "b.npy", "train")).digest
+    assert a == b != fingerprints(images(tmp_path / "b.npy", "train")).digest
 
 
 def test_a_part_keeps_what_is_decoded():
@@ -180,7 +180,7 @@ def test_a_part_keeps_what_is_decoded():
     whole = Images(open_source(config, "train"), config, CPU)
     rows = np.array([5, 2, 900])
     some = whole.part(rows)
-    assert isinstance(some.source, Part)
+    assert isinstance(some.source, Subset)
     assert torch.equal(some.tensor, whole.tensor[torch.from_numpy(rows)])
     assert some.labels.tolist() == [whole.source.labels[int(i)] for i in rows]
     assert some.source.name(1) == whole.source.name(2)

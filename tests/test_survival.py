@@ -6,8 +6,8 @@ import time
 
 import pytest
 
-from tacit.train.log import read_metrics
-from tests.conftest import TINY, heads, tacit
+from selfsight.train.log import read_metrics
+from tests.conftest import TINY, heads, selfsight
 from tests.processes import Started
 
 
@@ -27,7 +27,7 @@ def keys(precision: str) -> list[str]:
 @pytest.mark.parametrize(("precision", "kills"), [("fp32", 5), ("bf16", 2)])
 def test_kill_9_over_and_over(tmp_path, precision, kills):
     command = ["pretrain", "digits/simclr", *keys(precision)]
-    tacit(*command, "--run", "whole", cwd=tmp_path)
+    selfsight(*command, "--run", "whole", cwd=tmp_path)
     moments = random.Random(0)
     killed = 0
     while killed < kills:
@@ -46,7 +46,7 @@ def test_kill_9_over_and_over(tmp_path, precision, kills):
         process.wait()
         killed += 1
     assert killed >= 2, "the run ended before it was killed twice; make it longer"
-    done = tacit(*command, "--run", "killed", cwd=tmp_path)
+    done = selfsight(*command, "--run", "killed", cwd=tmp_path)
     assert "Continuing after step" in done.stderr
     whole, pieces = (
         (tmp_path / name / "encoder.safetensors").read_bytes() for name in ("whole", "killed")

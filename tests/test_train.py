@@ -12,20 +12,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from tacit import run as jobs
-from tacit.build import build_method
-from tacit.errors import UserError
-from tacit.evaluate.encoder import load_encoder
-from tacit.evaluate.features import weights_hash
-from tacit.files import locked
-from tacit.methods import METHODS
-from tacit.methods.method import Output
-from tacit.run_config import RunConfig, compose
-from tacit.train import engine, session
-from tacit.train.checkpoint import Checkpoints
-from tacit.train.log import read_metrics
-from tacit.train.optim import OptimizerConfig, build_optimizer, parameter_groups
-from tacit.train.precision import pick_device, pick_precision
+from selfsight.encoders.artifact import load_encoder
+from selfsight.errors import UserError
+from selfsight.evaluate.features import weights_hash
+from selfsight.files import locked
+from selfsight.methods import METHODS
+from selfsight.methods.method import Output
+from selfsight.pretrain import job as jobs
+from selfsight.pretrain.build import build_method
+from selfsight.pretrain.config import RunConfig, compose
+from selfsight.train import engine, session
+from selfsight.train.checkpoint import Checkpoints
+from selfsight.train.log import read_metrics
+from selfsight.train.optim import OptimizerConfig, build_optimizer, parameter_groups
+from selfsight.train.precision import pick_device, pick_precision
 from tests.conftest import TINY, heads
 
 CPU = torch.device("cpu")
@@ -144,7 +144,7 @@ def test_a_crash_while_saving_leaves_the_old_one(tmp_path, monkeypatch):
     def crash(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("tacit.files.os.replace", crash)
+    monkeypatch.setattr("selfsight.files.os.replace", crash)
     with pytest.raises(KeyboardInterrupt):
         checkpoints.save(2, {"x": 2})
     monkeypatch.undo()

@@ -15,21 +15,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from tacit import config as layers
-from tacit import dialects
-from tacit import run as jobs
-from tacit.cli.jobs import composed, paired
-from tacit.data.sources import open_source
-from tacit.dialects import native
-from tacit.dialects.report import Converted, Fate
-from tacit.errors import UserError
-from tacit.evaluate.encoder import load_encoder
-from tacit.measure.config import TrainedConfig, compose_trained
-from tacit.run_config import RunConfig, compose
-from tacit.train.checkpoint import Checkpoints
-from tacit.train.log import read_metrics
-from tacit.train.optim import build_optimizer, lr_factor, scaled_lr
-from tacit.views.recipe import preset
+from selfsight import config as layers
+from selfsight import interop as dialects
+from selfsight.data.sources.open import open_source
+from selfsight.encoders.artifact import load_encoder
+from selfsight.errors import UserError
+from selfsight.evaluate.protocols.config import TrainedConfig, compose_trained
+from selfsight.interop import native
+from selfsight.interop.cli.jobs import composed, paired
+from selfsight.interop.report import Converted, Fate
+from selfsight.pretrain import job as jobs
+from selfsight.pretrain.config import RunConfig, compose
+from selfsight.train.checkpoint import Checkpoints
+from selfsight.train.log import read_metrics
+from selfsight.train.optim import build_optimizer, lr_factor, scaled_lr
+from selfsight.views.recipe import preset
 from tests.up_files import (
     FLIP,
     NORMALIZE,
@@ -1029,7 +1029,7 @@ def test_the_linear_file_finds_the_run_in_the_place_of_ups_checkpoint(pretrained
     ],
 )
 def test_each_method_trains(wrapper, kwargs, encoder, sizes, digits, command):
-    """From two lists in two folders; the transformers are cut down by Tacit's own keys."""
+    """From two lists in two folders; the transformers are cut down by Selfsight's own keys."""
     tree = small(pretraining(wrapper, kwargs, encoder))
     folder = f"out/{wrapper}-{kwargs.get('num_mlp_layer', 0)}"
     tree["saver"]["save_dir"] = folder

@@ -9,13 +9,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from tacit import augment, randaugment, randomness
-from tacit.config import validate
-from tacit.errors import UserError
-from tacit.methods import METHODS
-from tacit.views import make
-from tacit.views.make import Coordinates, finish_crops, make_views
-from tacit.views.recipe import PRESETS, ViewGroup, preset
+from selfsight import randomness
+from selfsight.batch import SampleKey
+from selfsight.config import validate
+from selfsight.errors import UserError
+from selfsight.methods import METHODS
+from selfsight.views import make
+from selfsight.views.make import finish_crops, make_views
+from selfsight.views.ops import augment, randaugment
+from selfsight.views.recipe import PRESETS, ViewGroup, preset
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.3, 0.4)
 EVERYTHING = ViewGroup(
@@ -36,7 +38,7 @@ def pictures(n: int, size: int = 20) -> torch.Tensor:
 
 
 def views_of(rows: list[int], epoch: int = 0) -> list[torch.Tensor]:
-    at = Coordinates(0, epoch, torch.tensor(rows))
+    at = SampleKey(0, epoch, torch.tensor(rows))
     return make_views(pictures(64)[rows], [EVERYTHING, FINETUNE], at, MEAN, STD)
 
 
@@ -69,7 +71,7 @@ def test_numbers_of_the_first_steps_are_the_ones_they_always_were():
     slots = make.Slot
     assert (slots.FLIP, slots.JITTER, slots.SOLARIZE) == (22, 29, 41)
     assert (slots.ERASE, slots.ERASE_BOX, slots.RAND_AUGMENT, make.SLOTS) == (42, 43, 65, 85)
-    u = Coordinates(1, 2, torch.arange(5)).draws(3)[:, : make.Slot.SOLARIZE + 1]
+    u = SampleKey(1, 2, torch.arange(5)).draws(3)[:, : make.Slot.SOLARIZE + 1]
     assert hashlib.sha256(u.numpy().tobytes()).hexdigest()[:16] == "d65ae6eb065958fd"
 
 
@@ -78,7 +80,7 @@ def test_no_other_preset_has_the_steps_of_finetuning(name, monkeypatch):
     for step in ("rand_augment", "erase"):
         monkeypatch.delattr(randaugment, step)
     groups = [validate(ViewGroup, {**group, "size": 8}) for group in preset(name)]
-    make_views(pictures(4), groups, Coordinates(0, 0, torch.arange(4)), MEAN, STD)
+    make_views(pictures(4), groups, SampleKey(0, 0, torch.arange(4)), MEAN, STD)
 
 
 @pytest.mark.parametrize("group", [EVERYTHING, FINETUNE], ids=["everything", "finetune"])
@@ -86,19 +88,19 @@ def test_no_other_preset_has_the_steps_of_finetuning(name, monkeypatch):
 def test_other_coordinates_other_view(change, group):
     x = pictures(1)
     at = {"seed": 0, "epoch": 0, "index": 0}
-    one, two = make_views(x, [group], Coordinates(0, 0, torch.tensor([0])), MEAN, STD)
+    one, two = make_views(x, [group], SampleKey(0, 0, torch.tensor([0])), MEAN, STD)
     if change == "view":
         assert not torch.allclose(one, two)
         return
     at[change] = 1
-    other = Coordinates(at["seed"], at["epoch"], torch.tensor([at["index"]]))
+    other = SampleKey(at["seed"], at["epoch"], torch.tensor([at["index"]]))
     assert not torch.allclose(one, make_views(x, [group], other, MEAN, STD)[0])
 
 
 def test_output_is_normalised_and_channels_last():
     plain = ViewGroup(size=20, crop_scale=(1, 1), crop_ratio=(1, 1))
     x = pictures(4)
-    (view,) = make_views(x, [plain], Coordinates(0, 0, torch.arange(4)), MEAN, STD)
+    (view,) = make_views(x, [plain], SampleKey(0, 0, torch.arange(4)), MEAN, STD)
     expected = augment.normalize(x.float() / 255, MEAN, STD)
     torch.testing.assert_close(view, expected, rtol=0, atol=1e-5)
     assert view.is_contiguous(memory_format=torch.channels_last)
@@ -107,7 +109,7 @@ def test_output_is_normalised_and_channels_last():
 def test_crops_cut_while_decoding_get_the_same_colours():
     group = EVERYTHING.model_copy(update={"crop_scale": (1, 1), "crop_ratio": (1, 1), "size": 20})
     groups = [group, FINETUNE]
-    at = Coordinates(0, 0, torch.arange(8))
+    at = SampleKey(0, 0, torch.arange(8))
     whole = make_views(pictures(8), groups, at, MEAN, STD)
     cut = finish_crops([pictures(8)] * 4, groups, at, MEAN, STD)
     for a, b in zip(whole, cut, strict=True):
@@ -132,16 +134,16 @@ def test_probability_is_the_rate(name, detect):
     group = ViewGroup(size=12, crop_scale=(1, 1), crop_ratio=(1, 1), **{name: p}, **strength)
     x = pictures(n, 12)
     none, unit = (0, 0, 0), (1, 1, 1)
-    (view,) = make_views(x, [group], Coordinates(0, 0, torch.arange(n)), none, unit)
+    (view,) = make_views(x, [group], SampleKey(0, 0, torch.arange(n)), none, unit)
     (same,) = make_views(
-        x, [group.model_copy(update={name: 0.0})], Coordinates(0, 0, torch.arange(n)), none, unit
+        x, [group.model_copy(update={name: 0.0})], SampleKey(0, 0, torch.arange(n)), none, unit
     )
     hit = np.mean([detect(a, b) for a, b in zip(same, view, strict=True)])
     assert abs(hit - p) < 4 * (p * (1 - p) / n) ** 0.5
 
 
 def test_jitter_draws_every_order_equally():
-    u = Coordinates(0, 0, torch.arange(24_000)).draws(0)
+    u = SampleKey(0, 0, torch.arange(24_000)).draws(0)
     order = torch.stack(make._jitter(EVERYTHING, u)[4:], 1)
     _, counts = torch.unique(order, dim=0, return_counts=True)
     assert len(counts) == 24
@@ -160,7 +162,7 @@ def test_places_are_ranks_and_the_left_one_is_first_of_equals(rows):
 def erased(mean: tuple[float, ...], std: tuple[float, ...]) -> tuple[torch.Tensor, ...]:
     """Views of 200 black images, 3/4 of them erased, and what would be without erasing."""
     group = ViewGroup(count=2, size=20, crop_scale=(1, 1), crop_ratio=(1, 1), erase=0.75)
-    x, at = torch.zeros(200, 3, 20, 20, dtype=torch.uint8), Coordinates(0, 0, torch.arange(200))
+    x, at = torch.zeros(200, 3, 20, 20, dtype=torch.uint8), SampleKey(0, 0, torch.arange(200))
     plain = augment.normalize(x[:1].float(), mean, std)
     return *make_views(x, [group], at, mean, std), plain
 
@@ -177,7 +179,7 @@ def test_erased_pixels_are_standard_normal_after_the_normalisation():
     assert abs(float((share > 0).float().mean()) - 0.75) < 4 * (0.75 * 0.25 / 200) ** 0.5
     assert share[share > 0].min() > 0.01
     assert 0.28 < share.max() < 0.37
-    u = Coordinates(0, 0, torch.arange(200)).draws(0)[:, make.Slot.ERASE_BOX :]
+    u = SampleKey(0, 0, torch.arange(200)).draws(0)[:, make.Slot.ERASE_BOX :]
     u = u[:, : augment.CROP_SLOTS]
     boxes = randaugment.erase_boxes(u, 20, (0.02, 1 / 3), (0.3, 10 / 3))
     for mask, (top, left, height, width) in zip(hit[:, 0], boxes.tolist(), strict=True):
@@ -190,7 +192,7 @@ def test_erased_pixels_are_standard_normal_after_the_normalisation():
 
 
 def test_noise_shares_no_number_with_the_choices():
-    at = Coordinates(0, 0, torch.arange(5000))
+    at = SampleKey(0, 0, torch.arange(5000))
     noise, draws = (
         make.noise(at.index, at.stream(0, randomness.ERASE), 2 * make.SLOTS) ** 2,
         at.draws(0),
@@ -222,7 +224,7 @@ def test_finetune_is_the_papers():
 def test_randaugment_precedes_colours_and_brings_in_the_mean():
     plain = {"size": 20, "crop_scale": (1, 1), "crop_ratio": (1, 1)}
     group = ViewGroup(**plain, rand_augment=4, rand_magnitude=10, rand_magnitude_std=0)
-    x, at = pictures(300), Coordinates(0, 0, torch.arange(300))
+    x, at = pictures(300), SampleKey(0, 0, torch.arange(300))
     (view,) = make_views(x, [group], at, MEAN, STD)
     filled = (view.abs() < 1e-5).all(1).float().mean((1, 2))  # the mean, normalised, is 0
     assert (filled > 0.1).sum() > 30
@@ -235,7 +237,7 @@ def test_randaugment_precedes_colours_and_brings_in_the_mean():
 def test_magnitude_and_count_of_operations_count():
     def change(**fields: float) -> float:
         group = FINETUNE.model_copy(update={"erase": 0.0, **fields})
-        x, at = pictures(64), Coordinates(0, 0, torch.arange(64))
+        x, at = pictures(64), SampleKey(0, 0, torch.arange(64))
         none = make_views(x, [group.model_copy(update={"rand_augment": 0})], at, MEAN, STD)
         some = make_views(x, [group], at, MEAN, STD)
         return float((torch.stack(some) != torch.stack(none)).any((2, 3, 4)).float().mean())

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from tacit.errors import UserError
-from tacit.methods import METHODS, vit
+from selfsight.errors import UserError
+from selfsight.methods import METHODS, vit
 from tests.conftest import TINY_VIT, TinyEncoder, small_heads, tiny_vit
 
 SIZE, PATCH = 16, 4  # 16 patches
@@ -274,4 +274,4 @@ def test_other_transformers_are_refused(name):
 
     backbone = timm.create_model(name, num_classes=0, depth=1)
     with pytest.raises(UserError, match="plain Vision Transformer"):
-        vit.check(backbone, "mae")
+        vit.require_plain_vit(backbone, "mae")

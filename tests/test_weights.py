@@ -8,17 +8,17 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tacit import run as jobs
-from tacit.build import build_method
-from tacit.errors import UserError
-from tacit.evaluate.encoder import load_encoder
-from tacit.evaluate.features import weights_hash
-from tacit.measure.subject import open_subject
-from tacit.methods import METHODS
-from tacit.run_config import RunConfig, compose, read_run_config
-from tacit.train import engine
-from tacit.train.log import read_metrics
-from tests.conftest import TINY, heads, tacit
+from selfsight.encoders.artifact import load_encoder
+from selfsight.errors import UserError
+from selfsight.evaluate.features import weights_hash
+from selfsight.evaluate.protocols.target import open_target
+from selfsight.methods import METHODS
+from selfsight.pretrain import job as jobs
+from selfsight.pretrain.build import build_method
+from selfsight.pretrain.config import RunConfig, compose, read_run_config
+from selfsight.train import engine
+from selfsight.train.log import read_metrics
+from tests.conftest import TINY, heads, selfsight
 
 
 def config_of(folder, *keys: str, method: str = "simclr") -> RunConfig:
@@ -61,7 +61,7 @@ def test_a_run_goes_on_from_another(first, tmp_path):
     noted = read_run_config(tmp_path / "second").weights_sha256
     assert second.description["pretrained_on"]["weights_sha256"] == noted
     # what an evaluation calls untrained was never trained at all
-    subject = open_subject(tmp_path / "second", [], None)
+    subject = open_target(tmp_path / "second", [], None)
     plain = build_method(config_of(tmp_path, "max_steps=2")).backbone
     assert all(torch.equal(subject.untrained.tensors[k], v) for k, v in state(plain).items())
     # the same weights elsewhere are the same run; others are not
@@ -136,8 +136,8 @@ def test_what_cannot_be_resumed(first, tmp_path):
     (damaged,) = (copied / "checkpoints").glob("step-00000003.*")
     damaged.write_bytes(damaged.read_bytes()[:-1] + b"?")
     for resume, says in (
-        (tmp_path / "ckpt.pth", "no checkpoint of Tacit's"),
-        (tmp_path / "nowhere", "no checkpoint of Tacit's"),
+        (tmp_path / "ckpt.pth", "no checkpoint of Selfsight's"),
+        (tmp_path / "nowhere", "no checkpoint of Selfsight's"),
         (tmp_path, "no run with checkpoints"),
         (damaged, "is damaged; take an earlier one"),
         (first, "has all of this run's 3 steps"),
@@ -193,7 +193,7 @@ def test_the_best_check_survives_an_interruption(best, tmp_path, monkeypatch):
 
 
 def test_the_best_is_measured_beside_the_run(best):
-    tacit("knn", "run/best.safetensors", "device=cpu", cwd=best.parent)
+    selfsight("knn", "run/best.safetensors", "device=cpu", cwd=best.parent)
     (record,) = [
         r
         for r in json.loads((best.parent / "run-best" / "results.json").read_text())

@@ -1,0 +1,107 @@
+"""Commands that look at images."""
+
+import re
+import signal
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from selfsight.cli.app import Overrides, What, app, this_command
+from selfsight.errors import UserError
+from selfsight.interop.cli.jobs import composed
+
+if TYPE_CHECKING:
+    from selfsight.data.sources.open import DataConfig
+
+ImageSource = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="SOURCE...",
+        help="a path of images (folder, list, parquet, shards, arrays, pack), or keys: "
+        "data.source=torchvision:CIFAR10",
+    ),
+]
+
+
+def data_config(arguments: list[str]) -> "DataConfig":
+    """The keys `data.*` of a command that takes a path, such keys, or both."""
+    from selfsight import config as layers
+    from selfsight.data.sources.open import DataConfig
+
+    class Keys(layers.Config):
+        data: DataConfig
+
+    keys = [text for text in arguments if re.match(r"data\.\w+=", text)]
+    paths = [text for text in arguments if text not in keys]
+    if len(paths) > 1:
+        raise UserError(f"'{paths[0]}' and '{paths[1]}': give one path, and keys like data.labels=")
+    tree: layers.Tree = {"data": {"path": paths[0]} if paths else {}}
+    for layer in layers.parse_overrides(keys):
+        tree = layers.merge(tree, layer)
+    return layers.validate(Keys, tree).data
+
+
+@app.command()
+def views(
+    what: What,
+    overrides: Overrides = None,
+    output: Annotated[Path, typer.Option("--output", "-o", help="PNG file")] = Path("views.png"),
+    rows: Annotated[int, typer.Option(min=1, help="images")] = 8,
+    epochs: Annotated[int, typer.Option(min=1, help="epochs, each with new views")] = 4,
+) -> None:
+    """Draw images and the views that a recipe makes of them."""
+    from selfsight.pretrain import job as jobs
+
+    jobs.draw_views(composed(what, overrides).config, output, rows, epochs)
+    print(f"Wrote {output}")
+
+
+@app.command()
+def pack(
+    source: ImageSource,
+    output: Annotated[Path, typer.Option("--output", "-o", help="folder of the pack")],
+    size: Annotated[
+        int, typer.Option(min=1, help="the shorter side is at most this; of --raw both are")
+    ] = 256,
+    quality: Annotated[int, typer.Option(min=1, max=100, help="of JPEG")] = 90,
+    raw: Annotated[bool, typer.Option(help="pixels of the central square, not JPEG")] = False,
+) -> None:
+    """Pack images for fast reading, both splits; the same command again continues."""
+    from selfsight.cli.progress import ImageProgress
+    from selfsight.data.pack.read import read_description
+    from selfsight.data.pack.read import write as packing
+
+    config = packing.PackConfig(raw=raw, size=size, quality=quality)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        with ImageProgress() as progress:
+            folders = packing.pack(data_config(source), config, output, progress)
+    except KeyboardInterrupt:
+        print(f"Stopped; what is done is saved. Resume with: {this_command()}", file=sys.stderr)
+        raise typer.Exit(128 + signal.SIGINT) from None
+    for folder, new in folders:
+        about = read_description(folder)
+        words = f"{about['count']:,} images" + ("" if new else ", packed before")
+        if about["bad_images"]:
+            words += f"; {about['bad_images']:,} broken ones left out, see bad_images.txt"
+        print(f"{folder}: {words}")
+    print(f"Use them with data.path={output}")
+
+
+@app.command()
+def check(source: ImageSource) -> None:
+    """Read every image: sizes, classes, broken files, duplicates, and what both splits share.
+
+    Exit code 1 if anything is wrong.
+    """
+    from selfsight.cli.progress import ImageProgress
+    from selfsight.data import check as checking
+    from selfsight.report.console import print_check
+
+    with ImageProgress() as progress:
+        report = checking.check(data_config(source), progress)
+    print_check(report)
+    if report.problems:
+        raise typer.Exit(1)

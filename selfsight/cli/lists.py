@@ -1,0 +1,49 @@
+"""Commands that list what there is."""
+
+from selfsight.cli.app import Overrides, What, app, list_names
+from selfsight.interop.cli.jobs import composed
+
+
+@app.command()
+def show(what: What, overrides: Overrides = None) -> None:
+    """Print every value of a configuration and who set it."""
+    from selfsight.report.console import print_columns
+
+    rows = composed(what, overrides).rows()
+    dim = [origin.startswith("default") for _, _, origin in rows]
+    print_columns(("key", "value", "set by"), [[*map(str, row)] for row in rows], 1, dim)
+
+
+@app.command()
+def recipes() -> None:
+    """List the shipped recipes."""
+    from selfsight.pretrain import config as run_config
+
+    list_names(run_config.recipes(), run_config.recipe_title)
+
+
+@app.command()
+def methods() -> None:
+    """List the methods: paper, year, what each needs, its recipes."""
+    from selfsight.methods import METHODS
+    from selfsight.pretrain import config as run_config
+    from selfsight.report.console import print_columns
+
+    shipped = [name.partition("/") for name in run_config.recipes()]
+    rows = []
+    for name, method in METHODS.items():
+        paper = method.paper()
+        where = ", ".join(folder for folder, _, recipe in shipped if recipe == name)
+        needs = ", ".join(method.needs)
+        rows.append([name, str(paper.year), paper.arxiv, paper.title, needs, where])
+    print_columns(("method", "year", "arXiv", "paper", "needs", "recipes"), rows, 3)
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON Schema of configuration files, for editors."""
+    import json
+
+    from selfsight.pretrain.config import json_schema
+
+    print(json.dumps(json_schema(), indent=2))

@@ -1,0 +1,282 @@
+"""Typed configuration: YAML and key=value in layers, validated once, each value with its origin.
+
+A configuration class sits beside the code that reads it and derives from `Config`: frozen, unknown
+keys refused. The whole is composed in `run_config`.
+"""
+
+import difflib
+import re
+import types
+import typing
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from selfsight.errors import UserError
+
+Tree = dict[str, Any]
+C = typing.TypeVar("C", bound="Config")
+
+
+class Config(BaseModel):
+    """Base of all configuration classes."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+# YAML ---------------------------------------------------------------------------------------------
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe YAML where 1e-3 is a number and a repeated key is an error."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        seen = set()
+        for key_node, _ in node.value:
+            key = key_node.value
+            if key != "<<" and key in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"key '{key}' is given twice", key_node.start_mark
+                )
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+_FLOAT = re.compile(
+    r"^[-+]?(?:[0-9][0-9_]*)(?:\.[0-9_]*)?[eE][-+]?[0-9]+$|^[-+]?\.[0-9]+[eE][-+]?[0-9]+$"
+)
+_Loader.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+.0123456789"))
+
+
+def parse_yaml(text: str, name: str) -> Any:
+    """The value of a YAML text; a syntax error is one line with name, line and reason."""
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f" line {mark.line + 1}" if mark else ""
+        reason = getattr(error, "problem", None) or str(error).splitlines()[0]
+        raise UserError(f"{name}{where}: not valid YAML: {reason}") from None
+
+
+def read_yaml(path: Path) -> Tree:
+    """The mapping in a file."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"Cannot read '{path}': {error}") from None
+    tree = parse_yaml(text, str(path))
+    if tree is None:
+        return {}
+    if not isinstance(tree, dict):
+        raise UserError(f"{path}: expected 'key: value' lines, found {type(tree).__name__}")
+    return tree
+
+
+def parse_overrides(arguments: Iterable[str]) -> list[Tree]:
+    """['a.b=1', ...] as layers; one, unless a key reaches into a value given before it.
+
+    So `views=simclr views.0.size=64` names a preset and then changes it.
+    """
+    layers: list[Tree] = [{}]
+    for argument in arguments:
+        key, equals, value = argument.partition("=")
+        if not equals or not re.fullmatch(r"[A-Za-z_][\w-]*(\.[\w-]+)*", key):
+            raise UserError(f"'{argument}' is not key=value (for example method.temperature=0.2)")
+        parsed = parse_yaml(value, f"'{argument}'")
+        if not _place(layers[-1], key.split("."), parsed):
+            layers.append({})
+            _place(layers[-1], key.split("."), parsed)
+    return layers
+
+
+def _place(tree: Tree, parts: list[str], value: Any) -> bool:
+    """Put a value at a dotted key; False if something on the way is no mapping."""
+    *parents, leaf = parts
+    for part in parents:
+        tree = tree.setdefault(part, {})
+        if not isinstance(tree, dict):
+            return False
+    tree[leaf] = value
+    return True
+
+
+def merge(below: Tree, above: Tree) -> Tree:
+    """`above` over `below`: mappings merge, the rest is replaced; 'views.0' reaches into a list."""
+    result = dict(below)
+    for key, value in above.items():
+        old = result.get(key)
+        if isinstance(value, dict) and isinstance(old, list):
+            result[key] = _merge_into_list(old, value, key)
+        elif isinstance(value, dict) and isinstance(old, dict):
+            result[key] = merge(old, value)
+        else:
+            result[key] = value
+    return result
+
+
+def _merge_into_list(old: list, above: Tree, key: str) -> list:
+    result = list(old)
+    for position, value in above.items():
+        if not str(position).isdigit() or int(position) >= len(old):
+            raise UserError(
+                f"'{key}.{position}': '{key}' is a list with places 0 to {len(old) - 1}"
+            )
+        at = int(position)
+        both = isinstance(value, dict) and isinstance(old[at], dict)
+        result[at] = merge(old[at], value) if both else value
+    return result
+
+
+def flatten(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted key, value) of every leaf; empty containers are leaves."""
+    items = tree.items() if isinstance(tree, dict) else enumerate(tree)
+    for key, value in items:
+        path = f"{prefix}{key}"
+        nested = isinstance(value, dict) or (
+            isinstance(value, (list, tuple)) and any(isinstance(v, dict) for v in value)
+        )
+        if nested and value:
+            yield from flatten(value, path + ".")
+        else:
+            yield path, value
+
+
+def differences(old: Tree, new: Tree) -> list[str]:
+    """One line for each leaf that differs: 'key: old -> new'."""
+    a, b = dict(flatten(old)), dict(flatten(new))
+    lines = []
+    for key in dict.fromkeys([*a, *b]):
+        before, after = a.get(key, "(absent)"), b.get(key, "(absent)")
+        if before != after:
+            lines.append(f"{key}: {before} -> {after}")
+    return lines
+
+
+# Validation ---------------------------------------------------------------------------------------
+
+
+def validate(cls: type[C], tree: Tree) -> C:
+    """The typed configuration, or a UserError that lists every problem, a line each."""
+    try:
+        return cls.model_validate(tree)
+    except ValidationError as error:
+        problems = dict.fromkeys(_describe(cls, problem) for problem in error.errors())
+        raise UserError("\n".join(problems)) from None
+
+
+def _describe(cls: type[Config], problem: Any) -> str:
+    path, model = _walk(cls, problem["loc"])
+    key = ".".join(path)
+    kind, value = problem["type"], problem["input"]
+    if kind == "extra_forbidden":
+        return f"Unknown key '{key}'.{_suggest(cls, model, path[-1])}"
+    if kind == "missing":
+        return f"Missing key '{key}'."
+    if kind in ("union_tag_invalid", "union_tag_not_found"):
+        names = re.findall(r"'([\w-]+)'", problem["ctx"].get("expected_tags", ""))
+        given = value.get("name") if isinstance(value, dict) else value
+        return (
+            f"{key}.name={given}: no such {key}.{near(str(given), names)} Known: {', '.join(names)}"
+        )
+    message = problem["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ")
+    return f"{key}={_short(value)}: {message[0].lower() + message[1:]}" if key else message
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def near(name: str, known: Iterable[str]) -> str:
+    """ " Did you mean ...?" with the nearest names, or nothing."""
+    close = difflib.get_close_matches(name, list(known), n=3, cutoff=0.6)
+    return f" Did you mean {', '.join(repr(c) for c in close)}?" if close else ""
+
+
+def _suggest(root: type[Config], model: type[Config] | None, name: str) -> str:
+    if model is None:
+        return ""
+    hint = near(name, model.model_fields)
+    if hint:
+        return hint
+    elsewhere = [path for path in _paths(root) if path.rpartition(".")[2] == name]
+    if elsewhere:
+        return f" Did you mean '{elsewhere[0]}'?"
+    return f" Known here: {', '.join(model.model_fields)}."
+
+
+def _paths(model: type[Config], prefix: str = "") -> Iterator[str]:
+    for name, field in model.model_fields.items():
+        yield prefix + name
+        for member in _models(field.annotation):
+            yield from _paths(member, f"{prefix}{name}.")
+
+
+def _models(annotation: Any) -> list[type[Config]]:
+    """The configuration classes that an annotation mentions, lists aside."""
+    if isinstance(annotation, type) and issubclass(annotation, Config):
+        return [annotation]
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType, typing.Annotated):
+        return [m for a in typing.get_args(annotation) for m in _models(a)]
+    return []
+
+
+def _walk(cls: type[Config], location: tuple) -> tuple[list[str], type[Config] | None]:
+    """The dotted path of an error, without union tags, and the class of its last key."""
+    path: list[str] = []
+    candidates, owner = [cls], cls
+    for part in location:
+        tagged = [m for m in candidates if _tag(m) == part]
+        if len(candidates) > 1 and tagged:
+            candidates = tagged
+            continue
+        path.append(str(part))
+        owner = candidates[0] if len(candidates) == 1 else None
+        if isinstance(part, int):
+            continue
+        field = owner.model_fields.get(part) if owner else None
+        annotation = field.annotation if field else None
+        if typing.get_origin(annotation) in (list, tuple):
+            annotation = typing.get_args(annotation)[0]
+        candidates = _models(annotation)
+    if path and isinstance(location[-1], int):
+        owner = None
+    return path, owner
+
+
+def _tag(model: type[Config]) -> str | None:
+    field = model.model_fields.get("name")
+    values = typing.get_args(field.annotation) if field else ()
+    return values[0] if values else None
+
+
+# Origins ------------------------------------------------------------------------------------------
+
+
+class Origins:
+    """Who set each value: the last layer that named it, or that replaced what holds it."""
+
+    def __init__(self) -> None:
+        self._by_key: dict[str, str] = {}
+
+    def record(self, tree: Tree, origin: str) -> None:
+        for key, _ in flatten(tree):
+            self._by_key = {k: o for k, o in self._by_key.items() if not k.startswith(key + ".")}
+            self._by_key[key] = origin
+
+    def forget(self, key: str) -> None:
+        self._by_key = {
+            k: o for k, o in self._by_key.items() if k != key and not k.startswith(key + ".")
+        }
+
+    def of(self, key: str) -> str:
+        parts = key.split(".")
+        for end in range(len(parts), 0, -1):
+            origin = self._by_key.get(".".join(parts[:end]))
+            if origin:
+                return origin
+        return "default"

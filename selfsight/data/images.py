@@ -1,0 +1,160 @@
+"""Decoded images: small ones as one uint8 tensor on the device, others decoded when asked for."""
+
+import copy
+from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from selfsight import distributed
+from selfsight.data import decode as decoder
+from selfsight.data.bad import BadImages
+from selfsight.data.source import BadImage, Source, Subset
+from selfsight.data.sources.open import DataConfig
+from selfsight.errors import UserError
+
+SMALL = 96  # pixels: images whose sides are all at most this are kept decoded
+CENTER = 0.875  # of the shorter side: what evaluation sees of a photograph, as 224 of 256 pixels
+
+
+class Images:
+    """A source made ready for batches.
+
+    Args:
+        bad: puts up with broken images, for which `decode` then takes the next; without it they
+            are errors.
+    Attributes:
+        tensor: (N, 3, H, W) uint8 on the device, or None if the images are decoded when asked for.
+        labels: (N,) int64 on the device, or None.
+        classes: names, or None.
+        workers: threads of the pool, which read and decode.
+    """
+
+    def __init__(
+        self, source: Source, config: DataConfig, device: torch.device, bad: BadImages | None = None
+    ) -> None:
+        self.source, self.classes, self.device = source, source.classes, device
+        self.workers = config.workers or distributed.cores()
+        self.pool = ThreadPoolExecutor(self.workers, "decode")
+        self.labels = None
+        if source.labels is not None:
+            self.labels = torch.from_numpy(source.labels.astype(np.int64)).to(device)
+        self._bad = bad
+        self._broken: set[int] = set()
+        tensor = self._decode_all(config.in_memory)
+        self.tensor = None if tensor is None else tensor.to(device)
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def decode(self, i: int) -> tuple[int, np.ndarray]:
+        """Image i, or the next one that is whole: its place and (H, W, 3) uint8.
+
+        Raises: BadImage if it is broken and none may be, UserError if too many are.
+        """
+        while True:
+            j = self._next_whole(i)
+            try:
+                return j, decoder.decode(self.source, j)
+            except BadImage as error:
+                self.mark_bad(j, error)
+
+    def _next_whole(self, i: int) -> int:
+        """Image i, or the next one that is not known to be broken."""
+        for j in chain(range(i, len(self)), range(i)):
+            if j not in self._broken:
+                return j
+        raise UserError("None of the images can be used")
+
+    def mark_bad(self, i: int, error: BadImage) -> None:
+        """Note that image i is broken; raises the error if none may be, UserError if too many
+        are."""
+        if self._bad is None:
+            raise error
+        self._broken.add(i)
+        self._bad.note(error)
+
+    def broken(self) -> list[int]:
+        """The images that are known to be broken."""
+        return sorted(self._broken)
+
+    def without(self, broken: list[int]) -> "Images":
+        """The others; from now on a broken image is an error."""
+        rows = np.setdiff1d(np.arange(len(self)), broken)
+        others = self.part(rows) if broken else copy.copy(self)
+        others._bad = None
+        return others
+
+    def replace_bad(self, rows: np.ndarray) -> np.ndarray:
+        """These images, and for each that is known to be broken the one that stands for it."""
+        return np.array([self._next_whole(int(i)) for i in rows]) if self._broken else rows
+
+    def part(self, rows: np.ndarray) -> "Images":
+        """Some of the images, in this order; what is decoded stays decoded."""
+        some = copy.copy(self)
+        some.source = Subset(self.source, rows)
+        some._broken = {n for n, i in enumerate(rows) if i in self._broken}
+        at = torch.from_numpy(rows).to(self.device)
+        some.labels = None if self.labels is None else self.labels[at]
+        some.tensor = None if self.tensor is None else self.tensor[at]
+        return some
+
+    def _decode_all(self, wanted: bool | None) -> Tensor | None:
+        """All images as one (N, 3, H, W) tensor, or None where they are large or differ in size."""
+        if wanted is False:
+            return None
+        _, first = self.decode(0)
+        if wanted is None and max(first.shape[:2]) > SMALL:
+            return None
+        out = np.empty((len(self.source), *first.shape), np.uint8)
+        for i in range(len(out)):  # one thread: with images so small, two wait for each other
+            taken, image = self.decode(i)
+            if image.shape != first.shape:
+                if wanted is None:
+                    return None
+                odd, size = (f"{s[1]}x{s[0]}" for s in (image.shape, first.shape))
+                raise UserError(
+                    f"data.in_memory=true: {self.source.name(taken)} is {odd} pixels, the first "
+                    f"image {size}; all must be equal"
+                )
+            out[i] = image
+        return torch.from_numpy(out).permute(0, 3, 1, 2).contiguous()
+
+
+def cut(image: np.ndarray, box: list[int], size: int) -> Tensor:
+    """As `resize`, as a (3, size, size) tensor."""
+    return torch.from_numpy(resize(image, box, size)).permute(2, 0, 1)
+
+
+def resize(image: np.ndarray, box: list[int], size: int | tuple[int, int]) -> np.ndarray:
+    """One crop of a decoded image, resized with antialiasing: (size, size, 3) uint8.
+
+    Args:
+        image: (H, W, 3) uint8.
+        box: top, left, height, width in pixels.
+        size: of a square, or height and width.
+    """
+    top, left, height, width = box
+    # Made contiguous here: torch would do it with threads of its own, which disturb each other.
+    crop = np.ascontiguousarray(image[top : top + height, left : left + width])
+    resized = torch.nn.functional.interpolate(
+        torch.from_numpy(crop)[None].permute(0, 3, 1, 2),  # so that torch sees channels last
+        (size, size) if isinstance(size, int) else size,
+        mode="bilinear",
+        antialias=True,
+        align_corners=False,
+    )
+    return resized[0].permute(1, 2, 0).numpy()
+
+
+def evaluation_box(height: int, width: int) -> list[int]:
+    """What evaluation sees of an image: the central square, of a photograph 0.875 of its side."""
+    return center_box(height, width, 1.0 if max(height, width) <= SMALL else CENTER)
+
+
+def center_box(height: int, width: int, fraction: float) -> list[int]:
+    """The centred square whose side is the given fraction of the shorter side."""
+    side = max(1, round(min(height, width) * fraction))
+    return [(height - side) // 2, (width - side) // 2, side, side]

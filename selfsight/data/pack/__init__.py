@@ -1,0 +1,1 @@
+"""Packs: images in a few memory-mapped files."""

@@ -1,0 +1,140 @@
+"""Packs: images in a few memory-mapped files. `docs/data.md` describes the format."""
+
+import hashlib
+import json
+import mmap
+import os
+import warnings
+from concurrent.futures import Executor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from selfsight.data.packed_strings import PackedStrings
+from selfsight.data.source import content_hash
+from selfsight.errors import UserError
+
+DESCRIPTION = "pack.json"
+FORMAT, VERSION = "selfsight-pack", 1
+FORMATS = (FORMAT, "tacit-pack")  # the second was written before the package was renamed
+BLOB = {"jpeg": "images.bin", "raw": "images.npy"}  # by kind: where the images are
+BLOCK = 256  # images that a thread verifies at a time
+
+# Images of a raw pack are read-only, for nothing may write to its files; torch warns of that.
+warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+
+
+class Pack:
+    """One split of a pack, opened without reading its images.
+
+    Attributes:
+        origins: (N, 16) uint8, the content hash of what each image was made from.
+        hashes: (N, 16) uint8, blake2b of each image's bytes as they are stored here.
+    Raises: UserError if it is not finished, of a later version, or its files are not of the sizes
+        that they should have.
+    """
+
+    def __init__(self, folder: Path, labels: bool = True) -> None:
+        about = read_description(folder)
+        try:
+            self._map(folder, about)
+        except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
+            reason = " ".join(str(error).split())
+            raise UserError(
+                f"data.path={folder}: this pack is damaged ({reason}); make or copy it again"
+            ) from None
+        if not labels:
+            self.classes = self.labels = None
+
+    def _map(self, folder: Path, about: dict[str, Any]) -> None:
+        """Map all files; raises ValueError where they do not fit the description."""
+        self._count = n = about["count"]
+        self.classes, self.labels, self._kind = about["classes"], None, about["kind"]
+        if self.classes is not None:
+            self.labels = _array(folder / "labels.npy", np.int64, (n,))
+        self.hashes = _array(folder / "hashes.npy", np.uint8, (n, 16))
+        self.origins = _array(folder / "source_hashes.npy", np.uint8, (n, 16))
+        ends = _array(folder / "name_offsets.npy", np.uint64, (n + 1,))
+        self._names = PackedStrings(_bytes(folder / "names.bin", int(ends[-1])), ends)
+        if self._kind == "raw":
+            side = about["size"]
+            self._images = _array(folder / BLOB["raw"], np.uint8, (n, side, side, 3))
+        else:
+            self._ends = _array(folder / "offsets.npy", np.uint64, (n + 1,))
+            self._images = _bytes(folder / BLOB["jpeg"], int(self._ends[-1]))
+
+    def __len__(self) -> int:
+        return self._count
+
+    def read(self, i: int) -> bytes | np.ndarray:
+        if self._kind == "raw":
+            return self._images[i]
+        return self._images[self._ends[i] : self._ends[i + 1]]
+
+    def name(self, i: int) -> str:
+        """What the source called the image."""
+        return self._names[i]
+
+
+def read_description(folder: Path) -> dict[str, Any]:
+    """pack.json. Raises: UserError if it is not there or not a pack's of this version."""
+    where = f"data.path={folder}"
+    try:
+        about = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(
+            f"{where}: holds no finished pack; if packing was interrupted, type its command again"
+        ) from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{where}: {DESCRIPTION} is not readable: {error}") from None
+    if not isinstance(about, dict) or about.get("format") not in FORMATS:
+        raise UserError(f"{where}: {DESCRIPTION} is not the description of a pack")
+    if about.get("version") != VERSION or about.get("kind") not in BLOB:
+        raise UserError(
+            f"{where}: a pack of version {about.get('version')} and kind {about.get('kind')}; this "
+            f"Selfsight reads version {VERSION}, {' and '.join(BLOB)}. Update Selfsight, or pack again"
+        )
+    return about
+
+
+def verify(folder: Path, pool: Executor) -> list[str]:
+    """Read every byte of a pack; returns a line for each image or file that is not as packed.
+
+    Raises: UserError if the pack does not open.
+    """
+    pack, about = Pack(folder), read_description(folder)
+    problems = []
+    for file, packed in about["checksums"].items():
+        if checksum(folder / file) != packed:
+            problems.append(f"{folder / file}: damaged: not what was packed")
+
+    def damaged(start: int) -> list[int]:
+        rows = range(start, min(start + BLOCK, len(pack)))
+        return [i for i in rows if content_hash(bytes(pack.read(i))) != pack.hashes[i].tobytes()]
+
+    for rows in pool.map(damaged, range(0, len(pack), BLOCK)):
+        problems += [f"{folder} image {i} ({pack.name(i)}): damaged" for i in rows]
+    return problems
+
+
+def checksum(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _array(file: Path, kind: type, shape: tuple[int, ...]) -> np.ndarray:
+    # a plain view of the map: slicing a np.memmap costs microseconds
+    array = np.asarray(np.load(file, mmap_mode="r", allow_pickle=False))
+    if array.dtype != kind or array.shape != shape:
+        found = f"{array.dtype} {array.shape}"
+        raise ValueError(f"{file.name} holds {found} instead of {np.dtype(kind)} {shape}")
+    return array
+
+
+def _bytes(file: Path, size: int) -> mmap.mmap:
+    with file.open("rb") as stream:
+        found = os.fstat(stream.fileno()).st_size
+        if found != size:
+            raise ValueError(f"{file.name} is {found:,} bytes long instead of {size:,}")
+        return mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)

@@ -1,0 +1,1 @@
+"""The kinds of sources that images are read from."""

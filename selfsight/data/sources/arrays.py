@@ -1,0 +1,128 @@
+"""Sources that are arrays in memory: scikit-learn's digits, NumPy files."""
+
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+from zipfile import BadZipFile
+
+import numpy as np
+
+from selfsight.data.source import TEST_NAMES, TRAIN_NAMES
+from selfsight.errors import UserError
+
+
+class _Pixels:
+    """Images (N, H, W, 3) uint8 in memory, perhaps with labels (N,), numbers from 0."""
+
+    def __init__(self, images: np.ndarray, target: np.ndarray | None, what: str) -> None:
+        self._images, self._what = images, what
+        self.classes = self.labels = None
+        if target is not None:
+            self.labels = target.astype(np.int64)
+            self.classes = [str(n) for n in range(int(self.labels.max()) + 1)]
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def read(self, i: int) -> np.ndarray:
+        return self._images[i]
+
+    def name(self, i: int) -> str:
+        return f"{self._what} {i}"
+
+
+class Digits(_Pixels):
+    """scikit-learn's 1,797 handwritten digits, 8x8 pixels; the last 360 are the test split."""
+
+    TEST = 360
+
+    def __init__(self, split: str, labels: bool = True) -> None:
+        pixels, target = _digits()
+        rows = slice(-self.TEST, None) if split == "test" else slice(0, -self.TEST)
+        gray = np.rint(pixels[rows] * (255 / 16)).astype(np.uint8).reshape(-1, 8, 8, 1)
+        super().__init__(
+            gray.repeat(3, axis=3), target[rows] if labels else None, f"digits {split}"
+        )
+
+
+def _digits() -> tuple[np.ndarray, np.ndarray]:
+    """(1797, 64) values from 0 to 16 and (1797,) labels, from the table that scikit-learn brings;
+    to import it for that would take two seconds."""
+    (folder,) = find_spec("sklearn").submodule_search_locations
+    table = Path(folder, "datasets", "data", "digits.csv.gz")
+    if table.is_file():
+        values = np.loadtxt(table, delimiter=",")
+        return values[:, :-1], values[:, -1]
+    from sklearn.datasets import load_digits
+
+    return load_digits(return_X_y=True)
+
+
+class Arrays(_Pixels):
+    """Images in a .npy file, or in an .npz with optional labels (keys such as images, labels)."""
+
+    IMAGES, LABELS = ("images", "image", "x", "data"), ("labels", "label", "y", "targets")
+
+    def __init__(self, path: Path, split: str, labels: bool = True) -> None:
+        with _reading(path):
+            images, target, key = self._pick(np.load(path, allow_pickle=False), split, path)
+        if images.ndim == 3:
+            images = np.repeat(images[..., None], 3, axis=3)
+        if images.ndim == 4 and images.shape[1] == 3 and images.shape[3] != 3:
+            images = images.transpose(0, 2, 3, 1)
+        if images.ndim == 4 and images.shape[3] == 1:
+            images = np.repeat(images, 3, axis=3)
+        if images.ndim != 4 or images.shape[3] != 3 or images.dtype != np.uint8 or not images.size:
+            raise UserError(
+                f"data.path={path}: images must be uint8 (N, H, W[, 3]) or (N, 3, H, W), "
+                f"found {images.dtype} {images.shape}"
+            )
+        target = target if labels else None
+        if target is not None:
+            whole = target.dtype.kind in "iu" and target.size > 0
+            if target.shape != (len(images),) or not whole or target.min() < 0:
+                least = f", the least {target.min()}" if whole else ""
+                raise UserError(
+                    f"data.path={path}: {len(images)} images need a whole number from 0 each as "
+                    f"label, found {target.dtype} {target.shape}{least}; data.labels=false reads "
+                    f"none"
+                )
+        super().__init__(images, target, f"{path} {key}")
+
+    def _pick(
+        self, loaded: Any, split: str, path: Path
+    ) -> tuple[np.ndarray, np.ndarray | None, str]:
+        """Images, labels or None, and what the images are called."""
+        if isinstance(loaded, np.ndarray):
+            return loaded, None, "image"
+        for prefix in (*(f"{n}_" for n in (TRAIN_NAMES if split == "train" else TEST_NAMES)), ""):
+            image, label = (
+                next((prefix + n for n in names if prefix + n in loaded.files), None)
+                for names in (self.IMAGES, self.LABELS)
+            )
+            if image:
+                return loaded[image], loaded[label] if label else None, image
+        raise UserError(
+            f"data.path={path}: no array named {', '.join(self.IMAGES)} among {loaded.files}"
+        )
+
+    @staticmethod
+    def splits(path: Path) -> bool:
+        """Whether one .npz holds both splits (train_images and test_images, train_x and test_x)."""
+        if path.suffix != ".npz":
+            return False
+        with _reading(path):
+            files = np.load(path, allow_pickle=False).files
+        return any(f"{test}_{name}" in files for test in TEST_NAMES for name in Arrays.IMAGES)
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """What is damaged is named, and so are pickled objects, which could run code."""
+    try:
+        yield
+    except (OSError, ValueError, EOFError, BadZipFile, zlib.error):
+        raise UserError(f"data.path={path}: not readable as NumPy arrays of numbers") from None

@@ -1,0 +1,247 @@
+"""A folder of image files: a million of them are found in seconds and kept in little memory."""
+
+import errno
+import hashlib
+import os
+import stat
+import time
+from bisect import bisect_right
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from selfsight.data.packed_strings import PackedStrings, load_index, save_index
+from selfsight.errors import UserError
+
+# The commonest first: a name is compared with one after the other.
+ENDINGS = (b".jpg", b".jpeg", b".png", b".webp", b".bmp", b".gif", b".tif", b".tiff")
+EXTENSIONS = {ending.decode() for ending in ENDINGS}
+THREADS = min(4, os.cpu_count() or 1)
+CACHED = 10_000  # images: an index of fewer is made as fast as it is read
+FORMAT = 2  # of the cache; raise it with any change of what is found or how it is stored
+GRANULARITY = 2 * 10**9  # nanoseconds, of the times that the coarsest file systems keep
+DOT = ord(".")
+
+
+class Folder:
+    """Image files below a folder, by folder and then by name, both in the order of their bytes.
+
+    Hidden files and folders are left out. Links to folders are followed, but no folder is entered
+    twice: of several paths to one folder, that with the fewest links is taken.
+    Images are labelled if each lies in a sub-folder of the root, which then names its class.
+    """
+
+    def __init__(self, root: Path, labels: bool = True, cache: Path | None = None) -> None:
+        """
+        Args:
+            cache: folder that remembers what a large root holds for as long as the times of its
+                folders say that this has not changed.
+        """
+        self._root = os.fsencode(root)
+        index = _index(root, cache)
+        self._folders, self._ends, self._names = index.folders, index.ends, index.names
+        if not len(self):
+            known = " ".join(sorted(EXTENSIONS))
+            raise UserError(f"data.path={root}: no images below it ({known})")
+        self.classes, self.labels = _label(index) if labels else (None, None)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def read(self, i: int) -> bytes:
+        return read_file(self._path(i))
+
+    def name(self, i: int) -> str:
+        return os.fsdecode(self._path(i))
+
+    def _path(self, i: int) -> bytes:
+        folder = self._folders.raw(bisect_right(self._ends, i))
+        return os.path.join(self._root, folder, self._names.raw(i))
+
+
+def read_file(path: bytes) -> bytes:
+    """Raises: OSError, also for what is no regular file: reading a pipe would wait for ever."""
+    at_once = getattr(os, "O_NONBLOCK", 0)
+    with open(path, "rb", 0, opener=lambda path, flags: os.open(path, flags | at_once)) as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise OSError(errno.EINVAL, "not a regular file")
+        return file.read()
+
+
+class _Index(NamedTuple):
+    """What a folder holds.
+
+    Attributes:
+        folders: F paths relative to the root, with and without images, in order.
+        states: (F, 2) int64, see `_state`.
+        ends: (F,) int64, one past the last image of each folder.
+        names: of N images, without their folders.
+    """
+
+    folders: PackedStrings
+    states: np.ndarray
+    ends: np.ndarray
+    names: PackedStrings
+
+
+def _label(index: _Index) -> tuple[list[str] | None, np.ndarray | None]:
+    """Classes and (N,) labels from the first part of each path; none if a path has one part."""
+    counts = np.diff(index.ends, prepend=0)
+    separator = os.sep.encode()
+    tops = [index.folders.raw(f).partition(separator)[0] for f in range(len(index.folders))]
+    used = sorted({top for top, count in zip(tops, counts, strict=True) if count})
+    if b"" in used:
+        return None, None
+    number = {top: n for n, top in enumerate(used)}
+    of_folder = np.array([number.get(top, -1) for top in tops], np.int64)
+    return [os.fsdecode(top) for top in used], np.repeat(of_folder, counts)
+
+
+# The cache ----------------------------------------------------------------------------------------
+
+
+def _index(root: Path, cache: Path | None) -> _Index:
+    """From the cache if that is still true, else by a scan, which is then remembered."""
+    start, began = os.fsencode(root), time.time_ns()
+    with ThreadPoolExecutor(THREADS, "scan") as pool:
+        if cache is None:
+            return _scan(start, pool)
+        key = hashlib.sha256(b"%d %b" % (FORMAT, os.path.realpath(start))).hexdigest()
+        file = cache / f"folder-{key[:16]}.npz"
+        index = load_index(file, _Index)
+        if index is None or not _is_true(index, start, pool):
+            index = _scan(start, pool)
+            # A folder changed a moment ago may change again without another time of change.
+            if len(index.names) >= CACHED and index.states[:, 0].max() < began - GRANULARITY:
+                save_index(file, index)
+        return index
+
+
+def _is_true(index: _Index, root: bytes, pool: ThreadPoolExecutor) -> bool:
+    """Whether all of its folders are as they were."""
+    paths = [os.path.join(root, index.folders.raw(f)) for f in range(len(index.folders))]
+    try:
+        states = _in_threads(pool, lambda path: _state(_status(path)), paths)
+    except OSError:
+        return False
+    return np.array_equal(index.states, states)
+
+
+# The scan -----------------------------------------------------------------------------------------
+
+
+class _Listing(NamedTuple):
+    """One folder; paths are relative to the root.
+
+    Attributes:
+        status: None if it is not there, or is no folder.
+        names: of its images, sorted.
+        folders, links: paths of what is in it, links to folders apart.
+    """
+
+    path: bytes
+    status: os.stat_result | None
+    names: PackedStrings
+    folders: list[bytes]
+    links: list[bytes]
+
+
+def _scan(root: bytes, pool: ThreadPoolExecutor) -> _Index:
+    """Level by level, so that the result does not depend on which thread is faster.
+
+    Raises: UserError if a folder cannot be read.
+    """
+    found: list[_Listing] = []
+    seen = set()
+    level, links = [b""], []
+    while level:
+        listings = _in_threads(pool, partial(_list, root), sorted(level))
+        level = []
+        for listing in listings:
+            if listing.status is not None:
+                identity = (listing.status.st_dev, listing.status.st_ino)
+                if identity in seen:
+                    continue
+                seen.add(identity)
+            found.append(listing)
+            level += listing.folders
+            links += listing.links
+        if not level:  # links come last: a folder goes by its own path
+            level, links = links, []
+    separator = os.sep.encode()
+    found.sort(key=lambda listing: listing.path.split(separator))
+    return _Index(
+        PackedStrings.of(listing.path for listing in found),
+        np.array([_state(listing.status) for listing in found], np.int64),
+        np.array([len(listing.names) for listing in found], np.int64).cumsum(),
+        PackedStrings.joined([listing.names for listing in found]),
+    )
+
+
+def _list(root: bytes, path: bytes) -> _Listing:
+    whole = os.path.join(root, path)
+    files, folders, links = [], [], []
+    try:
+        # The time comes first: a change during the listing makes it old.
+        status = _status(whole)
+        for entry in [] if status is None else _entries(whole, files):
+            if entry.name.startswith(b"."):
+                continue
+            if not entry.is_symlink():
+                (folders if entry.is_dir() else files).append(entry.name)
+                continue
+            if not os.path.isdir(entry.path):
+                files.append(entry.name)
+            if not os.path.isfile(entry.path):
+                # What leads nowhere today may be a folder tomorrow, when a disk is mounted.
+                links.append(entry.name)
+    except OSError as error:
+        raise UserError(
+            f"data.path={os.fsdecode(root)}: cannot read the folder '{os.fsdecode(whole)}': "
+            f"{error.strerror}; allow it, or move it elsewhere"
+        ) from None
+    images = [f for f in files if f.lower().endswith(ENDINGS) and f[0] != DOT]
+    below = [[os.path.join(path, name) for name in names] for names in (folders, links)]
+    return _Listing(path, status, PackedStrings.of(sorted(images)), *below)
+
+
+def _entries(path: bytes, files: list[bytes]) -> list[os.DirEntry]:
+    """All but plain files, whose names are appended; a million pass here, so little is done."""
+    others = []
+    with os.scandir(path) as entries:
+        for entry in entries:
+            if entry.is_file(follow_symlinks=False):
+                files.append(entry.name)
+            else:
+                others.append(entry)
+    return others
+
+
+def _status(path: bytes) -> os.stat_result | None:
+    """Of a folder; None if there is none. Raises: OSError if that cannot be known."""
+    try:
+        status = os.stat(path)
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+            return None
+        raise
+    return status if stat.S_ISDIR(status.st_mode) else None
+
+
+def _state(status: os.stat_result | None) -> tuple[int, int]:
+    """Differs if a folder's list of files has changed, or a link now leads to another folder:
+    nanoseconds of the last change and the folder's number, cut to what int64 can hold."""
+    return (status.st_mtime_ns % 2**63, status.st_ino % 2**63) if status else (0, 0)
+
+
+def _in_threads(
+    pool: ThreadPoolExecutor, work: Callable[[bytes], Any], items: list[bytes]
+) -> list[Any]:
+    """[work(item) for item in items], by all threads."""
+    size = len(items) // (4 * THREADS) + 1
+    chunks = [items[i : i + size] for i in range(0, len(items), size)]
+    return [r for results in pool.map(lambda c: [work(x) for x in c], chunks) for r in results]

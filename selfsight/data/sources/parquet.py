@@ -1,0 +1,253 @@
+"""Hugging Face's image tables: parquet files, and data sets of its library."""
+
+import json
+import threading
+from functools import cache, lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from selfsight.data.source import TEST_NAMES, TRAIN_NAMES, BadImage, first_line
+from selfsight.errors import UserError
+
+KEPT = 2**31  # bytes of images in memory; a set below this is read once
+LABELS = ("label", "labels", "fine_label")  # columns; the first there is
+SAVED = "state.json"  # in every folder that `save_to_disk` made of one split
+
+
+class Parquet:
+    """Hugging Face's layout: a column of structs {bytes, path}, and perhaps labels.
+
+    Row groups, the least that can be read of a parquet file, are read when one of their images is
+    asked for, and as many are kept as KEPT bytes hold. Of a set that is larger, an image in random
+    order costs the reading of its row group.
+    """
+
+    def __init__(self, files: list[Path], labels: bool = True) -> None:
+        pa = _pyarrow()
+        self._files, self._footers = files, [_footer(file) for file in files]
+        schema = self._footers[0].schema.to_arrow_schema()
+        structs = [f for f in schema if pa.types.is_struct(f.type)]
+        self._image = next((f.name for f in structs if f.type.get_field_index("bytes") >= 0), None)
+        for file, footer in zip(files, self._footers, strict=True):
+            names = footer.schema.to_arrow_schema().names
+            if self._image not in names:
+                raise UserError(
+                    f"data.path={file}: no image column (struct with 'bytes') among {names}"
+                )
+        self._places = [
+            (n, g) for n, f in enumerate(self._footers) for g in range(f.num_row_groups)
+        ]
+        groups = [self._footers[n].row_group(g) for n, g in self._places]
+        self._ends = np.cumsum([group.num_rows for group in groups], dtype=np.int64)
+        self._starts = np.cumsum([0] + [footer.num_rows for footer in self._footers])  # of files
+        if not self._starts[-1]:
+            raise UserError(f"data.path={files[0]}: holds no rows")
+        sizes = [group.total_byte_size for group in groups]
+        kept = len(sizes) if sum(sizes) <= KEPT else max(1, KEPT // max(sizes))
+        self._column = lru_cache(kept)(self._read_group)
+        self._turns = [threading.Lock() for _ in groups]
+        column = next((name for name in LABELS if name in schema.names), None)
+        self.classes = self.labels = None
+        if labels and column:
+            where = f"data.path={files[0]}" + (" ..." if len(files) > 1 else "")
+            try:
+                tables = [pa.parquet.read_table(file, columns=[column]) for file in files]
+                table = pa.concat_tables(tables, promote_options="permissive")
+            except (pa.ArrowException, OSError) as error:
+                raise UserError(f"{where}: column '{column}': {first_line(error)}") from None
+            names = _class_names(schema, column)
+            self.classes, self.labels = _numbered(table.column(column), names, where)
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    def read(self, i: int) -> bytes:
+        group = int(np.searchsorted(self._ends, i, "right"))
+        try:
+            with self._turns[group]:  # one thread reads it, others then find it
+                column = self._column(group)
+        except (_pyarrow().ArrowException, OSError) as error:
+            raise BadImage(self.name(i), first_line(error)) from None
+        value = column[i - int(self._ends[group])].as_py()  # counted from the group's end
+        if value is None:
+            raise BadImage(self.name(i), "its bytes are missing in the file")
+        return value
+
+    def _read_group(self, group: int) -> Any:
+        """The image column of a row group."""
+        pa, (n, g) = _pyarrow(), self._places[group]
+        with pa.parquet.ParquetFile(self._files[n], metadata=self._footers[n]) as file:
+            table = file.read_row_group(g, columns=[self._image], use_threads=False)
+        return pa.compute.struct_field(table.column(0), "bytes")
+
+    def name(self, i: int) -> str:
+        n = int(np.searchsorted(self._starts, i, "right")) - 1
+        return f"{self._files[n]} row {i - self._starts[n]}"
+
+
+def _pyarrow() -> Any:
+    try:
+        import pyarrow
+        import pyarrow.compute
+        import pyarrow.parquet
+    except ImportError:
+        raise UserError(
+            "data.source=parquet needs pyarrow: pip install 'selfsight[parquet]'"
+        ) from None
+    return pyarrow
+
+
+def _datasets() -> Any:
+    try:
+        import datasets
+    except ImportError:
+        needs = "data.source=huggingface needs datasets: pip install 'selfsight[huggingface]'"
+        raise UserError(needs) from None
+    return datasets
+
+
+def _footer(file: Path) -> Any:
+    """A parquet file's description: its columns and row groups."""
+    pa = _pyarrow()
+    try:
+        return pa.parquet.read_metadata(file)
+    except (pa.ArrowException, OSError) as error:
+        reason = first_line(error)
+        raise UserError(f"data.path={file}: not readable as parquet: {reason}") from None
+
+
+def _class_names(schema: Any, column: str) -> list[str] | None:
+    """From the schema's metadata."""
+    try:
+        features = json.loads(schema.metadata[b"huggingface"])["info"]["features"]
+        return list(features[column]["names"])
+    except (KeyError, TypeError, ValueError):
+        return None
+
+
+def _numbered(
+    column: Any, names: list[str] | None, where: str
+) -> tuple[list[str] | None, np.ndarray | None]:
+    """Classes and labels (N,) of a pyarrow column of numbers, or of names; None without labels.
+
+    Args:
+        names: of the classes, if they are known; else the values are the names.
+    Raises: UserError if some images have labels and others have none.
+    """
+    pa = _pyarrow()
+    if pa.types.is_dictionary(column.type):
+        column = column.cast(column.type.value_type)
+    if pa.types.is_integer(column.type):  # the hub's data sets say -1 where labels are withheld
+        column = pa.compute.if_else(pa.compute.less(column, 0), None, column)
+    elif not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)):
+        return None, None
+    if column.null_count:
+        if column.null_count == len(column):
+            return None, None
+        raise UserError(
+            f"{where}: {column.null_count} of {len(column)} images have no label; label all, or "
+            f"read none with data.labels=false"
+        )
+    values = column.to_numpy()
+    if names is None or values.dtype.kind not in "iu":
+        found, labels = np.unique(values, return_inverse=True)
+        return [str(value) for value in found], labels.astype(np.int64)
+    if values.max() >= len(names):
+        raise UserError(f"{where}: label {values.max()}, but only {len(names)} classes are named")
+    return names, values.astype(np.int64)
+
+
+class HuggingFace:
+    """One split of a data set of the `datasets` library, which maps its files into memory.
+
+    Args:
+        data: a `datasets.Dataset`, or the folder where its `save_to_disk` wrote one.
+    """
+
+    def __init__(self, data: Any, labels: bool = True) -> None:
+        datasets = _datasets()
+        if isinstance(data, Path):
+            self._where, data = f"data.path={data}", _load_saved(data)
+        else:
+            self._where = f"data.source=huggingface:{data.info.dataset_name} {data.split}"
+        kinds = data.features
+        image = next((n for n, kind in kinds.items() if isinstance(kind, datasets.Image)), None)
+        if image is None or not len(data):
+            missing = "no rows" if image else f"no image column among {', '.join(kinds)}"
+            raise UserError(f"{self._where}: {missing}")
+        rows = data.select_columns([image]).cast_column(image, datasets.Image(decode=False))
+        self._rows = rows.with_format("arrow")
+        named = [n for n, kind in kinds.items() if isinstance(kind, datasets.ClassLabel)]
+        column = next((name for name in (*LABELS, *named) if name in kinds), None)
+        self.classes = self.labels = None
+        if labels and column:
+            table = data.select_columns([column]).with_format("arrow")[:]
+            names = getattr(kinds[column], "names", None)
+            self.classes, self.labels = _numbered(table.column(0), names, self._where)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def read(self, i: int) -> bytes:
+        value = self._rows[i].column(0)[0].as_py()
+        if value is None or (value["bytes"] is None and value["path"] is None):
+            raise BadImage(self.name(i), "its bytes are missing in the data set")
+        return Path(value["path"]).read_bytes() if value["bytes"] is None else value["bytes"]
+
+    def name(self, i: int) -> str:
+        return f"{self._where.partition('=')[2]} row {i}"
+
+
+def hub_splits(name: str, folder: str | None, labels: bool = True) -> tuple[Any, Any | None]:
+    """A data set's train and test split, if it has one, by the usual names.
+
+    Args:
+        name: ORGANISATION/NAME on the hub, perhaps with /CONFIGURATION, perhaps with :SPLIT, which
+            is then the one to train on.
+        folder: where the library keeps it; None: where it keeps all.
+        labels: take a test split that has labels, if there is one; of some sets they are withheld.
+    Raises: UserError if it cannot be had.
+    """
+    name, *own = name.split(":", 1)
+    splits = _load_hub(name, folder)
+    train = [splits[n] for n in (*TRAIN_NAMES, *splits) if n in splits]
+    if own:
+        train = [_load_hub(name, folder, own[0])]
+    elif not any(n in splits for n in TRAIN_NAMES) and len(splits) > 1:
+        raise UserError(
+            f"data.source=huggingface:{name}: none of its splits {', '.join(splits)} is called "
+            f"train; name one: huggingface:{name}:{next(iter(splits))}"
+        )
+    tests = [splits[n] for n in TEST_NAMES if n in splits]
+    labelled = [s for s in tests if HuggingFace(s, labels).labels is not None]
+    return train[0], next(iter(labelled + tests), None)
+
+
+@cache
+def _load_hub(name: str, folder: str | None, split: str | None = None) -> Any:
+    """A DatasetDict, or the Dataset of a split."""
+    datasets = _datasets()
+    path, configuration = name, None
+    if name.count("/") == 2:
+        path, _, configuration = name.rpartition("/")
+    where = folder and str(Path(folder).expanduser())
+    try:
+        return datasets.load_dataset(path, configuration, split=split, cache_dir=where)
+    except Exception as error:  # a download fails in too many ways to name
+        asked = f"huggingface:{name}" + (f":{split}" if split else "")
+        raise UserError(f"data.source={asked}: {first_line(error)}") from None
+
+
+def _load_saved(path: Path) -> Any:
+    try:
+        data = _datasets().load_from_disk(str(path))
+    except Exception as error:
+        raise UserError(f"data.path={path}: {first_line(error)}") from None
+    if isinstance(data, dict):
+        raise UserError(
+            f"data.path={path}: none of its splits {', '.join(data)} is called train; name one: "
+            f"data.path={path / next(iter(data))}"
+        )
+    return data

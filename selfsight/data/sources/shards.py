@@ -1,0 +1,214 @@
+"""Tar files in WebDataset's layout: a sample's members share the path up to the first dot."""
+
+import hashlib
+import itertools
+import json
+import os
+import re
+from bisect import bisect_right
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from selfsight.data.packed_strings import PackedStrings, load_index, save_index
+from selfsight.data.source import BadImage
+from selfsight.data.sources.download import fetch
+from selfsight.data.sources.folder import ENDINGS
+from selfsight.data.sources.tar import members
+from selfsight.errors import UserError
+
+IMAGES = tuple(ending[1:] for ending in ENDINGS)  # of a sample's images the first there is
+LABELS = ("label", "class", "target", "cls", "category")  # keys of a sample's .json, likewise
+VERSION = 2  # of the saved index
+DESCRIPTORS = 256  # files kept open; a process may open 1,024 where nobody raised the limit
+
+
+class Index(NamedTuple):
+    """The n images of one shard.
+
+    Fields:
+        offsets, sizes: (n,) int64, bytes, of an image's content in the shard.
+        labels: (n,) int32, places in `classes`; -1 of a sample without a label.
+        skipped: (), samples without an image.
+    """
+
+    keys: PackedStrings
+    offsets: np.ndarray
+    sizes: np.ndarray
+    labels: np.ndarray
+    classes: PackedStrings
+    skipped: np.ndarray
+
+
+class Shards:
+    """Images in tar shards: shard after shard in the order of their names, each as it is in the
+    tar, so that a number is enough to read any image and training shuffles all of them at once.
+
+    A sample's label is in its .cls, or in its .json under one of LABELS: a number or a name.
+
+    Attributes:
+        skipped: samples without an image, which are left out.
+    """
+
+    def __init__(
+        self, files: list[Path] | list[str], labels: bool = True, cache: Path | None = None
+    ) -> None:
+        names = sorted({str(file) for file in files})
+        self._files = [
+            fetch(name, f"{n} of {len(names)}")
+            if "://" in name
+            else Path(name).expanduser().absolute()
+            for n, name in enumerate(names, 1)
+        ]
+        shards = [_index(file, labels, cache) for file in self._files]
+        self._ends = np.cumsum([len(shard.keys) for shard in shards])
+        self._keys = PackedStrings.joined([shard.keys for shard in shards])
+        self._offsets = np.concatenate([shard.offsets for shard in shards])
+        self._sizes = np.concatenate([shard.sizes for shard in shards])
+        self.skipped = sum(int(shard.skipped) for shard in shards)
+        self._opened = lru_cache(DESCRIPTORS)(partial(open, mode="rb", buffering=0))
+        if not len(self):
+            endings = " ".join(ending.decode() for ending in IMAGES)
+            raise UserError(
+                f"data.path={self._files[0]}: none of {self.skipped} samples has an image, a file "
+                f"KEY.ENDING ({endings}) where KEY has no dot in its last part"
+            )
+        self.classes, self.labels = self._label(shards)
+
+    def _label(self, shards: list[Index]) -> tuple[list[str] | None, np.ndarray | None]:
+        """Classes in the order of their numbers or names; None if no image has a label."""
+        found = {name for shard in shards for name in shard.classes}
+        if not found:
+            return None, None
+        classes = sorted(found, key=int if all(name.isdecimal() for name in found) else None)
+        number = {name: n for n, name in enumerate(classes)}
+        labels = np.concatenate(
+            [np.array([*(number[c] for c in s.classes), -1])[s.labels] for s in shards]
+        )
+        missing = np.flatnonzero(labels < 0)
+        if len(missing):
+            raise UserError(
+                f"data.path={self._files[0].parent}: {len(missing)} of {len(labels)} images have "
+                f"no label, the first is {self.name(int(missing[0]))}; label all, or read none "
+                f"with data.labels=false"
+            )
+        return classes, labels
+
+    def __len__(self) -> int:
+        return len(self._offsets)
+
+    def read(self, i: int) -> bytes:
+        file = self._opened(self._file(i))  # it closes when nothing refers to it
+        data = os.pread(file.fileno(), int(self._sizes[i]), int(self._offsets[i]))
+        if len(data) < self._sizes[i]:
+            raise BadImage(self.name(i), "the shard has become shorter")
+        return data
+
+    def name(self, i: int) -> str:
+        return f"{self._file(i)} {self._keys[i]}"
+
+    def _file(self, i: int) -> Path:
+        return self._files[bisect_right(self._ends, i)]
+
+
+def _index(path: Path, labels: bool, cache: Path | None) -> Index:
+    """The index of a shard, from the folder `cache` if it is there and the shard is as it was.
+
+    Raises: UserError for a shard that cannot be read.
+    """
+    try:
+        with path.open("rb", buffering=0) as file:
+            status = os.fstat(file.fileno())
+            stamp = [VERSION, labels, status.st_size, status.st_mtime_ns, path]
+            digest = hashlib.sha256(os.fsencode(" ".join(map(str, stamp)))).hexdigest()[:24]
+            saved = cache and cache / "shards" / f"{digest}.npz"
+            index = saved and load_index(saved, Index)
+            if index is None:
+                index = _scan(file.fileno(), labels)
+                if saved:
+                    save_index(saved, index)
+            return index
+    except OSError as error:
+        raise UserError(f"data.path={path}: {error.strerror or error}") from None
+    except ValueError as error:
+        raise UserError(f"data.path={path}: {error}; make or download it again") from None
+
+
+def _scan(file: int, labels: bool) -> Index:
+    keys: set[bytes] = set()
+    images: dict[bytes, tuple[int, int, int]] = {}
+    texts: dict[bytes, str] = {}
+    for name, offset, size in members(file):
+        folder, slash, base = name.rpartition(b"/")
+        stem, _, ending = base.partition(b".")
+        key, ending = folder + slash + stem, ending.lower()
+        if not stem or not ending:
+            continue
+        keys.add(key)
+        if ending in IMAGES:
+            image = IMAGES.index(ending), offset, size
+            before = images.setdefault(key, image)
+            if before[0] == image[0] and before != image:
+                raise ValueError(f"has two members '{name.decode(errors='replace')}'")
+            images[key] = min(before, image)
+        elif labels and ending in (b"cls", b"json"):
+            text = _label(name, ending, os.pread(file, size, offset))
+            if text is not None and (ending == b"cls" or key not in texts):
+                texts[key] = text
+    classes: dict[str, int] = {}
+    numbers = [
+        classes.setdefault(texts[key], len(classes)) if key in texts else -1 for key in images
+    ]
+    _, offsets, sizes = np.array(list(images.values()), np.int64).reshape(-1, 3).T.copy()
+    names = PackedStrings.of(name.encode() for name in classes)
+    skipped = np.array(len(keys) - len(images))
+    return Index(
+        PackedStrings.of(images), offsets, sizes, np.array(numbers, np.int32), names, skipped
+    )
+
+
+def _label(name: bytes, ending: bytes, content: bytes) -> str | None:
+    """A label as text, numbers without leading zeros; None if there is none, or a negative one."""
+    try:
+        value = content.decode().strip() if ending == b"cls" else json.loads(content)
+    except ValueError:
+        kind = "text" if ending == b"cls" else "JSON"
+        raise ValueError(f"'{name.decode(errors='replace')}' is not {kind}") from None
+    if isinstance(value, dict):
+        value = next((v for k in LABELS if isinstance(v := value.get(k), int | str)), None)
+    if not isinstance(value, int | str):
+        return None
+    text = str(value)
+    if re.fullmatch(r"[+-]?[0-9]{1,18}", text):
+        return str(int(text)) if int(text) >= 0 else None
+    return text or None
+
+
+def expand(text: str) -> list[str]:
+    """Every address that a pattern stands for, as a shell expands it.
+
+    "{a,b}-{000..012}.tar" stands for 26; zeros in front are kept.
+    Raises: UserError for braces that are neither a list nor a range.
+    """
+    parts = re.split(r"\{([^{}]*)\}", text)
+    if any("{" in part or "}" in part for part in parts[::2]):
+        raise UserError(f"data.path={text}: its braces do not pair up, or one is inside another")
+    choices = [_choices(p, text) if n % 2 else [p] for n, p in enumerate(parts)]
+    return ["".join(choice) for choice in itertools.product(*choices)]
+
+
+def _choices(inside: str, text: str) -> list[str]:
+    ends = re.fullmatch(r"([0-9]+)\.\.([0-9]+)", inside)
+    if ends:
+        first, last = int(ends[1]), int(ends[2])
+        padded = any(len(end) > 1 and end[0] == "0" for end in ends.groups())
+        width = max(map(len, ends.groups())) if padded else 0
+        step = 1 if last >= first else -1
+        return [str(n).zfill(width) for n in range(first, last + step, step)]
+    if "," in inside:
+        return inside.split(",")
+    raise UserError(
+        f"data.path={text}: {{{inside}}} is neither a list {{a,b}} nor a range {{000..012}}"
+    )

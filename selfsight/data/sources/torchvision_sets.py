@@ -1,0 +1,59 @@
+"""torchvision's data sets as a source: CIFAR-10, STL-10 and their like, by name."""
+
+from pathlib import Path
+
+import numpy as np
+
+from selfsight.config import near
+from selfsight.data.source import first_line
+from selfsight.errors import UserError
+
+
+class Torchvision:
+    """A data set of torchvision that yields (image, label); downloaded if there is a network.
+
+    Args:
+        split: "train", "test" or, of a data set that has others, its own name for one of them.
+    """
+
+    def __init__(self, name: str, root: str | None, split: str, labels: bool = True) -> None:
+        import torchvision.datasets as datasets
+
+        cls = getattr(datasets, name, None)
+        if not isinstance(cls, type):
+            hint = near(name, [n for n in dir(datasets) if n[0].isupper()])
+            raise UserError(f"data.source=torchvision:{name}: no such data set.{hint}")
+        folder = root or str(Path.home() / ".cache" / "selfsight")
+        which = {"split": split}
+        if "split" not in cls.__init__.__annotations__:
+            which = {"train": split == "train"}
+            if split not in ("train", "test"):
+                raise UserError(
+                    f"data.source=torchvision:{name}:{split}: {name} has a train and a test split "
+                    f"only"
+                )
+        try:
+            self._data = cls(folder, download=True, **which)
+        except Exception as error:  # a download fails in too many ways to name
+            raise UserError(
+                f"data.source=torchvision:{name}, data.path={folder}: {first_line(error)}. Without "
+                f"a network, put the files there or use another source"
+            ) from None
+        self._name, self._split = name, split
+        self.classes = self.labels = None
+        if labels and hasattr(self._data, "classes"):
+            targets = getattr(self._data, "targets", getattr(self._data, "labels", None))
+            if targets is None:
+                targets = [self._data[i][1] for i in range(len(self._data))]
+            numbers = np.asarray(targets, np.int64)
+            if numbers.min() >= 0:  # -1: no label, as in parts of STL-10
+                self.classes, self.labels = list(self._data.classes), numbers
+
+    def __len__(self) -> int:
+        return len(self._data)
+
+    def read(self, i: int) -> np.ndarray:
+        return np.asarray(self._data[i][0].convert("RGB"))
+
+    def name(self, i: int) -> str:
+        return f"torchvision:{self._name} {self._split} {i}"

@@ -1,0 +1,167 @@
+"""Classifiers on a pretrained encoder, as methods that `fit` trains: frozen, and fine-tuned."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Annotated, Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from selfsight import randomness
+from selfsight.methods.method import Batch, Method, MethodConfig, Output
+
+
+class Classifier(Method):
+    """One or several linear heads on an encoder's features; trained by the mean over the views.
+
+    Attributes:
+        heads: each (B, D) features -> (B, C) scores.
+    """
+
+    view_count = (1, None)
+    needs = ("labels",)
+    remedy = None  # what the features look like was settled in pretraining
+
+    def scores(self, x: Tensor) -> list[Tensor]:
+        """(B, 3, s, s) -> for each head (B, C)."""
+        h = self.backbone(x)
+        return [head(h) for head in self.heads]
+
+
+class LinearHeads(Classifier):
+    """Linear classifiers on a frozen encoder in eval mode, which learn side by side.
+
+    Each has its own learning rate; as no gradient joins them, each is trained as if alone. Of one
+    pass over the data several rates can so be compared, as in DINOv2 (arXiv 2304.07193).
+    """
+
+    class Config(MethodConfig):
+        name: Literal["heads"] = "heads"
+        lr_factors: tuple[Annotated[float, Field(gt=0)], ...] = Field((1.0,), min_length=1)
+        batch_norm: bool = False  # without weights, before the head, as in MAE's linear probe
+        label_smoothing: float = Field(0.0, ge=0, lt=1)
+
+    def __init__(self, backbone: nn.Module, config: Config, classes: int) -> None:
+        super().__init__(backbone.requires_grad_(False), config)
+        width = backbone.num_features
+        self.heads = nn.ModuleList(self._head(width, classes) for _ in config.lr_factors)
+
+    def _head(self, width: int, classes: int) -> nn.Module:
+        linear = nn.Linear(width, classes)
+        nn.init.normal_(linear.weight, std=0.01)
+        nn.init.zeros_(linear.bias)
+        norm = [nn.BatchNorm1d(width, affine=False)] if self.config.batch_norm else []
+        return nn.Sequential(*norm, linear)
+
+    def train(self, mode: bool = True) -> "LinearHeads":
+        super().train(mode)
+        self.backbone.eval()
+        return self
+
+    def rate(self, name: str) -> float:
+        return self.config.lr_factors[int(name.split(".")[1])]
+
+    def forward(self, batch: Batch) -> Output:
+        losses = []
+        for x in batch.views:
+            with torch.no_grad():
+                h = self.backbone(x)  # (B, D)
+            losses += [self._loss(head(h), batch.labels) for head in self.heads]
+        return Output(sum(losses) / len(batch.views), features=h)
+
+    def _loss(self, scores: Tensor, labels: Tensor) -> Tensor:
+        smoothing = self.config.label_smoothing
+        return F.cross_entropy(scores.float(), labels, label_smoothing=smoothing)
+
+
+class FineTuned(Classifier):
+    """The whole network, with what helps it against overfitting.
+
+    mixup (arXiv 1710.09412) and CutMix (1905.04899) are timm's, one of them a batch: each image is
+    mixed with its mirror place in the batch of its rank, in a proportion that all ranks share.
+    Layer-wise decay: a layer d layers below the head learns at layer_decay^d of the rate (BEiT,
+    2106.08254).
+    """
+
+    class Config(MethodConfig):
+        name: Literal["finetuned"] = "finetuned"
+        layer_decay: float = Field(1.0, gt=0, le=1)
+        label_smoothing: float = Field(0.0, ge=0, lt=1)
+        mixup: float = Field(0.0, ge=0)  # alpha of its Beta distribution; 0: none
+        cutmix: float = Field(0.0, ge=0)  # the same
+        mix_probability: float = Field(1.0, ge=0, le=1)  # of either, for a batch
+        switch_probability: float = Field(0.5, ge=0, le=1)  # of CutMix where both are asked for
+
+    def __init__(self, backbone: nn.Module, config: Config, classes: int) -> None:
+        super().__init__(backbone.requires_grad_(True), config)
+        head = nn.Linear(backbone.num_features, classes)
+        nn.init.zeros_(head.weight)  # its first step is the first that anything depends on
+        nn.init.zeros_(head.bias)
+        self.heads = nn.ModuleList([head])
+        self._depth = depths(backbone) if config.layer_decay < 1 else {}
+        self._mix = self._mixing(classes) if config.mixup or config.cutmix else None
+
+    def _mixing(self, classes: int) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
+        from timm.data import Mixup
+
+        c = self.config
+        return Mixup(
+            c.mixup,
+            c.cutmix,
+            prob=c.mix_probability,
+            switch_prob=c.switch_probability,
+            label_smoothing=c.label_smoothing,
+            num_classes=classes,
+        )
+
+    def rate(self, name: str) -> float:
+        part, _, inside = name.partition(".")
+        if part != "backbone" or not self._depth:
+            return 1.0
+        return self.config.layer_decay ** (max(self._depth.values()) + 1 - self._depth[inside])
+
+    def forward(self, batch: Batch) -> Output:
+        losses = []
+        for x in batch.views:
+            x, target = self._mixed(x, batch)
+            h = self.backbone(x)  # (B, D)
+            smoothing = 0.0 if self._mix else self.config.label_smoothing
+            scores = self.heads[0](h).float()
+            losses.append(F.cross_entropy(scores, target, label_smoothing=smoothing))
+        return Output(sum(losses) / len(losses), features=h)
+
+    def _mixed(self, x: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Images, and labels (B,) or, where they are mixed, (B, C)."""
+        if self._mix is None or not self.training:
+            return x, batch.labels
+        with _numpy_seeded(randomness.key(randomness.MIX, batch.keys.seed, batch.step)):
+            return self._mix(x.clone(), batch.labels)
+
+
+@contextmanager
+def _numpy_seeded(key: int) -> Iterator[None]:
+    """timm draws from NumPy's global generator: lend it a state that follows from coordinates."""
+    before = np.random.get_state()
+    np.random.seed(key % 2**32)
+    try:
+        yield
+    finally:
+        np.random.set_state(before)
+
+
+def depths(backbone: nn.Module) -> dict[str, int]:
+    """The number of the layer that each parameter belongs to, from 0 at the input; timm's groups.
+
+    What timm does not know, such as a projector's first layer that was kept, lies on top.
+    """
+    from timm.models import group_parameters
+
+    inner = getattr(backbone, "backbone", backbone)
+    prefix = "" if inner is backbone else "backbone."
+    groups = group_parameters(inner, inner.group_matcher(coarse=False), reverse=True)
+    known = {f"{prefix}{name}": depth for name, depth in groups.items()}
+    top = max(known.values()) + 1
+    return {name: known.get(name, top) for name, _ in backbone.named_parameters()}

@@ -1,0 +1,112 @@
+"""Do two splits share images? By path, by content, and, as a hint only, by looks."""
+
+import hashlib
+import os
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from selfsight.data.decode import decoded, read
+from selfsight.data.images import Images, cut
+from selfsight.data.source import BadImage, content_hash, made_from
+
+LUMA = (0.299, 0.587, 0.114)  # weights of red, green and blue, as in JPEG and Pillow
+SIDE = 8  # of the thumbnail that the difference hash compares
+
+
+@dataclass(frozen=True)
+class Fingerprints:
+    """The finger prints of a split.
+
+    Attributes:
+        paths: where each image is from.
+        contents: (N, 16) uint8, a hash of each image's bytes or pixels.
+        origins: (N, 16) uint8, the same of what each was made from, where it comes from a pack.
+        dhash: (N,) uint64, the difference hash; 0 for an image without any structure.
+    """
+
+    paths: list[str]
+    contents: np.ndarray
+    origins: np.ndarray
+    dhash: np.ndarray
+
+    @property
+    def digest(self) -> str:
+        """Of all contents in their order: names this split, wherever it lies."""
+        return hashlib.sha256(self.contents.tobytes()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Overlap:
+    """How many test images the training split has, too.
+
+    Attributes:
+        paths: by path; contents: byte for byte or pixel for pixel, also before a pack was made.
+        similar: that look alike, by a 64-bit hash; many of these are chance where images are small.
+        example: one that is shared by path or content, or None.
+    """
+
+    paths: int
+    contents: int
+    similar: int
+    example: str | None
+
+
+def fingerprints(images: Images) -> Fingerprints:
+    """Of all images: each is read once more, and decoded once more where it was not kept.
+
+    Raises: as Images.mark_bad, for a broken image; one that is left out has an empty print.
+    """
+    source = images.source
+    if images.tensor is None:
+        pairs = list(images.pool.map(lambda i: _fingerprint(images, i), range(len(source))))
+        dhash = np.array([look for _, look in pairs], np.uint64)
+        hashes = [content for content, _ in pairs]
+    else:
+        hashes = [content_hash(read(source, i)) for i in range(len(source))]
+        dhash = np.concatenate([_dhash(part) for part in images.tensor.split(4096)])
+    contents = np.frombuffer(b"".join(hashes), np.uint8).reshape(-1, 16)
+    names = [source.name(i) for i in range(len(source))]
+    paths = [os.path.realpath(name) if os.sep in name else name for name in names]
+    return Fingerprints(paths, contents, made_from(source, contents), dhash)
+
+
+def compare(train: Fingerprints, test: Fingerprints) -> Overlap:
+    """What of the test split is in the training split."""
+    paths = _shared(train.paths, test.paths)
+    contents = _shared(*([row.tobytes() for row in p.contents] for p in (train, test)))
+    contents |= _shared(*([row.tobytes() for row in p.origins] for p in (train, test)))
+    similar = np.isin(test.dhash, train.dhash) & (test.dhash != 0)
+    same = np.flatnonzero(paths | contents)
+    example = test.paths[same[0]] if len(same) else None
+    return Overlap(int(paths.sum()), int(contents.sum()), int(similar.sum()), example)
+
+
+def _shared(train: list, test: list) -> np.ndarray:
+    """(M,) bool, which of the test values are among the training values."""
+    seen = set(train) - {bytes(16)}  # of images that are left out
+    return np.array([value in seen for value in test])
+
+
+def _fingerprint(images: Images, i: int) -> tuple[bytes, int]:
+    """Hash of content and hash of looks of one image."""
+    try:
+        data = read(images.source, i)
+        pixels = decoded(images.source, i, data)
+    except BadImage as error:
+        images.mark_bad(i, error)
+        return bytes(16), 0
+    small = cut(pixels, [0, 0, *pixels.shape[:2]], 8 * SIDE)
+    return content_hash(data), int(_dhash(small[None])[0])
+
+
+def _dhash(images: Tensor) -> np.ndarray:
+    """(B, 3, H, W) -> (B,) uint64: of 8 x 8 places, which are brighter than their right one."""
+    luma = torch.tensor(LUMA, device=images.device)[:, None, None]
+    gray = (images * luma).sum(1, keepdim=True)
+    small = F.adaptive_avg_pool2d(gray, (SIDE, SIDE + 1))[:, 0]
+    brighter = (small[:, :, :-1] > small[:, :, 1:]).flatten(1).cpu().numpy()
+    return np.packbits(brighter, axis=1).view(">u8")[:, 0].astype(np.uint64)

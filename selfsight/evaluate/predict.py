@@ -1,0 +1,53 @@
+"""How many images a classifier gets right: over all ranks, each image exactly once."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from selfsight import distributed
+from selfsight.data.images import Images
+from selfsight.evaluate.classifiers import Classifier
+from selfsight.evaluate.features import plain_views
+from selfsight.views.ops import augment
+
+
+@dataclass(frozen=True)
+class Right:
+    """Of one head: fractions of images whose class is first, and among the first five."""
+
+    top1: float
+    top5: float
+
+
+@torch.no_grad()
+def accuracy(
+    method: Classifier,
+    images: Images,
+    size: int,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    amp: bool = False,
+) -> list[Right]:
+    """Of each head, in eval mode. With five classes or fewer top5 is 1.
+
+    Each rank takes its share of the images, and all know the whole.
+    Args:
+        size: side in pixels that the central square of each image is resized to.
+    """
+    rows = np.arange(distributed.rank(), len(images), distributed.world_size())
+    counts = torch.zeros(len(method.heads), 2, dtype=torch.long, device=images.device)
+    seen, was_training = 0, method.training
+    method.eval()
+    for pixels in plain_views(images, size, rows):
+        x = augment.normalize(pixels, mean, std).contiguous(memory_format=torch.channels_last)
+        labels = images.labels[torch.from_numpy(rows[seen : seen + len(x)]).to(images.device)]
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=amp):
+            scores = method.scores(x)
+        for n, s in enumerate(scores):
+            best = s.float().topk(min(5, s.shape[1]), dim=1).indices == labels[:, None]
+            counts[n] += torch.stack([best[:, 0].sum(), best.sum()])
+        seen += len(x)
+    method.train(was_training)
+    found = distributed.all_sum(counts).tolist()
+    return [Right(first / len(images), five / len(images)) for first, five in found]

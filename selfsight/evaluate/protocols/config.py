@@ -1,0 +1,170 @@
+"""The configuration of an evaluation: the protocol's keys, those of the encoder's run, yours."""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from selfsight import config as layers
+from selfsight.config import Config, Tree, near
+from selfsight.data.images import SMALL
+from selfsight.data.sources.open import DataConfig, with_source
+from selfsight.encoders.backbones import BackboneConfig
+from selfsight.errors import UserError
+from selfsight.evaluate.classifiers import FineTuned, LinearHeads
+from selfsight.train.engine import TrainConfig
+from selfsight.train.precision import Precision
+from selfsight.views.recipe import PRESETS, ViewGroup, preset
+
+PROTOCOLS = Path(__file__).parent / "shipped"
+KINDS = {"heads": "linear-augmented", "finetuned": "finetune"}  # by the name of the method
+
+
+class Labels(Config):
+    """Which training images lend their labels; at most one of the three."""
+
+    fraction: float | None = Field(None, gt=0, le=1)  # of each class
+    shots: int | None = Field(None, ge=1)  # of each class
+    images: str | None = None  # a file that lists them, one a line
+
+    @model_validator(mode="after")
+    def _one(self) -> "Labels":
+        given = [k for k in ("fraction", "shots", "images") if getattr(self, k) is not None]
+        if len(given) > 1:
+            raise ValueError(f"{' and '.join(given)} both say which labels to use; give one")
+        return self
+
+    def which(self) -> Tree:
+        """What was asked for, for the record; nothing where all labels are used."""
+        keys = ("fraction", "shots", "images")
+        return {k: getattr(self, k) for k in keys if getattr(self, k) is not None}
+
+
+class Evaluation(Config):
+    """What every protocol reads."""
+
+    data: DataConfig = DataConfig()
+    allow_overlap: bool = False  # measure even if test images are among the training images
+    untrained: bool = True  # also measure the same network before its first step
+    # for weights that another library wrote:
+    backbone: BackboneConfig | None = None
+    image_size: int | None = Field(None, ge=1)  # side in pixels (default: the encoder's own)
+    format: str | None = None  # of the file (default: recognised by its keys)
+
+
+class KnnConfig(Evaluation):
+    """kNN on cached features."""
+
+    seed: int = Field(0, ge=0)
+    device: str = "auto"
+    precision: Precision = "auto"
+    pixels: bool = True  # also measure the raw pixels
+
+
+class LinearConfig(KnnConfig, Labels):
+    """Logistic regression on cached features."""
+
+
+class TrainedConfig(TrainConfig, Evaluation, Labels):
+    """A classifier that is trained by `fit`: on a frozen encoder, or the whole network."""
+
+    protocol: str  # its name, stamped into the results
+    method: Annotated[LinearHeads.Config | FineTuned.Config, Field(discriminator="name")]
+    views: list[ViewGroup] = Field(min_length=1)
+    drop_path: float = Field(0.0, ge=0, lt=1)  # stochastic depth (arXiv 1603.09382)
+    validation: float = Field(0.1, gt=0, lt=1)  # of each class, held out to choose a rate by
+    weights_sha256: str | None = None  # of what is evaluated; filled in
+
+    @model_validator(mode="after")
+    def _sizes(self) -> "TrainedConfig":
+        if len({group.size for group in self.views}) > 1:
+            raise ValueError("views: a classifier is trained on views of one size")
+        return self
+
+    def identity(self) -> Tree:
+        """Whatever else is measured beside it, it is the same training."""
+        beside = ("untrained", "allow_overlap", "format")
+        return {key: value for key, value in super().identity().items() if key not in beside}
+
+    @property
+    def kind(self) -> Literal["linear-augmented", "finetune"]:
+        return KINDS[self.method.name]
+
+
+def compose_cached(cls: type[Config], base: Tree, overrides: list[str]) -> Any:
+    """The configuration of knn or linear: the encoder's own run, then key=value."""
+    return layers.validate(cls, _over(_only(base, cls), overrides))
+
+
+def compose_trained(
+    protocol: str, kind: str, base: Tree, image_size: int, overrides: list[str]
+) -> TrainedConfig:
+    """The configuration of a trained protocol.
+
+    Args:
+        protocol: a shipped protocol's name or a YAML file.
+        kind: linear-augmented or finetune: what the protocol must be.
+        base: keys of the encoder's own run.
+    """
+    tree = {**layers.read_yaml(protocol_file(protocol)), "protocol": Path(protocol).stem}
+    given = layers.parse_overrides(overrides)
+    size = next((g["image_size"] for g in reversed(given) if g.get("image_size")), image_size)
+    tree = _over(layers.merge(_only(base, TrainedConfig), tree), overrides, size)
+    config = layers.validate(TrainedConfig, tree)
+    if config.kind != kind:
+        raise UserError(f"--protocol {protocol}: is a protocol for `selfsight {config.kind}`")
+    if config.views[0].size != size:
+        raise UserError(
+            f"views.0.size={config.views[0].size}: the test images have image_size={size}; "
+            f"make them equal"
+        )
+    return config
+
+
+def sized(name: str, size: int) -> list[Tree]:
+    """A preset at this size, in its small variant, if it has one, for small images."""
+    small = f"{name}-small"
+    fits = small if size <= SMALL and small in PRESETS else name
+    return [{**group, "size": size} for group in preset(fits)]
+
+
+def protocol_file(protocol: str) -> Path:
+    """The file of a shipped protocol, or the file itself."""
+    shipped = PROTOCOLS / f"{protocol}.yaml"
+    if shipped.is_file():
+        return shipped
+    if Path(protocol).is_file():
+        return Path(protocol)
+    names = protocols()
+    raise UserError(
+        f"--protocol {protocol}: no such protocol or file.{near(protocol, names)} "
+        f"Known: {', '.join(names)}"
+    )
+
+
+def protocols() -> list[str]:
+    """The names of the shipped protocols of training."""
+    return sorted(p.stem for p in PROTOCOLS.glob("*.yaml"))
+
+
+def title(name: str) -> str:
+    """The comment on the first line of a protocol."""
+    with protocol_file(name).open(encoding="utf-8") as file:
+        return file.readline().removeprefix("#").strip()
+
+
+def _only(base: Tree, cls: type[Config]) -> Tree:
+    return {k: v for k, v in base.items() if k in cls.model_fields}
+
+
+def _over(tree: Tree, overrides: list[str], size: int = 0) -> Tree:
+    """The overrides, one layer after the other; names of presets become views of this size."""
+    for layer in ({}, *layers.parse_overrides(overrides)):
+        if isinstance(layer.get("data"), dict):
+            layer = {**layer, "data": with_source(layer["data"])}
+        if isinstance(layer.get("views"), str):
+            layer = {**layer, "views": sized(layer["views"], size)}
+        tree = layers.merge(tree, layer)
+        if isinstance(tree.get("views"), str):
+            tree = {**tree, "views": sized(tree["views"], size)}
+    return tree

@@ -1,0 +1,102 @@
+"""What all evaluations begin and end with: processes, splits, and the record."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Any
+
+import torch
+
+from selfsight import distributed
+from selfsight.errors import UserError
+from selfsight.evaluate.protocols.config import Evaluation
+from selfsight.evaluate.protocols.results import VERSIONS, Result, store
+from selfsight.evaluate.protocols.splits import Splits, open_splits
+from selfsight.evaluate.protocols.target import EvaluationTarget
+from selfsight.files import locked
+from selfsight.train.log import console, read_metrics
+from selfsight.train.precision import pick_device, pick_precision, prepare
+
+
+@dataclass(frozen=True)
+class EvaluationContext:
+    """One evaluation under way.
+
+    Attributes:
+        amp: whether networks run in bf16.
+    """
+
+    target: EvaluationTarget
+    config: Any
+    device: torch.device
+    splits: Splits
+    amp: bool
+
+    @property
+    def size(self) -> int:
+        """Side in pixels of what the networks see."""
+        return self.config.image_size or self.target.encoder.image_size
+
+    def result(
+        self,
+        protocol: str,
+        kind: str,
+        evaluated: str,
+        metrics: dict[str, float],
+        settings: dict[str, Any],
+        cost: dict[str, float],
+        weights_sha256: str | None,
+    ) -> Result:
+        """The record of one measurement; of the encoder it also says what pretraining took."""
+        if evaluated == "encoder" and self.target.run is not None:
+            trained = read_metrics(self.target.home / "metrics.jsonl")
+            if trained:
+                cost = {**cost, "pretrain_seconds": trained[-1]["seconds"]}
+        return Result(
+            protocol,
+            kind,
+            VERSIONS[kind],
+            evaluated,
+            metrics,
+            settings,
+            self.config.seed,
+            {name: round(value, 3) for name, value in cost.items()},
+            weights_sha256,
+            self.splits.describe(self.config),
+            self.splits.overlap,
+            version("selfsight"),
+        )
+
+    def keep(self, results: list[Result]) -> list[Result]:
+        """Store them, by rank 0."""
+        if distributed.rank() == 0:
+            self.target.folder.mkdir(parents=True, exist_ok=True)
+            with locked(self.target.folder):
+                store(self.target.folder, results)
+        distributed.barrier()
+        return results
+
+
+@contextmanager
+def open_context(target: EvaluationTarget, config: Evaluation) -> Iterator[EvaluationContext]:
+    """Join the other processes if there are some, open the splits, and leave in order."""
+    device = distributed.setup(pick_device(config.device))
+    try:
+        prepare(device)
+        if target.loaded and distributed.rank() == 0:
+            console.print(target.loaded, soft_wrap=True)
+        _check_size(target, config)
+        splits = open_splits(config, target, device)
+        amp = pick_precision(config.precision, device) == "bf16"
+        yield EvaluationContext(target, config, device, splits, amp)
+    finally:
+        distributed.teardown()
+
+
+def _check_size(target: EvaluationTarget, config: Evaluation) -> None:
+    """Transformers were built for one size."""
+    own, size = target.encoder.image_size, config.image_size
+    name = target.encoder.description["backbone"]["name"]
+    if size not in (None, own) and ("vit" in name or "deit" in name):
+        raise UserError(f"image_size={size}: {name} was built for {own} pixels; leave it out")

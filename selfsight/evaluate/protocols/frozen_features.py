@@ -1,0 +1,165 @@
+"""Protocols on cached features: `knn` and `linear`."""
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from selfsight import distributed
+from selfsight.data.images import Images
+from selfsight.evaluate.features import extract, raw_pixels, read_features, scale_of, weights_hash
+from selfsight.evaluate.knn import knn_accuracy
+from selfsight.evaluate.linear import linear_probe
+from selfsight.evaluate.protocols.config import KnnConfig, LinearConfig, compose_cached
+from selfsight.evaluate.protocols.context import EvaluationContext, open_context
+from selfsight.evaluate.protocols.results import VERSIONS, Result
+from selfsight.evaluate.protocols.splits import labelled, subset_record, write_subset
+from selfsight.evaluate.protocols.target import open_target
+
+PIXELS = 2**31  # bytes: raw pixels are compared if they need no more than this
+Where = str | Path
+Metrics = dict[str, float]
+
+
+@dataclass(frozen=True)
+class _Features:
+    """Of one thing that is evaluated: the encoder, the untrained one, or the pixels."""
+
+    name: str
+    train: Tensor
+    test: Tensor
+    seconds: float
+    weights_sha256: str | None
+
+
+def knn(
+    where: Where, overrides: list[str] | None = None, folder: str | None = None
+) -> list[Result]:
+    """kNN accuracy on the test split of an encoder, of an untrained one and of raw pixels.
+
+    Protocol: cosine, k = 20 and 200, votes weighted with exp(cosine / 0.07) (arXiv 1805.01978).
+    Args:
+        where: a finished run's folder, an encoder.safetensors, or a checkpoint of another library.
+        overrides: 'key=value' of measure.config.KnnConfig: data.*, device, allow_overlap, ...
+        folder: where results.json goes (default: the run).
+    Raises: UserError if weights do not fit, or if test images are among the training images.
+    """
+
+    def measure(x: _Features, y: Tensor, y_test: Tensor, context: EvaluationContext) -> Metrics:
+        how = {"ks": (20, 200), "temperature": 0.07, "device": context.device}
+        accuracy = knn_accuracy(x.train, y, x.test, y_test, **how)
+        return {f"k{k}": value for k, value in accuracy.items()}
+
+    return _measure_features("knn", KnnConfig, where, overrides, folder, measure)
+
+
+def linear(
+    where: Where, overrides: list[str] | None = None, folder: str | None = None
+) -> list[Result]:
+    """Logistic regression on cached features; arguments and comparisons as in `knn`.
+
+    Protocol: L2 penalty chosen on a fifth of the training split, the test split used once: top-1
+        and top-5. Then with 1 and 5 labels per class: mean and standard deviation over 10 draws.
+    With fraction, shots or images: the same on these labels alone.
+    """
+
+    def measure(x: _Features, y: Tensor, y_test: Tensor, context: EvaluationContext) -> Metrics:
+        how = {"shots": ()} if context.config.which() else {}
+        result = linear_probe(
+            x.train, y, x.test, y_test, context.config.seed, context.device, **how
+        )
+        metrics = {"top1": result.top1, "top5": result.top5, "chosen_c": result.strength}
+        if result.validation:
+            metrics["validation_top1"] = result.validation[result.strength]
+        for shots, (mean, deviation) in result.few.items():
+            metrics[f"shots{shots}"] = mean
+            metrics[f"shots{shots}_std"] = deviation
+        return metrics
+
+    return _measure_features("linear", LinearConfig, where, overrides, folder, measure)
+
+
+def _measure_features(
+    protocol: str,
+    cls: type[KnnConfig],
+    where: Where,
+    overrides: list[str] | None,
+    folder: str | None,
+    measure: Callable[..., Metrics],
+) -> list[Result]:
+    target = open_target(where, overrides or [], folder)
+    config = compose_cached(cls, target.base, overrides or [])
+    results = []
+    with open_context(target, config) as context:
+        train, test, settings = context.splits.train, context.splits.test, {}
+        rows = None
+        if isinstance(config, LinearConfig) and config.which():
+            subset = labelled(config, train, config.seed)
+            place = target.folder / "subsets" / subset.sha256[:8]
+            write_subset(config, subset, train, config.seed, place)
+            rows, settings = torch.from_numpy(subset.rows), subset_record(config, subset)
+        for x in _compared(context):
+            began = time.perf_counter()
+            metrics: Metrics = {}
+            if distributed.rank() == 0:
+                y = train.labels if rows is None else train.labels[rows]
+                x = x if rows is None else replace(x, train=x.train[rows])
+                metrics = measure(x, y, test.labels, context)
+            metrics = distributed.share(metrics)
+            cost = {"features_seconds": x.seconds, "seconds": time.perf_counter() - began}
+            record = (x.name, metrics, settings, cost, x.weights_sha256)
+            results.append(context.result(protocol, protocol, *record))
+        return context.keep(results)
+
+
+def _compared(context: EvaluationContext) -> Iterator[_Features]:
+    """The encoder, the same network as it was before its first step, and the raw pixels."""
+    yield _read(context, "encoder", context.target.encoder.build())
+    if context.config.untrained:
+        yield _read(context, "untrained", context.target.untrained.build())
+    train, test = context.splits.train, context.splits.test
+    size = 4 * 3 * context.size**2 * (len(train) + len(test))
+    if context.config.pixels and size <= PIXELS:
+        began = time.perf_counter()
+        a, b = (raw_pixels(images, context.size) for images in (train, test))
+        yield _Features("pixels", a, b, time.perf_counter() - began, None)
+
+
+def _read(context: EvaluationContext, name: str, network: nn.Module) -> _Features:
+    """Features of both splits, from the disk if the same network has read the same images."""
+    network.to(device=context.device, memory_format=torch.channels_last)
+    sha, began = weights_hash(network), time.perf_counter()
+    data = context.config.data
+    how = (context.size, data.mean, data.std)
+    # one scale for both splits, or the test features would be standardised wrongly
+    scale = distributed.share(scale_of(network, context.splits.train, *how, amp=context.amp))
+    both = [
+        _cached(context, network, sha, images, digest, scale)
+        for images, digest in zip(
+            (context.splits.train, context.splits.test), context.splits.digests, strict=True
+        )
+    ]
+    return _Features(name, *both, time.perf_counter() - began, sha)
+
+
+def _cached(
+    context: EvaluationContext,
+    network: nn.Module,
+    sha: str,
+    images: Images,
+    digest: str,
+    scale: float,
+) -> Tensor:
+    data = context.config.data
+    what = [sha, digest, context.size, data.mean, data.std, context.amp, scale, VERSIONS["knn"]]
+    key = hashlib.sha256(json.dumps(what).encode()).hexdigest()[:16]
+    file = context.target.folder / "features" / f"{key}.npy"
+    if distributed.share(file.is_file()):
+        return read_features(file)
+    how = {"amp": context.amp, "file": file, "shared": True, "scale": scale}
+    return extract(network, images, context.size, data.mean, data.std, **how)

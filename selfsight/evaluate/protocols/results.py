@@ -1,0 +1,97 @@
+"""The records of results.json: each says by which protocol, on what, and at what cost."""
+
+import json
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from selfsight.files import write_json
+
+# A change that moves a protocol's numbers raises its version.
+VERSIONS = {"knn": 2, "linear": 2, "linear-augmented": 1, "finetune": 1}
+MAIN = {"knn": "k20"}  # the metric that a protocol is judged by, where it is not top1
+
+
+@dataclass(frozen=True)
+class Result:
+    """One record.
+
+    Attributes:
+        protocol, version: of the definition that it was measured by; kind: knn, linear,
+            linear-augmented or finetune, which the protocol is one of.
+        evaluated: encoder, untrained or pixels.
+        metrics: name -> value, accuracies in [0, 1], all on the test split.
+        settings: what else defines it: the share of labels, keys that differ from the protocol's.
+        cost: seconds.
+        overlap: images that the test split shares with the training split, and whether that was
+            allowed.
+    """
+
+    protocol: str
+    kind: str
+    version: int
+    evaluated: str
+    metrics: dict[str, float]
+    settings: dict[str, Any]
+    seed: int
+    cost: dict[str, float]
+    weights_sha256: str | None
+    data: dict[str, Any]
+    overlap: dict[str, Any] = field(default_factory=dict)
+    selfsight: str = ""
+
+
+def read_results(folder: Path) -> list[dict[str, Any]]:
+    """The records of a folder's results.json."""
+    path = Path(folder) / "results.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
+
+
+def store(folder: Path, results: list[Result]) -> None:
+    """Add records; one of the same protocol, seed, data and thing evaluated is replaced."""
+    new = [vars(result) for result in results]
+    replaced = {_what(record) for record in new}
+    kept = [record for record in read_results(folder) if _what(record) not in replaced]
+    write_json(folder / "results.json", kept + new)
+
+
+def _what(record: dict[str, Any]) -> str:
+    keys = ("protocol", "version", "evaluated", "settings", "seed", "data", "weights_sha256")
+    return json.dumps([record.get(k) for k in keys], sort_keys=True)
+
+
+def main_metric(record: dict[str, Any]) -> float:
+    """The accuracy that a record is judged by."""
+    return record["metrics"][MAIN.get(record.get("kind", record["protocol"]), "top1")]
+
+
+def notes(results: list[Result]) -> list[str]:
+    """What a reader must not miss, a sentence each: an encoder that is no better than untrained,
+    images in both splits."""
+    said = []
+    by_name = {result.evaluated: result for result in results}
+    encoder, untrained = by_name.get("encoder"), by_name.get("untrained")
+    if encoder and untrained:
+        a, b = main_metric(vars(encoder)), main_metric(vars(untrained))
+        margin = noise(a, b, encoder.data["test"])
+        if a - b <= margin:
+            said.append(
+                f"{encoder.protocol}: the encoder scores no better than untrained "
+                f"({a:.1%} against {b:.1%}; with {encoder.data['test']:,} test images a difference "
+                f"up to {margin:.1%} is noise)"
+            )
+    shared = encoder.overlap if encoder else {}
+    if shared.get("allowed") and (shared.get("paths") or shared.get("contents")):
+        count = max(shared["paths"], shared["contents"])
+        said.append(
+            f"{encoder.protocol}: {count} test images are training images, too "
+            f"(allow_overlap=true): this is no measure of generalisation"
+        )
+    return said
+
+
+def noise(a: float, b: float, n: int) -> float:
+    """Half the 95 % interval of the difference of two accuracies on n images, as if independent:
+    1.96 sqrt((a (1 - a) + b (1 - b)) / n)."""
+    return 1.96 * math.sqrt((a * (1 - a) + b * (1 - b)) / n)

@@ -1,0 +1,65 @@
+"""Testing a classifier that `linear-augmented` or `finetune` has trained, without training one."""
+
+import time
+from pathlib import Path
+
+from selfsight import config as layers
+from selfsight.errors import UserError
+from selfsight.evaluate.features import weights_hash
+from selfsight.evaluate.protocols.config import TrainedConfig
+from selfsight.evaluate.protocols.context import open_context
+from selfsight.evaluate.protocols.results import Result
+from selfsight.evaluate.protocols.target import open_target
+from selfsight.evaluate.protocols.trained_classifier import test_classifier
+
+KEYS = ("data.", "device", "precision", "allow_overlap")  # what may differ from its training
+
+
+def retest(
+    where: str | Path,
+    classifier: str | Path,
+    overrides: list[str] | None = None,
+    folder: str | None = None,
+) -> list[Result]:
+    """Top-1 and top-5 on the test split of a classifier as it is on the disk.
+
+    Args:
+        where: the encoder that it was trained on.
+        classifier: its folder, such as RUN/evaluations/linear-augmented-ab12cd/encoder, or one of
+            the files in the folder's checkpoints/.
+        overrides: 'key=value' of data, device and precision; the rest is the classifier's.
+    Raises: UserError if it is none, or was trained on another encoder.
+    """
+    target = open_target(where, overrides or [], folder)
+    home = _folder(Path(classifier))
+    tree = layers.validate(TrainedConfig, layers.read_yaml(home / "config.yaml")).tree()
+    given = [text for text in overrides or [] if text.startswith(KEYS)]
+    for layer in layers.parse_overrides(given):
+        tree = layers.merge(tree, layer)
+    config = layers.validate(TrainedConfig, tree)
+    if config.weights_sha256 != target.weights_sha256:
+        raise UserError(f"'{classifier}': was trained on another encoder than '{where}'")
+    if len(getattr(config.method, "lr_factors", (1,))) > 1:
+        raise UserError(f"'{classifier}': holds several classifiers; its own evaluation chose one")
+    if not any((home / "checkpoints").glob("step-*.pt")):
+        raise UserError(f"'{classifier}': has not been trained yet; it holds no checkpoint")
+    with open_context(target, config) as context:
+        began = time.perf_counter()
+        before = weights_hash(target.encoder.build())
+        classes = len(context.splits.train.classes)
+        metrics = test_classifier(context, target.encoder, home, classes, None, before)
+        cost = {"seconds": time.perf_counter() - began}
+        settings = {"classifier": str(home)}
+        record = (config.protocol, config.kind, "encoder", metrics, settings, cost, before)
+        return context.keep([context.result(*record)])
+
+
+def _folder(path: Path) -> Path:
+    """The folder of a classifier's training."""
+    home = path.parent.parent if path.is_file() and path.parent.name == "checkpoints" else path
+    if home.name == "encoder" and (home / "config.yaml").is_file():  # not that of `untrained`
+        return home
+    raise UserError(
+        f"--classifier {path}: is no classifier that Selfsight has trained; give a folder such as "
+        f"RUN/evaluations/linear-augmented-ab12cd/encoder"
+    )

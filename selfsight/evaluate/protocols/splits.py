@@ -1,0 +1,162 @@
+"""The images of an evaluation: two labelled splits that share none, and the labels that may be
+used."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from selfsight import distributed
+from selfsight.data.bad import BadImages
+from selfsight.data.images import Images
+from selfsight.data.source import align, cache_beside
+from selfsight.data.sources.open import LOADING_KEYS, DataConfig, open_source
+from selfsight.errors import UserError
+from selfsight.evaluate import subsets
+from selfsight.evaluate.overlap import Fingerprints, Overlap, compare, fingerprints
+from selfsight.evaluate.protocols.config import Evaluation, Labels
+from selfsight.evaluate.protocols.target import EvaluationTarget
+from selfsight.files import write_json, write_text
+from selfsight.train.log import console
+
+MANY = 200_000  # images whose reading takes so long that it is said
+
+
+@dataclass(frozen=True)
+class Splits:
+    """Train and test images.
+
+    Attributes:
+        digests: name either split by its content.
+        overlap: what they share, for the record.
+    """
+
+    train: Images
+    test: Images
+    digests: tuple[str, str]
+    overlap: dict[str, Any]
+
+    def describe(self, config: Evaluation) -> dict[str, Any]:
+        """For the record: the keys of the data and the number of images."""
+        counts = {"train": len(self.train), "test": len(self.test)}
+        return {**config.data.model_dump(mode="json"), **counts}
+
+
+def open_splits(config: Evaluation, target: EvaluationTarget, device: torch.device) -> Splits:
+    """Open both, and compare the test split with the training split and, where the encoder was
+    pretrained on other images, with those.
+
+    Raises: UserError if there are no labels, if classes differ, or for a shared image unless
+        allow_overlap.
+    """
+    where = _named(config.data)
+    cache = cache_beside(target.folder)
+    train, test = (open_source(config.data, split, cache) for split in ("train", "test"))
+    if train is None or train.classes is None:
+        raise UserError(
+            f"{where}: has no labels to measure against; name a labelled set with data.path=..."
+        )
+    if test is None or test.classes is None:
+        raise UserError(f"{where}: its test split has no labels")
+    try:
+        align(test, train.classes)
+    except ValueError as error:
+        raise UserError(
+            f"{where}: train and test split have different classes "
+            f"({len(train.classes)} and {len(test.classes)}); of the test split, {error}"
+        ) from None
+    bad = BadImages(None, len(train), config.data.max_bad)
+    images = Images(train, config.data, device, bad), Images(test, config.data, device)
+    digests, overlap, broken = None, None, []
+    if distributed.rank() == 0:
+        digests, overlap = _compare(config, target, *images)
+        broken = images[0].broken()
+        if broken:
+            example = bad.lines[0].replace("\t", ": ")
+            line = f"{len(broken)} broken training images are left out, such as {example}"
+            console.print(line, soft_wrap=True, markup=False)
+    digests, overlap, broken = distributed.share((digests, overlap, broken))
+    return Splits(images[0].without(broken), images[1], digests, overlap)
+
+
+def _named(data: DataConfig) -> str:
+    return f"data.path={data.path}" if data.path else f"data.source={data.source}"
+
+
+def _compare(
+    config: Evaluation, target: EvaluationTarget, train: Images, test: Images
+) -> tuple[tuple[str, str], dict[str, Any]]:
+    """The digests of both splits and the record of what they share."""
+    if len(train) + len(test) > MANY:
+        console.print(f"Reading {len(train) + len(test):,} images to compare the two splits")
+    a, b = fingerprints(train), fingerprints(test)
+    found = {"training": compare(a, b)}
+    before = _pretraining(config, target)
+    if before is not None:
+        found["pretraining"] = compare(before, b)
+    for what, overlap in found.items():
+        _refuse(config, what, overlap)
+    worst = max(found.values(), key=lambda o: (o.paths + o.contents, o.similar))
+    record = {
+        "paths": worst.paths,
+        "contents": worst.contents,
+        "similar": worst.similar,
+        "allowed": config.allow_overlap,
+        "compared_with": list(found),
+    }
+    return (a.digest, b.digest), record
+
+
+def _pretraining(config: Evaluation, target: EvaluationTarget) -> Fingerprints | None:
+    """Of the images that the encoder was pretrained on, if they are others and still there."""
+    if target.run is None or target.encoder.description["pretrained_on"]["images"] == 0:
+        return None
+    then, now = (
+        data.model_dump(exclude=set(LOADING_KEYS)) for data in (target.run.data, config.data)
+    )
+    if then == now:
+        return None
+    data = target.run.data
+    try:
+        source = open_source(data, "train", cache_beside(target.folder))
+        bad = BadImages(None, len(source), 1.0)
+        return fingerprints(Images(source, data, torch.device("cpu"), bad))
+    except UserError:
+        return None  # moved or deleted meanwhile: the record says what was compared
+
+
+def _refuse(config: Evaluation, what: str, overlap: Overlap) -> None:
+    if config.allow_overlap or not overlap.paths + overlap.contents:
+        return
+    count = max(overlap.paths, overlap.contents)
+    raise UserError(
+        f"{_named(config.data)}: {count} test images are among the {what} images, such as "
+        f"{overlap.example}; use another test split, or set allow_overlap=true, which the result "
+        f"will say"
+    )
+
+
+def labelled(config: Labels, train: Images, seed: int) -> subsets.LabelSubset:
+    """The training images whose labels may be used."""
+    if config.images is not None:
+        return subsets.listed(train.source, config.images)
+    return subsets.draw(train.labels.cpu().numpy(), seed, config.fraction, config.shots)
+
+
+def write_subset(
+    config: Labels, subset: subsets.LabelSubset, train: Images, seed: int, folder: Path
+) -> None:
+    """subset.txt, which `images=` can read again, and subset.json; nothing if all are used."""
+    if config.which() and distributed.rank() == 0:
+        names = [train.source.name(int(i)) for i in subset.rows]
+        write_text(folder / "subset.txt", "".join(f"{name}\n" for name in names))
+        about = {**config.which(), "seed": seed, "images": len(names), "sha256": subset.sha256}
+        write_json(folder / "subset.json", about)
+
+
+def subset_record(config: Labels, subset: subsets.LabelSubset) -> dict[str, Any]:
+    """What the record says of the labels used; nothing if all are."""
+    if not config.which():
+        return {}
+    return {**config.which(), "labels": len(subset.rows), "subset_sha256": subset.sha256}

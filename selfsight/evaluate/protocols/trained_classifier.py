@@ -1,0 +1,234 @@
+"""Protocols that train a classifier by `fit`: `linear-augmented` and `finetune`."""
+
+import json
+import time
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from selfsight import config as layers
+from selfsight import distributed, randomness
+from selfsight.data.images import Images
+from selfsight.encoders.artifact import Network
+from selfsight.errors import UserError
+from selfsight.evaluate.classifiers import Classifier, FineTuned, LinearHeads
+from selfsight.evaluate.features import weights_hash
+from selfsight.evaluate.predict import accuracy
+from selfsight.evaluate.protocols.config import TrainedConfig, compose_trained
+from selfsight.evaluate.protocols.context import EvaluationContext, open_context
+from selfsight.evaluate.protocols.results import Result
+from selfsight.evaluate.protocols.splits import labelled, subset_record, write_subset
+from selfsight.evaluate.protocols.target import open_target
+from selfsight.evaluate.subsets import hold_out
+from selfsight.files import locked, write_json
+from selfsight.train.checkpoint import Checkpoints
+from selfsight.train.engine import fit
+from selfsight.train.folder import claim
+from selfsight.train.loader import make_loader
+from selfsight.train.log import console
+
+CLASSIFIERS = {"heads": LinearHeads, "finetuned": FineTuned}
+
+
+def linear_augmented(
+    where: str | Path,
+    overrides: list[str] | None = None,
+    folder: str | None = None,
+    protocol: str = "linear-augmented",
+    quiet: bool = False,
+) -> list[Result]:
+    """A linear classifier on a frozen encoder, trained on augmented views: top-1 and top-5.
+
+    The test split is used once, at the end, by the checkpoint of the last step as it is on disk. Of
+    several learning rates (method.lr_factors) the best on a validation part is tested.
+    Args:
+        where: a finished run's folder, an encoder.safetensors, or a checkpoint of another library.
+        overrides: 'key=value' of measure.config.TrainedConfig.
+        folder: where results.json goes, and below it evaluations/ (default: the run).
+        protocol: a shipped protocol's name or a YAML file.
+    Raises: UserError if weights do not fit, if test images are among the training images, or for a
+        loss that is not finite; train.signals.Interrupted after SIGTERM or Ctrl-C.
+    """
+    return _train_and_test("linear-augmented", protocol, where, overrides or [], folder, quiet)
+
+
+def finetune(
+    where: str | Path,
+    overrides: list[str] | None = None,
+    folder: str | None = None,
+    protocol: str = "finetune",
+    quiet: bool = False,
+) -> list[Result]:
+    """The whole network trained as a classifier; arguments as in `linear_augmented`.
+
+    `untrained` is the same network trained from scratch on the same labels.
+    """
+    return _train_and_test("finetune", protocol, where, overrides or [], folder, quiet)
+
+
+@dataclass(frozen=True)
+class _Labelled:
+    """The images that a classifier learns from, and those that choose its rate, if any do."""
+
+    train: Images
+    validation: Images | None
+    settings: dict[str, Any]
+
+
+def _train_and_test(
+    kind: str,
+    protocol: str,
+    where: str | Path,
+    overrides: list[str],
+    folder: str | None,
+    quiet: bool,
+) -> list[Result]:
+    target = open_target(where, overrides, folder)
+    config = compose_trained(protocol, kind, target.base, target.encoder.image_size, overrides)
+    config = config.model_copy(update={"weights_sha256": target.weights_sha256})
+    home = target.folder / "evaluations" / f"{config.protocol}-{config.fingerprint()}"
+    with open_context(target, config) as context:
+        images = _labels(context, home)
+        networks = {"encoder": target.encoder}
+        if config.untrained:
+            networks["untrained"] = target.untrained
+        results = []
+        for name, network in networks.items():
+            metrics, cost, sha = _train(context, network, images, home / name, quiet)
+            settings = {**images.settings, **_changed(protocol, kind, context, overrides)}
+            record = (config.protocol, kind, name, metrics, settings, cost, sha)
+            results.append(context.result(*record))
+        return context.keep(results)
+
+
+def _changed(
+    protocol: str, kind: str, context: EvaluationContext, overrides: list[str]
+) -> dict[str, Any]:
+    """The keys of the protocol that were changed for this evaluation."""
+    target = context.target
+    plain = compose_trained(protocol, kind, target.base, target.encoder.image_size, [])
+    skip = ("data.", "fraction", "shots", "images", "weights_sha256")
+    before = dict(layers.flatten(plain.identity()))
+    changed = {
+        key: value
+        for key, value in layers.flatten(context.config.identity())
+        if value != before.get(key) and not key.startswith(skip)
+    }
+    return {"changed": changed} if changed else {}
+
+
+def _labels(context: EvaluationContext, home: Path) -> _Labelled:
+    """Draw the labelled images; hold a part of them out if there is a rate to choose."""
+    config, train = context.config, context.splits.train
+    subset = labelled(config, train, config.seed)
+    rows, validation = subset.rows, None
+    if isinstance(config.method, LinearHeads.Config) and len(config.method.lr_factors) > 1:
+        held = hold_out(train.labels.cpu().numpy()[rows], config.validation, config.seed)
+        if not held.any():
+            raise UserError(
+                f"method.lr_factors={list(config.method.lr_factors)}: one label per class leaves "
+                f"none to choose among them; give one factor, or more labels"
+            )
+        validation, rows = train.part(rows[held]), rows[~held]
+    write_subset(config, subset, train, config.seed, home)
+    return _Labelled(train.part(rows), validation, subset_record(config, subset))
+
+
+def _train(
+    context: EvaluationContext, network: Network, images: _Labelled, folder: Path, quiet: bool
+) -> tuple[dict[str, float], dict[str, float], str]:
+    """Metrics, cost and hash of the network's weights; from the disk if it was done before."""
+    done = folder / "result.json"
+    if distributed.share(done.is_file()):
+        stored = json.loads(done.read_text(encoding="utf-8"))
+        return stored["metrics"], stored["cost"], stored["weights_sha256"]
+    first = distributed.rank() == 0
+    if first:
+        claim(folder, context.config)
+    distributed.barrier()
+    with locked(folder) if first else nullcontext():
+        config = fit_batch_size(context.config, len(images.train))
+        loader = make_loader(config, images.train)
+        classes = len(images.train.classes)
+        if first and not quiet:
+            _announce(config, folder, len(images.train), classes)
+        before = weights_hash(network.build())
+        seconds = fit(
+            _classifier(network, config, classes),
+            loader,
+            config,
+            folder,
+            context.device,
+            quiet=quiet,
+        )
+        began = time.perf_counter()
+        metrics = test_classifier(context, network, folder, classes, images.validation, before)
+        cost = {"train_seconds": seconds, "seconds": time.perf_counter() - began}
+        record = {"metrics": metrics, "cost": cost, "weights_sha256": before}
+        if first:
+            write_json(done, record)
+    distributed.barrier()
+    return metrics, cost, before
+
+
+def _classifier(network: Network, config: TrainedConfig, classes: int) -> Classifier:
+    """The network under new heads, whose weights follow from the seed."""
+    backbone = network.build(config.drop_path)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(randomness.key(randomness.WEIGHTS, config.seed, 2) >> 1)
+        return CLASSIFIERS[config.method.name](backbone, config.method, classes)
+
+
+def test_classifier(
+    context: EvaluationContext,
+    network: Network,
+    folder: Path,
+    classes: int,
+    validation: Images | None,
+    before: str,
+) -> dict[str, float]:
+    """Read the last checkpoint, choose among its heads, and go through the test split once."""
+    config = context.config
+    method = _classifier(network, config, classes)
+    step, state = Checkpoints(folder / "checkpoints", config.checkpoint.keep).load(context.device)
+    method.load_state_dict(state["method"], strict=True)
+    if config.kind == "linear-augmented" and weights_hash(method.backbone) != before:
+        raise UserError(f"'{folder}': the frozen encoder changed while its classifier was trained")
+    method.to(device=context.device, memory_format=torch.channels_last)
+    how = (context.size, config.data.mean, config.data.std, context.amp)
+    chosen: dict[str, float] = {}
+    if validation is not None:
+        scores = [right.top1 for right in accuracy(method, validation, *how)]
+        best = int(np.argmax(scores))
+        factor = config.method.lr_factors[best]
+        chosen = {"chosen_lr_factor": factor, "validation_top1": scores[best]}
+        method.heads = nn.ModuleList([method.heads[best]])
+    (right,) = accuracy(method, context.splits.test, *how)
+    return {"top1": right.top1, "top5": right.top5, **chosen, "steps": step}
+
+
+def fit_batch_size(config: TrainedConfig, images: int) -> TrainedConfig:
+    """The configuration with a batch that so few images can fill."""
+    method = config.method
+    mixing = isinstance(method, FineTuned.Config) and (method.mixup or method.cutmix)
+    unit = distributed.world_size() * config.accumulate * (2 if mixing else 1)
+    batch = min(config.batch_size, images) // unit * unit
+    if batch < 2:
+        raise UserError(
+            f"batch_size={config.batch_size}: {images} labelled images are too few for "
+            f"{distributed.world_size()} processes x accumulate={config.accumulate}"
+        )
+    return config.model_copy(update={"batch_size": batch})
+
+
+def _announce(config: TrainedConfig, folder: Path, images: int, classes: int) -> None:
+    console.print(
+        f"{config.protocol} of {folder.name} on {images:,} labelled images ({classes} classes), "
+        f"{config.epochs} epochs of batch {config.batch_size} -> {folder}",
+        soft_wrap=True,
+    )

@@ -1,0 +1,236 @@
+"""Run a grid: what is missing, on all devices, whatever happens to single cells; then its table."""
+
+import contextlib
+import json
+import os
+import platform
+import queue
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from selfsight.files import locked, write_json
+from selfsight.grid.cell import read_outcome
+from selfsight.grid.plan import GridConfig, Job, plan
+from selfsight.report.rows import Cell
+
+PACKAGES = ("selfsight", "torch", "timm", "scikit-learn")
+
+
+class Stopped(Exception):
+    """A signal ended the grid; finished cells stay, unfinished ones are saved."""
+
+
+def bench(
+    grid: GridConfig,
+    folder: Path,
+    jobs: int | None = None,
+    device: str = "auto",
+    say: Callable[[str], None] = print,
+) -> tuple[list[Cell], dict[str, Any]]:
+    """Run what is missing of a grid.
+
+    Returns: the cells, finished or with the reason why not; how they were measured.
+
+    Args:
+        folder: of the grid; each cell has a folder below cells/, named after its configuration, so
+            that a changed grid keeps what is still asked for.
+        jobs: cells at a time (default: the grid's, else one a GPU or one a core).
+        device: auto, cpu, cuda, or cuda:1 and its like.
+        say: takes a line of progress.
+    Raises: UserError before anything runs for a grid that does not fit; Stopped.
+    """
+    asked = plan(grid)
+    folder.mkdir(parents=True, exist_ok=True)
+    with locked(folder):
+        missing = [job for job in asked if not finished(grid, job, folder)]
+        say(f"{len(asked)} cells, {len(asked) - len(missing)} of them done -> {folder}")
+        slots, threads = worker_devices(device, jobs or grid.jobs, len(missing))
+        errors = _run(grid, missing, folder, slots, threads, say) if missing else {}
+        cells = [cell for job in asked for cell in read_cells(grid, job, folder, errors)]
+        return cells, _about(asked, folder)
+
+
+def finished(grid: GridConfig, job: Job, folder: Path) -> bool:
+    """Whether every protocol of the cell has its result."""
+    done = read_outcome(folder / "cells" / job.folder)["done"]
+    return all(_key(tree) in done for tree in _protocols(grid))
+
+
+def _protocols(grid: GridConfig) -> list[dict[str, Any]]:
+    return [protocol.model_dump(mode="json") for protocol in grid.protocols]
+
+
+def _key(tree: dict[str, Any]) -> str:
+    return json.dumps(tree, sort_keys=True)
+
+
+def worker_devices(device: str, jobs: int | None, cells: int) -> tuple[list[str], int]:
+    """A device for each cell that runs at a time, and the threads that each may use."""
+    if device == "auto" and torch.cuda.is_available():
+        devices = [f"cuda:{n}" for n in range(torch.cuda.device_count())]
+    else:
+        devices = ["cpu" if device == "auto" else device]
+    cores = os.cpu_count() or 1
+    count = jobs or (cores if devices == ["cpu"] else len(devices))
+    count = max(1, min(count, cells))
+    return [devices[n % len(devices)] for n in range(count)], max(1, cores // count)
+
+
+def _run(
+    grid: GridConfig,
+    missing: list[Job],
+    folder: Path,
+    slots: list[str],
+    threads: int,
+    say: Callable[[str], None],
+) -> dict[str, str]:
+    """Each cell in a process; {cell's folder: reason} of those that failed."""
+    free: queue.SimpleQueue[str] = queue.SimpleQueue()
+    for slot in slots:
+        free.put(slot)
+    alive: set[subprocess.Popen] = set()
+    errors: dict[str, str] = {}
+    stop = threading.Event()
+
+    def one(job: Job) -> str | None:
+        device = free.get()
+        try:
+            return None if stop.is_set() else _cell(grid, job, folder, device, threads, alive)
+        finally:
+            free.put(device)
+
+    with ThreadPoolExecutor(len(slots)) as pool, _sigterm_interrupts():
+        futures = {pool.submit(one, job): job for job in missing}
+        try:
+            for number, future in enumerate(as_completed(futures), 1):
+                job, error = futures[future], future.result()
+                if error is not None:
+                    errors[job.folder] = error
+                text = error or _summary(grid, job, folder)
+                say(f"[{number}/{len(missing)}] {job.title}: {text}")
+        except KeyboardInterrupt:
+            stop.set()
+            for process in list(alive):
+                process.terminate()  # it saves its state and ends
+            raise Stopped from None
+    return errors
+
+
+@contextlib.contextmanager
+def _sigterm_interrupts() -> Iterator[None]:
+    """SIGTERM as Ctrl-C, where Python allows it."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(number: int, frame: Any) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _cell(
+    grid: GridConfig,
+    job: Job,
+    folder: Path,
+    device: str,
+    threads: int,
+    alive: set[subprocess.Popen],
+) -> str | None:
+    """Run one cell; why it failed, or None. What it prints goes to log.txt in its folder."""
+    home = folder / "cells" / job.folder
+    write_json(
+        home / "job.json", {"job": vars(job), "device": device, "protocols": _protocols(grid)}
+    )
+    command = [sys.executable, "-m", "selfsight.grid.cell", str(home)]
+    environment = {"OMP_NUM_THREADS": str(threads), **os.environ}  # one's own choice counts
+    with (home / "log.txt").open("w", encoding="utf-8") as log:
+        # in a session of its own, so that Ctrl-C reaches it once, as SIGTERM from here
+        process = subprocess.Popen(
+            command, stdout=log, stderr=log, env=environment, start_new_session=True
+        )
+        alive.add(process)
+        try:
+            code = process.wait()
+        finally:
+            alive.discard(process)
+    if code == 0:
+        return None
+    lines = (home / "log.txt").read_text(encoding="utf-8", errors="replace").splitlines()
+    last = next((line for line in reversed(lines) if line.strip()), "")
+    return f"{last.removeprefix('selfsight: ') or f'exit code {code}'} (see {home / 'log.txt'})"
+
+
+def _summary(grid: GridConfig, job: Job, folder: Path) -> str:
+    """What a finished cell has, in a few words."""
+    cell = read_cells(grid, job, folder, {})[0]
+    minutes = "" if cell.minutes is None else f"  {cell.minutes:.1f} min"
+    values = [(name, value) for name, value in cell.metrics.items() if value is not None]
+    return "  ".join(f"{name} {100 * value:.1f}" for name, value in values) + minutes
+
+
+def read_cells(grid: GridConfig, job: Job, folder: Path, errors: dict[str, str]) -> list[Cell]:
+    """The table's cells of a job: its encoder and, of an untrained one, the pixels."""
+    home = folder / "cells" / job.folder
+    outcome = read_outcome(home)
+    cost = outcome["cost"]
+    metrics: dict[str, dict[str, float | None]] = {"encoder": {}, "pixels": {}}
+    if outcome["online"] is not None:
+        metrics["encoder"]["online"] = outcome["online"]
+    for protocol in grid.protocols:
+        done = outcome["done"].get(_key(protocol.model_dump(mode="json")), {})
+        for evaluated, found in done.items():
+            for metric, column in protocol.columns().items():
+                metrics[evaluated][column] = found.get(metric)
+    error = errors.get(job.folder)
+    if error is None and not finished(grid, job, folder):
+        error = "not run yet"
+    seconds = cost.get("seconds")
+    cells = [
+        Cell(
+            job.data,
+            job.method,
+            job.backbone,
+            job.seed,
+            metrics["encoder"],
+            None if seconds is None else seconds / 60,
+            cost.get("peak_memory_mib"),
+            cost.get("images_per_second"),
+            error,
+        )
+    ]
+    if metrics["pixels"] and job.backbone == next(iter(grid.backbones)):
+        cells.append(Cell(job.data, "pixels", "", job.seed, metrics["pixels"], None, None, None))
+    return cells
+
+
+def _about(asked: list[Job], folder: Path) -> dict[str, Any]:
+    """What the table says of how it was measured."""
+    images, devices = {}, set()
+    for job in asked:
+        outcome = read_outcome(folder / "cells" / job.folder)
+        if outcome["test_images"]:
+            images[job.data] = outcome["test_images"]
+        if outcome["cost"]:
+            cost = outcome["cost"]
+            devices.add(f"{cost['device']}, {cost['threads']} threads a cell")
+    versions = {name: version(name) for name in PACKAGES}
+    versions["python"] = platform.python_version()
+    return {
+        "test_images": images,
+        "hardware": "; ".join(sorted(devices)),
+        "versions": versions,
+    }

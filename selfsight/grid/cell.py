@@ -1,0 +1,96 @@
+"""One cell of a grid, in a process of its own: `python -m selfsight.grid.cell FOLDER`."""
+
+import json
+import sys
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from selfsight.errors import UserError
+from selfsight.evaluate import protocols as measure
+from selfsight.evaluate.protocols.results import Result
+from selfsight.files import write_json
+from selfsight.grid.plan import UNTRAINED, Job, Protocol
+from selfsight.pretrain import job as run
+from selfsight.pretrain.config import compose
+from selfsight.train.log import read_metrics
+from selfsight.train.signals import Interrupted
+
+MEASURES = {
+    "knn": measure.knn,
+    "linear": measure.linear,
+    "linear-augmented": measure.linear_augmented,
+    "finetune": measure.finetune,
+}
+
+
+def work(folder: Path) -> None:
+    """Pretrain and evaluate what job.json asks for; what is done before is not done again.
+
+    outcome.json grows with each protocol: {"done": {protocol: {evaluated: metrics}}, ...}.
+    """
+    asked = json.loads((folder / "job.json").read_text(encoding="utf-8"))
+    job, device = Job(**asked["job"]), asked["device"]
+    home = str(folder / "run")
+    config = compose(job.what, [*job.keys, f"device={device}"], run=home).config
+    outcome = read_outcome(folder)
+    if job.method == UNTRAINED:
+        run.untrained(config)
+    else:
+        run.pretrain(config, quiet=True)
+        outcome["cost"] = _cost(folder / "run")
+        outcome["online"] = _online(folder / "run")
+    write_json(folder / "outcome.json", outcome)
+    for tree in asked["protocols"]:
+        protocol = Protocol(**tree)
+        key = json.dumps(tree, sort_keys=True)
+        if key not in outcome["done"]:
+            results = _measure(protocol, home, device, job)
+            outcome["done"][key] = {r.evaluated: r.metrics for r in results}
+            outcome["test_images"] = results[0].data["test"]
+            write_json(folder / "outcome.json", outcome)
+
+
+def read_outcome(folder: Path) -> dict[str, Any]:
+    """What is done so far."""
+    path = folder / "outcome.json"
+    if not path.is_file():
+        return {"done": {}, "online": None, "cost": {}, "test_images": None}
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def _cost(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "cost.json").read_text(encoding="utf-8"))
+
+
+def _online(folder: Path) -> float | None:
+    """The online probe's accuracy, the mean of what the last epoch logged."""
+    records = [r for r in read_metrics(folder / "metrics.jsonl") if "probe_top1" in r]
+    late = [r["probe_top1"] for r in records if r["epoch"] > records[-1]["epoch"] - 1]
+    return fmean(late) if late else None
+
+
+def _measure(protocol: Protocol, home: str, device: str, job: Job) -> list[Result]:
+    """The encoder alone: the untrained one has cells of its own, which also measure the pixels."""
+    keys = [*protocol.arguments(), f"device={device}", "untrained=false"]
+    if protocol.kind in ("knn", "linear"):
+        pixels = job.method == UNTRAINED
+        return MEASURES[protocol.kind](home, [*keys, f"pixels={json.dumps(pixels)}"])
+    name = protocol.protocol or protocol.kind
+    return MEASURES[protocol.kind](home, keys, protocol=name, quiet=True)
+
+
+def main() -> None:
+    try:
+        work(Path(sys.argv[1]))
+    except UserError as error:
+        print(f"selfsight: {error}", file=sys.stderr)
+        sys.exit(2)
+    except Interrupted as stop:
+        sys.exit(128 + stop.signal_number)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,196 @@
+"""A grid as data: data sets x methods x backbones x seeds x protocols, and the cells it means."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, field_validator
+
+from selfsight import config as layers
+from selfsight.config import Config, Tree, near
+from selfsight.errors import UserError
+from selfsight.evaluate.protocols.config import (
+    KnnConfig,
+    LinearConfig,
+    compose_cached,
+    compose_trained,
+)
+from selfsight.methods import METHODS
+from selfsight.pretrain.build import image_size
+from selfsight.pretrain.config import RunConfig, compose, recipe_file, recipes
+
+GRIDS = Path(__file__).parent / "shipped"
+UNTRAINED = "untrained"
+PERCENT = {0.01: "1", 0.1: "10", None: "100"}  # labels of fine-tuning that a table has columns for
+Kind = Literal["knn", "linear", "linear-augmented", "finetune"]
+
+
+class DataSet(Config):
+    """One block of the table."""
+
+    recipes: str  # a folder of shipped recipes, or one recipe or file that takes every method
+    keys: Tree = Field({})  # of every pretraining, dotted or nested
+
+
+class Protocol(Config):
+    """One measurement of every encoder."""
+
+    kind: Kind
+    protocol: str | None = None  # a trained protocol's name or file (default: named as its kind)
+    keys: Tree = Field({})  # of the evaluation, dotted or nested
+
+    def arguments(self) -> list[str]:
+        return arguments(self.keys)
+
+    def columns(self) -> dict[str, str]:
+        """Metric of the result -> column of the table."""
+        if self.kind == "knn":
+            return {"k20": "knn", "k200": "knn200"}
+        if self.kind == "finetune":
+            return {"top1": f"finetune_{PERCENT[self.keys.get('fraction')]}"}
+        name = {"linear": "linear", "linear-augmented": "augmented"}[self.kind]
+        return {"top1": f"{name}_top1", "top5": f"{name}_top5"}
+
+
+class GridConfig(Config):
+    """The content of a grid's file."""
+
+    data: dict[str, DataSet] = Field(min_length=1)
+    methods: list[str] = Field(min_length=1)
+    backbones: dict[str, Tree] = Field(
+        {"default": {}}, min_length=1
+    )  # name -> keys of `backbone`; {}: the recipe's
+    seeds: list[int] = Field([0, 1, 2], min_length=1)
+    protocols: list[Protocol] = Field(min_length=1)
+    overrides: list[str] = Field([])  # key=value of every pretraining, after all others
+    jobs: int | None = Field(None, ge=1)  # cells at a time (default: one a GPU, or one a core)
+
+    @field_validator("methods")
+    @classmethod
+    def _known(cls, methods: list[str]) -> list[str]:
+        for name in methods:
+            if name not in METHODS:
+                raise ValueError(
+                    f"{name} is no method.{near(name, METHODS)} See: selfsight methods"
+                )
+        return list(dict.fromkeys(methods))
+
+    @field_validator("protocols")
+    @classmethod
+    def _columns(cls, protocols: list[Protocol]) -> list[Protocol]:
+        taken: set[str] = set()
+        for protocol in protocols:
+            labels = {"shots", "images"} & protocol.keys.keys()
+            share = protocol.keys.get("fraction")
+            allowed = PERCENT if protocol.kind == "finetune" else (None,)
+            if labels or share not in allowed:
+                raise ValueError(
+                    "the table has columns for all labels, and for fine-tuning with fraction 0.01 "
+                    "and 0.1"
+                )
+            columns = set(protocol.columns().values())
+            if taken & columns:
+                raise ValueError(f"two of them would fill the column {min(taken & columns)}")
+            taken |= columns
+        return protocols
+
+
+@dataclass(frozen=True)
+class Job:
+    """One pretraining and its evaluations.
+
+    Attributes:
+        folder: its name below cells/, another for every other configuration.
+        what, keys: the recipe or file and the overrides that `compose` takes.
+    """
+
+    data: str
+    method: str
+    backbone: str
+    seed: int
+    folder: str
+    what: str
+    keys: list[str]
+
+    @property
+    def title(self) -> str:
+        backbone = "" if self.backbone == "default" else f" {self.backbone}"
+        return f"{self.data}/{self.method}{backbone} seed {self.seed}"
+
+
+def read_grid(what: str, overrides: list[str] | None = None) -> GridConfig:
+    """A shipped grid by name, or a YAML file.
+
+    Args:
+        overrides: 'key=value' of every pretraining.
+    Raises: UserError that lists every problem of the file.
+    """
+    path = GRIDS / f"{what}.yaml"
+    if not path.is_file():
+        path = Path(what)
+    if not path.is_file():
+        names = grids()
+        raise UserError(
+            f"'{what}': no such grid or file.{near(what, names)} Known: {', '.join(names)}"
+        )
+    grid = layers.validate(GridConfig, layers.read_yaml(path))
+    return grid.model_copy(update={"overrides": [*grid.overrides, *(overrides or [])]})
+
+
+def grids() -> list[str]:
+    """The names of the shipped grids."""
+    return sorted(path.stem for path in GRIDS.glob("*.yaml"))
+
+
+def title(name: str) -> str:
+    """The comment on the first line of a shipped grid."""
+    with (GRIDS / f"{name}.yaml").open(encoding="utf-8") as file:
+        return file.readline().removeprefix("#").strip()
+
+
+def arguments(keys: Tree) -> list[str]:
+    """A tree of keys as key=value."""
+    return [f"{key}={json.dumps(value)}" for key, value in layers.flatten(keys)]
+
+
+def plan(grid: GridConfig) -> list[Job]:
+    """All cells, seed by seed, so that a stopped grid has whole rows of the first seeds; the
+    untrained encoders first, since every other row is read beside them.
+
+    Raises: UserError for any key of any cell or protocol that does not fit.
+    """
+    jobs = []
+    for seed in grid.seeds:
+        for data in grid.data:
+            for backbone in grid.backbones:
+                for method in (UNTRAINED, *grid.methods):
+                    jobs.append(_job(grid, data, method, backbone, seed))
+    return jobs
+
+
+def _job(grid: GridConfig, data: str, method: str, backbone: str, seed: int) -> Job:
+    described = grid.data[data]
+    taught = grid.methods[0] if method == UNTRAINED else method
+    what, keys = f"{described.recipes}/{taught}", []
+    if what not in recipes():
+        recipe_file(described.recipes)
+        what, keys = described.recipes, [f"method={taught}"]
+    keys += arguments(described.keys)
+    keys += arguments({"backbone": grid.backbones[backbone]}) if grid.backbones[backbone] else []
+    keys += [*grid.overrides, f"seed={seed}"]
+    config = compose(what, keys, run="unnamed").config
+    for protocol in grid.protocols:
+        check(protocol, config)
+    name = f"{data}-{method}-{backbone}-{seed}-{config.fingerprint()}"
+    return Job(data, method, backbone, seed, name, what, keys)
+
+
+def check(protocol: Protocol, config: RunConfig) -> Any:
+    """The configuration that the protocol would have for this encoder: all of its keys fit."""
+    base = {"data": config.data.model_dump(mode="json"), "seed": config.seed}
+    if protocol.kind in ("knn", "linear"):
+        cls = {"knn": KnnConfig, "linear": LinearConfig}[protocol.kind]
+        return compose_cached(cls, base, protocol.arguments())
+    name = protocol.protocol or protocol.kind
+    return compose_trained(name, protocol.kind, base, image_size(config), protocol.arguments())

@@ -1,0 +1,54 @@
+"""Configuration files of the systems that Selfsight takes over from, read as native ones.
+
+A dialect's module maps the keys of its language to Selfsight's and runs nothing. It has two functions:
+`recognises(path, text)`, whether a file's content is of its language, which raises nothing, and
+`convert(path, overrides)`, the native recipe with a report on every key.
+"""
+
+from pathlib import Path
+
+from selfsight.errors import UserError
+from selfsight.interop.report import Converted
+
+NAMES = ("up", "lightweight-ssl")
+ENDINGS = (".yaml", ".yml", ".ini", ".cfg", ".conf", ".txt")
+
+
+def recognise(path: str | Path) -> str | None:
+    """The dialect that a file is written in, by its content; None for a native file, or none."""
+    path = Path(path)
+    if path.suffix.lower() not in ENDINGS or not path.is_file():
+        return None
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return None
+    return next((n for n, module in _modules().items() if module.recognises(path, text)), None)
+
+
+def convert(path: str | Path, overrides: list[str] | None = None) -> Converted:
+    """The native recipe of another system's file.
+
+    Args:
+        overrides: 'key=value' in the file's own language.
+    Raises: UserError that lists every unknown key and every value that cannot be had here.
+    """
+    name = recognise(path)
+    if name is None:
+        raise UserError(f"'{path}': {_not_recognised(Path(path))}")
+    return _modules()[name].convert(Path(path), overrides or [])
+
+
+def _modules() -> dict:
+    from selfsight.interop import lightweight, up
+
+    return dict(zip(NAMES, (up, lightweight), strict=True))
+
+
+def _not_recognised(path: Path) -> str:
+    if not path.is_file():
+        return "no such file"
+    return (
+        "is neither a file of United Perception (YAML with runtime.task_names, net, trainer) nor "
+        "of Lightweight-SSL (INI with key = value@type)"
+    )

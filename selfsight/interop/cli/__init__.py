@@ -1,0 +1,1 @@
+"""Commands that other systems' files need."""

@@ -1,0 +1,36 @@
+"""Losses as pure functions of this rank's embeddings; where samples couple, they gather ranks.
+
+With W ranks the mean of their values and, averaged by DistributedDataParallel, their gradients
+equal those of one rank with the whole batch.
+"""
+
+from selfsight.losses.contrast import batch_info_nce, dcl, info_nce, nt_xent, sup_con
+from selfsight.losses.masked import mae, masked_cross_entropy, masked_smooth_l1, simmim
+from selfsight.losses.moments import barlow_twins, sigreg, vicreg
+from selfsight.losses.prototypes import (
+    centre_distance,
+    centred_softmax,
+    negative_cosine,
+    sinkhorn,
+    swapped_prediction,
+)
+
+__all__ = [
+    "barlow_twins",
+    "batch_info_nce",
+    "centre_distance",
+    "centred_softmax",
+    "dcl",
+    "info_nce",
+    "mae",
+    "masked_cross_entropy",
+    "masked_smooth_l1",
+    "negative_cosine",
+    "nt_xent",
+    "sigreg",
+    "simmim",
+    "sinkhorn",
+    "sup_con",
+    "swapped_prediction",
+    "vicreg",
+]

@@ -1,0 +1,65 @@
+"""Losses on masked patches: their pixels, features or prototypes."""
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from selfsight.losses.precision import full_precision
+
+
+@full_precision
+def mae(prediction: Tensor, target: Tensor, mask: Tensor, norm_pix: bool) -> Tensor:
+    """The mean squared error per pixel, over masked patches.
+
+    Args:
+        prediction, target: (B, N, P) pixels of the patches.
+        mask: (B, N) bool, as many of each image.
+        norm_pix: the target is standardised patch by patch (unbiased variance, epsilon 1e-6).
+    Source: MAE, section 3 (arXiv 2111.06377).
+    """
+    if norm_pix:
+        mean, var = target.mean(-1, keepdim=True), target.var(-1, keepdim=True)
+        target = (target - mean) / (var + 1e-6).sqrt()
+    error = (prediction - target).square().mean(-1)  # (B, N)
+    return (error * mask).sum() / mask.sum()
+
+
+@full_precision
+def simmim(prediction: Tensor, target: Tensor, mask: Tensor) -> Tensor:
+    """The mean absolute error per pixel, over masked patches.
+
+    Args: as `mae`.
+    Source: SimMIM, eq. 1 (arXiv 2111.09886).
+    """
+    error = (prediction - target).abs().mean(-1)  # (B, N)
+    return (error * mask).sum() / mask.sum()
+
+
+@full_precision
+def masked_smooth_l1(prediction: Tensor, target: Tensor, mask: Tensor) -> Tensor:
+    """The mean over blocks of the mean smooth L1 distance of their patches' features.
+
+    Args:
+        prediction, target: (B, N, D) features, of each block so many patches;
+        mask: (B, N) bool, the patches that count, at least one of each block.
+    Source: I-JEPA, eq. 1 (arXiv 2301.08243), with the distance of its code.
+    """
+    error = F.smooth_l1_loss(prediction, target, reduction="none").mean(-1)  # (B, N)
+    return ((error * mask).sum(1) / mask.sum(1)).mean()
+
+
+@full_precision
+def masked_cross_entropy(
+    logits: Tensor, targets: Tensor, mask: Tensor, temperature: float
+) -> Tensor:
+    """The mean over images of the mean over their masked patches of the cross-entropy
+
+        -sum over k of target[k] * log softmax(logits / T)[k].
+
+    Args:
+        logits, targets: (B, N, K); targets are distributions without gradient.
+        mask: (B, N) bool; an image without masked patches counts as zero.
+        temperature: T > 0.
+    Source: iBOT, eq. 2 (arXiv 2111.07832).
+    """
+    entropy = -(targets * (logits / temperature).log_softmax(-1)).sum(-1)  # (B, N)
+    return ((entropy * mask).sum(1) / mask.sum(1).clamp_min(1)).mean()

@@ -1,0 +1,88 @@
+"""Losses between a prediction and its target: cosine, and cross-entropy over prototypes."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from selfsight import distributed
+from selfsight.losses.precision import full_precision
+
+
+@full_precision
+def negative_cosine(p: Tensor, z: Tensor) -> Tensor:
+    """The mean over the batch of -cos(p, z); the caller stops the gradient of the target.
+
+    Args:
+        p, z: (B, D) predictions and targets.
+    Source: SimSiam, eq. 1 (arXiv 2011.10566); BYOL's eq. 2 (arXiv 2006.07733) is 2 + 2 times this.
+    """
+    return -F.cosine_similarity(p, z, dim=1, eps=1e-12).mean()
+
+
+@full_precision
+def centre_distance(views: list[Tensor], large: int) -> Tensor:
+    """The mean over views, samples and features of the squared distance to the large views' mean.
+
+    Args:
+        views: of each view embeddings (B, D), the large ones first.
+        large: how many of them make the mean.
+    Source: LeJEPA, algorithm 2 (arXiv 2511.08544).
+    """
+    center = torch.stack(views[:large]).mean(0)
+    return torch.stack([(z - center).square().mean() for z in views]).mean()
+
+
+@torch.no_grad()
+@full_precision
+def sinkhorn(scores: Tensor, epsilon: float, iterations: int) -> Tensor:
+    """Soft assignments near to exp(scores / epsilon) that use all prototypes equally.
+
+    Rows and columns of the matrix of all ranks are normalised in turn, prototypes first.
+    Args:
+        scores: (B, K) of each sample with each prototype; ranks may bring different numbers of
+            rows.
+        epsilon: > 0, softness.
+    Returns: (B, K), each row a distribution.
+    Source: SwAV, eq. 3 and appendix A (arXiv 2006.09882); Cuturi (arXiv 1306.0895).
+    """
+    largest = distributed.all_max(scores.max())
+    # the common factor is cancelled by the first line of the loop; e^-80 still is a float32
+    q = (scores - largest).div_(epsilon).clamp_min_(-80).exp_()
+    for _ in range(iterations):
+        q /= distributed.all_sum(q.sum(0))
+        q /= q.sum(1, keepdim=True)
+    return q
+
+
+@full_precision
+def swapped_prediction(logits: list[Tensor], targets: list[Tensor], temperature: float) -> Tensor:
+    """Each view's prototypes are predicted from every other view: the mean over pairs i != v of
+
+        -sum over k of target_i[k] * log softmax(logits_v / T)[k].
+
+    Args:
+        logits: of each view (B, K).
+        targets: distributions (B, K) of the first views; no gradient goes to them.
+        temperature: T > 0.
+    Source: SwAV, eq. 2 (arXiv 2006.09882); DINO, eq. 3 (arXiv 2104.14294).
+    """
+    predicted = [F.log_softmax(x / temperature, dim=1) for x in logits]
+    terms = [
+        -(target.detach() * x).sum(1).mean()
+        for i, target in enumerate(targets)
+        for v, x in enumerate(predicted)
+        if v != i
+    ]
+    return torch.stack(terms).mean()
+
+
+@torch.no_grad()
+@full_precision
+def centred_softmax(logits: Tensor, center: Tensor, temperature: float | Tensor) -> Tensor:
+    """softmax((logits - center) / T): the teacher's targets, kept apart by the centre.
+
+    Args:
+        logits: (..., K); center: (K,); temperature: T > 0.
+    Source: DINO, section 3.1 (arXiv 2104.14294).
+    """
+    return ((logits - center) / temperature).softmax(-1)

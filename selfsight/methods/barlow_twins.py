@@ -1,0 +1,36 @@
+"""Barlow Twins: features of two views correlate one by one, and with no other."""
+
+from typing import Literal
+
+from pydantic import Field
+from torch import nn
+
+from selfsight import losses
+from selfsight.methods.heads import mlp
+from selfsight.methods.method import Batch, Method, MethodConfig, Output
+
+
+class BarlowTwins(Method):
+    """Self-Supervised Learning via Redundancy Reduction (Zbontar et al., ICML 2021, 2103.03230)."""
+
+    default_views = "byol"
+    remedy = "lower optimizer.lr, raise batch_size or method.off_diagonal_weight"
+
+    class Config(MethodConfig):
+        name: Literal["barlow_twins"] = "barlow_twins"
+        hidden_dim: int = Field(8192, ge=1)  # width of the projector's two hidden layers
+        output_dim: int = Field(8192, ge=2)  # width of z
+        off_diagonal_weight: float = Field(0.005, ge=0)  # lambda in eq. 1
+        loss_scale: float = Field(1.0, gt=0)  # factor on the loss (the paper's code: 0.024 or 1)
+
+    def __init__(self, backbone: nn.Module, config: Config) -> None:
+        super().__init__(backbone, config)
+        hidden, output = config.hidden_dim, config.output_dim
+        self.projector = mlp(backbone.num_features, hidden, hidden, output, last="no bias")
+
+    def forward(self, batch: Batch) -> Output:
+        x1, x2 = batch.views
+        h1, h2 = self.backbone(x1), self.backbone(x2)  # (B, D)
+        z1, z2 = self.projector(h1), self.projector(h2)  # (B, output_dim)
+        loss = losses.barlow_twins(z1, z2, self.config.off_diagonal_weight)
+        return Output(self.config.loss_scale * loss, features=h1, embeddings=(z1, z2))

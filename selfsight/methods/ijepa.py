@@ -1,0 +1,117 @@
+"""I-JEPA: from one block of an image the features of others are predicted, not their pixels."""
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from selfsight.losses import masked_smooth_l1
+from selfsight.methods import vit
+from selfsight.methods.ema import Teacher
+from selfsight.methods.method import Batch, Method, MethodConfig, Output
+from selfsight.schedules import linear
+from selfsight.views.masks import context_and_targets, masked_positions
+
+
+class IJEPA(Method):
+    """Image-based Joint-Embedding Predictive Architecture (Assran et al., CVPR 2023, 2301.08243).
+
+    differs: block sizes are drawn for each image, not for a batch, so that a mask does not depend
+        on the batch; what is ragged by that is padded and not attended to.
+    """
+
+    default_views = "ijepa"
+    view_count = (1, 1)
+    needs = ("teacher", "ViT")
+    remedy = "raise method.momentum, lower optimizer.lr"
+
+    class Config(MethodConfig):
+        name: Literal["ijepa"] = "ijepa"
+        predictor_dim: int = Field(384, ge=4)  # width of the predictor
+        predictor_depth: int = Field(6, ge=1)  # blocks (12 for ViT-L and larger)
+        predictor_heads: int = Field(12, ge=1)  # of attention
+        targets: int = Field(4, ge=1)  # M blocks
+        target_scale: tuple[float, float] = (0.15, 0.2)  # area of a target, fraction of the view
+        target_ratio: tuple[float, float] = (0.75, 1.5)  # height / width of a target
+        context_scale: tuple[float, float] = (0.85, 1.0)  # area of the context
+        momentum: float = Field(0.996, ge=0, le=1)  # the teacher's; grows to 1 in a line
+
+        @model_validator(mode="after")
+        def _heads(self) -> "IJEPA.Config":
+            if self.predictor_dim % self.predictor_heads:
+                raise ValueError(
+                    f"predictor_heads={self.predictor_heads} does not divide "
+                    f"predictor_dim={self.predictor_dim}"
+                )
+            return self
+
+    def __init__(self, backbone: nn.Module, config: Config) -> None:
+        super().__init__(backbone, config)
+        vit.require_plain_vit(backbone, config.name, pooled=True)
+        vit.fix_positions(backbone)
+        self.predictor = Predictor(backbone, config)
+        self.teacher = Teacher(backbone)
+
+    def forward(self, batch: Batch) -> Output:
+        (x,) = batch.views
+        c, prefix = self.config, self.backbone.num_prefix_tokens
+        grid = self.backbone.patch_embed.grid_size
+        context, targets = context_and_targets(
+            batch.keys, grid, c.targets, c.target_scale, c.target_ratio, c.context_scale
+        )  # (B, N), (B, M, N)
+        targets = targets.flatten(0, 1)  # (B M, N)
+        keep, real = ragged(context)  # (B, n)
+        wanted, counted = ragged(targets)  # (B M, m)
+        seen = vit.run(self.backbone, x, keep=keep, real=real)[:, prefix:]  # (B, n, D)
+        predicted = self.predictor(seen, keep, real, wanted, counted)  # (B M, m, D)
+        with torch.no_grad():
+            full = vit.run(self.teacher[0], x)[:, prefix:]  # (B, N, D)
+            full = full.to(torch.promote_types(full.dtype, torch.float32))
+            full = F.layer_norm(full, full.shape[-1:]).repeat_interleave(c.targets, 0)
+            target = vit.pick(full, wanted)
+        loss = masked_smooth_l1(predicted, target, counted)
+        features = (seen * real[..., None]).sum(1) / real.sum(1, keepdim=True)
+        return Output(loss, features=features)
+
+    def after_step(self, progress: float) -> None:
+        self.teacher.ema_update(self.backbone, momentum=linear(self.config.momentum, 1.0, progress))
+
+
+def ragged(mask: Tensor) -> tuple[Tensor, Tensor]:
+    """(B, N) bool -> the places that are set, (B, n), and which of them are no padding."""
+    keep = masked_positions(mask, int(mask.sum(1).max()))
+    return keep, mask.gather(1, keep)
+
+
+class Predictor(nn.Module):
+    """A narrow transformer: context tokens and a token for each wanted place -> its features."""
+
+    def __init__(self, backbone: nn.Module, config: IJEPA.Config) -> None:
+        from timm.models.vision_transformer import Block
+
+        super().__init__()
+        width, heads = config.predictor_dim, config.predictor_heads
+        self.embed = nn.Linear(backbone.embed_dim, width)
+        self.mask_token = nn.Parameter(torch.randn(width) * 0.02)
+        positions = vit.sincos(*backbone.patch_embed.grid_size, width)
+        self.register_buffer("positions", positions, persistent=False)  # (N, width)
+        blocks = (Block(width, heads, qkv_bias=True) for _ in range(config.predictor_depth))
+        self.blocks = nn.ModuleList(blocks)
+        self.norm = nn.LayerNorm(width)
+        self.project = nn.Linear(width, backbone.embed_dim)
+
+    def forward(
+        self, seen: Tensor, keep: Tensor, real: Tensor, wanted: Tensor, counted: Tensor
+    ) -> Tensor:
+        """(B, n, D) context at places (B, n) and wanted places (B M, m) -> (B M, m, D)."""
+        context = self.embed(seen) + self.positions[keep]
+        repeats = len(wanted) // len(seen)
+        context, real = (x.repeat_interleave(repeats, 0) for x in (context, real))
+        asked = self.mask_token + self.positions[wanted]
+        tokens = torch.cat([context, asked.to(context.dtype)], dim=1)
+        attend = vit.attention_mask(torch.cat([real, counted], dim=1)).to(tokens.dtype)
+        for block in self.blocks:
+            tokens = block(tokens, attn_mask=attend)
+        return self.project(self.norm(tokens[:, context.shape[1] :]))

@@ -1,0 +1,53 @@
+"""LeJEPA: views predict the mean of the large ones; embeddings are held to a Gaussian, no more."""
+
+from typing import Literal
+
+import torch
+from pydantic import Field, field_validator
+from torch import nn
+
+from selfsight.losses import centre_distance, sigreg
+from selfsight.methods.heads import encode, mlp
+from selfsight.methods.method import Batch, Method, MethodConfig, Output
+from selfsight.randomness import directions
+
+
+class LeJEPA(Method):
+    """Provable and Scalable Self-Supervised Learning Without the Heuristics (Balestriero and LeCun,
+    arXiv 2511.08544), algorithm 2. The first two views are the large ones.
+    """
+
+    default_views = "lejepa"
+    view_count = (2, None)
+    needs = ("multi-crop",)
+    remedy = "raise method.sigreg_weight, lower optimizer.lr"
+
+    class Config(MethodConfig):
+        name: Literal["lejepa"] = "lejepa"
+        hidden_dim: int = Field(2048, ge=1)  # width of the projector's two hidden layers
+        output_dim: int = Field(64, ge=1)  # width of z
+        sigreg_weight: float = Field(0.05, ge=0, le=1)  # lambda; prediction has 1 - lambda
+        directions: int = Field(1024, ge=1)  # that a step looks along
+        knots: int = Field(17, ge=3)  # of the integral over [-5, 5], odd
+
+        @field_validator("knots")
+        @classmethod
+        def _odd(cls, knots: int) -> int:
+            if knots % 2 == 0:
+                raise ValueError(f"knots={knots} is not odd")
+            return knots
+
+    def __init__(self, backbone: nn.Module, config: Config) -> None:
+        super().__init__(backbone, config)
+        hidden, output = config.hidden_dim, config.output_dim
+        self.projector = mlp(backbone.num_features, hidden, hidden, output)
+
+    def forward(self, batch: Batch) -> Output:
+        c = self.config
+        h = encode(self.backbone, batch.views)  # of each view (B, D)
+        z = self.projector(torch.cat(h)).chunk(len(h))  # of each view (B, output_dim)
+        prediction = centre_distance(list(z), 2)
+        a = directions(batch.keys.seed, batch.step, c.output_dim, c.directions).to(z[0].device)
+        gauss = torch.stack([sigreg(x, a, c.knots) for x in z]).mean()
+        loss = (1 - c.sigreg_weight) * prediction + c.sigreg_weight * gauss
+        return Output(loss, features=h[0], embeddings=(z[0], z[1]))

@@ -1,0 +1,88 @@
+"""MAE: a transformer sees a quarter of the patches; a small decoder paints the others."""
+
+from typing import Literal
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from selfsight import losses
+from selfsight.methods import vit
+from selfsight.methods.method import Batch, Method, MethodConfig, Output
+from selfsight.views.masks import masked_positions, random_mask
+
+
+class MAE(Method):
+    """Masked Autoencoders Are Scalable Vision Learners (He et al., CVPR 2022, 2111.06377)."""
+
+    default_views = "mae"
+    view_count = (1, 1)
+    needs = ("ViT",)
+    remedy = "lower optimizer.lr, set method.norm_pix=true"
+
+    class Config(MethodConfig):
+        name: Literal["mae"] = "mae"
+        mask_ratio: float = Field(0.75, gt=0, lt=1)  # fraction of patches that the encoder misses
+        norm_pix: bool = True  # targets standardised patch by patch
+        decoder_dim: int = Field(512, ge=4)  # width of the decoder; a multiple of its heads and 4
+        decoder_depth: int = Field(8, ge=1)  # blocks
+        decoder_heads: int = Field(16, ge=1)  # of attention
+
+        @model_validator(mode="after")
+        def _heads(self) -> "MAE.Config":
+            if self.decoder_dim % self.decoder_heads:
+                raise ValueError(
+                    f"decoder_heads={self.decoder_heads} does not divide "
+                    f"decoder_dim={self.decoder_dim}"
+                )
+            return self
+
+    def __init__(self, backbone: nn.Module, config: Config) -> None:
+        super().__init__(backbone, config)
+        vit.require_plain_vit(backbone, config.name)
+        vit.fix_positions(backbone)
+        self.decoder = Decoder(
+            backbone, config.decoder_dim, config.decoder_depth, config.decoder_heads
+        )
+
+    def forward(self, batch: Batch) -> Output:
+        (x,) = batch.views
+        target = vit.patches(x, self.backbone)  # (B, N, 3 P P)
+        n = target.shape[1]
+        kept = max(1, int(n * (1 - self.config.mask_ratio)))
+        mask = random_mask(batch.keys, n, n - kept)  # (B, N)
+        keep = masked_positions(~mask, kept)  # (B, kept)
+        seen = vit.run(self.backbone, x, keep=keep)  # (B, prefix + kept, D)
+        loss = losses.mae(self.decoder(seen, keep), target, mask, self.config.norm_pix)
+        return Output(loss, features=vit.pool(self.backbone, seen))
+
+
+class Decoder(nn.Module):
+    """Tokens of the seen patches -> pixels of all: mask tokens fill the gaps, with fixed positions.
+
+    Args:
+        width, depth, heads: of its blocks; section 3, "MAE decoder".
+    """
+
+    def __init__(self, backbone: nn.Module, width: int, depth: int, heads: int) -> None:
+        from timm.models.vision_transformer import Block
+
+        super().__init__()
+        self.prefix = backbone.num_prefix_tokens
+        self.embed = nn.Linear(backbone.embed_dim, width)
+        self.mask_token = nn.Parameter(torch.randn(width) * 0.02)
+        positions = vit.sincos(*backbone.patch_embed.grid_size, width)
+        self.register_buffer("positions", positions, persistent=False)  # (N, width)
+        self.blocks = nn.Sequential(*(Block(width, heads, qkv_bias=True) for _ in range(depth)))
+        self.norm = nn.LayerNorm(width)
+        height, across = backbone.patch_embed.patch_size
+        self.pixels = nn.Linear(width, 3 * height * across)
+
+    def forward(self, seen: Tensor, keep: Tensor) -> Tensor:
+        """(B, prefix + n, D) tokens and the patches' places (B, n) -> (B, N, 3 P P)."""
+        tokens = self.embed(seen)
+        prefix, patches = tokens[:, : self.prefix], tokens[:, self.prefix :]
+        full = self.mask_token.to(tokens.dtype).expand(len(tokens), len(self.positions), -1)
+        full = full.scatter(1, keep[..., None].expand_as(patches), patches) + self.positions
+        tokens = self.norm(self.blocks(torch.cat([prefix, full.to(prefix.dtype)], dim=1)))
+        return self.pixels(tokens[:, self.prefix :])

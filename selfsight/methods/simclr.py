@@ -1,0 +1,46 @@
+"""SimCLR: two views of an image attract, all other images of the batch repel."""
+
+from typing import Literal
+
+from pydantic import Field
+from torch import nn
+
+from selfsight.losses import nt_xent
+from selfsight.methods.heads import EncoderWithProjection, mlp
+from selfsight.methods.method import Batch, Method, MethodConfig, Output
+
+
+class SimCLR(Method):
+    """A Simple Framework for Contrastive Learning (Chen et al., ICML 2020, 2002.05709), eq. 1."""
+
+    default_views = "simclr"
+    remedy = "lower optimizer.lr, raise batch_size or method.temperature"
+
+    class Config(MethodConfig):
+        name: Literal["simclr"] = "simclr"
+        hidden_dim: int = Field(2048, ge=1)  # width of the projector's hidden layers
+        output_dim: int = Field(128, ge=1)  # width of z
+        temperature: float = Field(0.1, gt=0)  # T in eq. 1
+
+    def __init__(self, backbone: nn.Module, config: Config) -> None:
+        super().__init__(backbone, config)
+        self.projector = mlp(backbone.num_features, config.hidden_dim, config.output_dim)
+
+    def forward(self, batch: Batch) -> Output:
+        x1, x2 = batch.views
+        h1, h2 = self.backbone(x1), self.backbone(x2)  # (B, D)
+        z1, z2 = self.projector(h1), self.projector(h2)  # (B, output_dim)
+        loss = nt_xent(z1, z2, self.config.temperature)
+        return Output(loss, features=h1, embeddings=(z1, z2))
+
+
+class SimCLRV2(SimCLR):
+    """Big Self-Supervised Models are Strong Semi-Supervised Learners (Chen et al., NeurIPS 2020,
+    2006.10029): SimCLR with a projector of three layers, the first of which stays in the encoder.
+    """
+
+    class Config(SimCLR.Config):
+        name: Literal["simclr_v2"] = "simclr_v2"
+
+    def __init__(self, backbone: nn.Module, config: Config) -> None:
+        super().__init__(EncoderWithProjection(backbone, config.hidden_dim), config)

@@ -1,0 +1,35 @@
+"""SupCon: SimCLR that knows the labels; all images of a class attract each other."""
+
+from typing import Literal
+
+from pydantic import Field
+from torch import nn
+
+from selfsight.losses import sup_con
+from selfsight.methods.heads import mlp
+from selfsight.methods.method import Batch, Method, MethodConfig, Output
+
+
+class SupCon(Method):
+    """Supervised Contrastive Learning (Khosla et al., NeurIPS 2020, 2004.11362), eq. 2."""
+
+    default_views = "simclr"
+    needs = ("labels",)
+    remedy = "lower optimizer.lr, raise method.temperature"
+
+    class Config(MethodConfig):
+        name: Literal["supcon"] = "supcon"
+        hidden_dim: int = Field(2048, ge=1)  # width of the projector's hidden layer
+        output_dim: int = Field(128, ge=1)  # width of z
+        temperature: float = Field(0.1, gt=0)  # tau in eq. 2
+
+    def __init__(self, backbone: nn.Module, config: Config) -> None:
+        super().__init__(backbone, config)
+        self.projector = mlp(backbone.num_features, config.hidden_dim, config.output_dim)
+
+    def forward(self, batch: Batch) -> Output:
+        x1, x2 = batch.views
+        h1, h2 = self.backbone(x1), self.backbone(x2)  # (B, D)
+        z1, z2 = self.projector(h1), self.projector(h2)  # (B, output_dim)
+        loss = sup_con(z1, z2, batch.labels, self.config.temperature)
+        return Output(loss, features=h1, embeddings=(z1, z2))

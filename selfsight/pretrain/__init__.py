@@ -1,0 +1,1 @@
+"""Pretraining as a typed function: its configuration, its parts, its job."""

@@ -1,0 +1,243 @@
+"""The configuration of a pretraining run, composed once: default, recipe, file, command line."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Union
+
+import yaml
+from pydantic import Field, field_validator, model_validator
+
+from selfsight import config as layers
+from selfsight.config import Config, Origins, Tree, near
+from selfsight.data.sources.open import DataConfig, with_source
+from selfsight.encoders.artifact import NAMED_BY, named
+from selfsight.encoders.backbones import BackboneConfig
+from selfsight.errors import UserError
+from selfsight.methods import METHODS
+from selfsight.methods.simclr import SimCLR
+from selfsight.train.engine import FREE, TrainConfig
+from selfsight.views.recipe import PRESETS, ViewGroup, preset
+
+RECIPES = Path(__file__).parent.parent / "recipes"
+
+MethodChoice = Annotated[
+    Union[tuple(method.Config for method in METHODS.values())],  # noqa: UP007 (a union made at run time)
+    Field(discriminator="name"),
+]
+
+
+class EvaluateConfig(Config):
+    """What is measured while pretraining, on training images; the test split is not touched."""
+
+    every_epochs: int = Field(10, ge=0)  # kNN check of features (0: never)
+    images: int = Field(10_000, ge=10)  # at most so many training images take part in it
+    probe: bool = True  # online linear probe, where there are labels
+
+
+class RunConfig(TrainConfig):
+    """One pretraining run."""
+
+    run: str | None = None  # the run's folder; default runs/<recipe>, with a hash of overrides
+    data: DataConfig = DataConfig()
+    backbone: BackboneConfig = BackboneConfig()
+    method: MethodChoice = SimCLR.Config()
+    # the encoder starts from these, not at random: a run's folder, an encoder.safetensors, or a
+    # checkpoint of another library
+    weights: str | None = None
+    weights_sha256: str | None = None  # of that file; noted when the run begins
+    # another run's folder, or a checkpoint in it: go on from all of its state, not only the encoder
+    resume: str | None = None
+    views: list[ViewGroup] = Field(min_length=1)  # or the name of a preset (default: the method's)
+    evaluate: EvaluateConfig = EvaluateConfig()
+    save_best: bool = False  # keep best.safetensors too: of the kNN checks the best one's encoder
+    save_as: str | None = None  # keep the encoder under this name too: simclr-{epoch}-{probe:.1f}
+
+    @field_validator("save_as")
+    @classmethod
+    def _name(cls, template: str | None) -> str | None:
+        if template is not None:
+            named(template, dict.fromkeys(NAMED_BY, 1))
+        return template
+
+    @model_validator(mode="after")
+    def _best(self) -> "RunConfig":
+        if self.save_best and not self.evaluate.every_epochs:
+            raise ValueError("save_best=true: needs the kNN check: set evaluate.every_epochs")
+        return self
+
+
+@dataclass(frozen=True)
+class Composed:
+    """A validated configuration and who set each of its values."""
+
+    config: RunConfig
+    origins: Origins
+
+    def rows(self) -> list[tuple[str, Any, str]]:
+        """(key, value, origin) of every value."""
+        return [(k, v, self.origins.of(k)) for k, v in layers.flatten(self.config.tree())]
+
+
+def compose(
+    what: str | None,
+    overrides: list[str] | None = None,
+    run: str | None = None,
+    origin: str = "command line",
+) -> Composed:
+    """Merge the layers and validate the whole.
+
+    Args:
+        what: a shipped recipe's name, a YAML file, or None for the defaults alone.
+        overrides: 'key=value' with dotted keys.
+        run: the run's folder, as key `run`.
+        origin: who set the overrides.
+    Raises: UserError that lists every problem.
+    """
+    tree: Tree = {}
+    origins = Origins()
+    given = layers.parse_overrides(overrides or [])
+    if run is not None:
+        given.append({"run": run})
+    for layer, who in [*_load(what), *((layer, origin) for layer in given)]:
+        tree = _lay(tree, layer, who, origins)
+    if "views" not in tree:
+        name = _default_views(tree)
+        tree["views"] = preset(name)
+        origins.record({"views": []}, f"default (preset {name})")
+    config = layers.validate(RunConfig, tree)
+    if config.run is None:
+        free = tuple(f"{key}." for key in FREE)
+        keys = [key for layer in given for key, _ in layers.flatten(layer)]
+        changed = any(not f"{key}.".startswith(free) for key in keys)
+        config = config.model_copy(update={"run": _default_run(what, config, changed)})
+    return Composed(config, origins)
+
+
+def _lay(tree: Tree, layer: Tree, origin: str, origins: Origins) -> Tree:
+    """One layer over the others; another method or backbone drops the options of the one below."""
+    layer = dict(layer)
+    method = layer.get("method")
+    if isinstance(method, str):
+        layer["method"] = method = {"name": method}
+    if isinstance(layer.get("views"), str):
+        origin_of_views = f"{origin} (preset {layer['views']})"
+        layer["views"] = preset(layer["views"])
+    else:
+        origin_of_views = origin
+    if _renames("method", tree, layer):
+        tree = {k: v for k, v in tree.items() if k != "method"}
+        origins.forget("method")
+    if _renames("backbone", tree, layer):
+        tree = {**tree, "backbone": {k: v for k, v in tree["backbone"].items() if k != "options"}}
+        origins.forget("backbone.options")
+    if isinstance(layer.get("data"), dict):
+        layer["data"] = with_source(layer["data"])
+    if isinstance(layer.get("views"), dict) and "views" not in tree:
+        tree = {**tree, "views": preset(_default_views(layers.merge(tree, {**layer, "views": {}})))}
+    origins.record({k: v for k, v in layer.items() if k != "views"}, origin)
+    if "views" in layer:
+        views = layer["views"]
+        origins.record({"views": views if isinstance(views, dict) else []}, origin_of_views)
+    return layers.merge(tree, layer)
+
+
+def _renames(section: str, below: Tree, above: Tree) -> bool:
+    """Whether the layer names another method or backbone than the ones below it."""
+    old, new = below.get(section), above.get(section)
+    if not isinstance(old, dict) or not isinstance(new, dict) or "name" not in new:
+        return False
+    return "name" in old and old["name"] != new["name"]
+
+
+def _default_views(tree: Tree) -> str:
+    """The method's preset, in its small variant for small images."""
+    method = tree.get("method")
+    name = method.get("name", "simclr") if isinstance(method, dict) else "simclr"
+    views = METHODS[name].default_views if name in METHODS else "simclr"
+    backbone = tree.get("backbone")
+    small = isinstance(backbone, dict) and backbone.get("small_images") is True
+    return f"{views}-small" if small else views
+
+
+def _load(what: str | None) -> list[tuple[Tree, str]]:
+    """The layers of a recipe or file, the ones it is based on first."""
+    if what is None:
+        return []
+    path = recipe_file(what)
+    shipped = path.is_relative_to(RECIPES)
+    origin = (
+        f"recipe {path.relative_to(RECIPES).with_suffix('').as_posix()}" if shipped else str(path)
+    )
+    tree = layers.read_yaml(path)
+    base = tree.pop("base", None)
+    if base is None:
+        return [(tree, origin)]
+    if not isinstance(base, str) or not recipe_file(base).is_relative_to(RECIPES):
+        raise UserError(f"{path}: base={base} is not a shipped recipe. See: selfsight recipes")
+    return [*_load(base), (tree, origin)]
+
+
+def recipe_file(what: str) -> Path:
+    """The file of a shipped recipe's name, or the file itself."""
+    recipe = RECIPES / f"{what}.yaml"
+    if recipe.is_file():
+        return recipe
+    if Path(what).is_file():
+        return Path(what)
+    if what.endswith((".yaml", ".yml")):
+        raise UserError(f"'{what}': no such file")
+    raise UserError(
+        f"'{what}': no such recipe or file.{near(what, recipes())} See: selfsight recipes"
+    )
+
+
+def recipes() -> list[str]:
+    """The names of all shipped recipes."""
+    return sorted(
+        p.relative_to(RECIPES).with_suffix("").as_posix() for p in RECIPES.rglob("*.yaml")
+    )
+
+
+def recipe_title(name: str) -> str:
+    """The comment on the first line of a recipe."""
+    with recipe_file(name).open(encoding="utf-8") as file:
+        return file.readline().removeprefix("#").strip()
+
+
+def _default_run(what: str | None, config: RunConfig, changed: bool) -> str:
+    """runs/<recipe>; with overridden keys and a hash of all, so that each config has its folder."""
+    name = "default"
+    if what:
+        path = recipe_file(what)
+        inside = path.relative_to(RECIPES) if path.is_relative_to(RECIPES) else Path(path.name)
+        name = "-".join(inside.with_suffix("").parts)
+    if not changed:
+        return f"runs/{name}"
+    return f"runs/{name}-{config.fingerprint()}"
+
+
+def to_yaml(config: TrainConfig) -> str:
+    return yaml.safe_dump(config.tree(), sort_keys=False, allow_unicode=True)
+
+
+def read_run_config(folder: Path) -> RunConfig:
+    """The configuration of an existing run."""
+    path = folder / "config.yaml"
+    if not path.is_file():
+        raise UserError(f"'{folder}' is not a run folder (no config.yaml in it)")
+    return layers.validate(RunConfig, layers.read_yaml(path))
+
+
+def json_schema() -> Tree:
+    """The JSON Schema of a configuration file, for editors."""
+    schema = RunConfig.model_json_schema()
+    properties = schema["properties"]
+    groups = properties["views"]
+    properties["views"] = {"anyOf": [{"type": "string", "enum": list(PRESETS)}, groups]}
+    properties["base"] = {"type": "string", "enum": recipes(), "description": "a recipe below this"}
+    schema["required"] = [key for key in schema.get("required", []) if key != "views"]
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        **schema,
+        "title": "Selfsight",
+    }

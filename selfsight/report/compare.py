@@ -1,0 +1,226 @@
+"""Runs side by side: what differs in their configurations, and in what was measured."""
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+from selfsight import config as layers
+from selfsight.data.sources.open import LOADING_KEYS
+from selfsight.errors import UserError
+from selfsight.evaluate.protocols import read_results
+from selfsight.pretrain.config import FREE, read_run_config
+from selfsight.train.log import read_metrics
+
+ABSENT = "-"
+# Keys that change what a loss and an online probe are a number of.
+TASK = ("method.", "views.", "data.", "batch_size")
+ACCURACY = re.compile(r"(top|k|shots)\d+")  # metrics in [0, 1], shown in percent
+
+
+@dataclass(frozen=True)
+class Line:
+    """One quantity of every run; None where a run has none.
+
+    Attributes:
+        what: protocol and metric, with what sets it apart from other lines of this protocol.
+        spreads: standard deviations over draws, where the protocol draws.
+        comparable: whether a difference to the first run means anything.
+    """
+
+    what: str
+    values: tuple[float | None, ...]
+    spreads: tuple[float | None, ...]
+    percent: bool
+    comparable: bool = True
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Runs side by side.
+
+    Attributes:
+        config: (key, a value for each run) of the keys that differ; `run` aside.
+        lines: pretraining first, then the evaluations of the encoder.
+        notes: what a reader must know, a sentence each.
+    """
+
+    runs: tuple[Path, ...]
+    config: tuple[tuple[str, tuple[Any, ...]], ...]
+    lines: tuple[Line, ...]
+    notes: tuple[str, ...]
+
+
+def compare(runs: list[Path]) -> Comparison:
+    """What differs between runs that were measured.
+
+    Raises: UserError for fewer than two runs, for a folder that is no run, and for a run without
+        results.
+    """
+    runs = [Path(run) for run in runs]
+    if len(runs) < 2:
+        raise UserError("compare needs two runs or more: selfsight compare RUN RUN ...")
+    config = _different_keys([read_run_config(run).tree() for run in runs])
+    records = [_newest(run) for run in runs]
+    keys = {key for key, _ in config} - set(FREE)
+    same_task = not any(key.startswith(TASK) for key in keys)
+    lines, apart = _evaluations(records)
+    return Comparison(
+        tuple(runs),
+        tuple(config),
+        (*_pretraining(runs, same_task), *lines),
+        (*_about_config(keys), *apart, *_overlaps(runs, records)),
+    )
+
+
+def _different_keys(trees: list[dict[str, Any]]) -> list[tuple[str, tuple[Any, ...]]]:
+    leaves = [dict(layers.flatten(tree)) for tree in trees]
+    keys = dict.fromkeys(key for flat in leaves for key in flat if key != "run")
+    found = [(key, tuple(flat.get(key, ABSENT) for flat in leaves)) for key in keys]
+    return [(key, values) for key, values in found if any(v != values[0] for v in values)]
+
+
+def _about_config(keys: set[str]) -> list[str]:
+    """What may be concluded, given the keys that differ and can move a result."""
+    if not keys:
+        return ["The configurations are the same up to what changes a result by rounding at most."]
+    if keys == {"seed"}:
+        return ["The runs differ only in their seed: what differs in the results is seed noise."]
+    if "seed" in keys:
+        return ["The seed differs too: a difference is that of the other keys plus seed noise."]
+    return ["The runs share one seed: how much of a difference is seed noise, they cannot tell."]
+
+
+# Results ------------------------------------------------------------------------------------------
+
+
+def _pretraining(runs: list[Path], same_task: bool) -> list[Line]:
+    """The last logged loss and online probe, and the minutes."""
+    last = [(read_metrics(run / "metrics.jsonl") or [{}])[-1] for run in runs]
+    none = (None,) * len(runs)
+    seconds = [record.get("seconds") for record in last]
+    minutes = tuple(None if s is None else s / 60 for s in seconds)
+    loss = tuple(record.get("loss") for record in last)
+    probe = tuple(record.get("probe_top1") for record in last)
+    lines = [
+        Line("pretraining: last loss", loss, none, percent=False, comparable=same_task),
+        Line("pretraining: online probe top1", probe, none, percent=True, comparable=same_task),
+        Line("pretraining: minutes", minutes, none, percent=False),
+    ]
+    return [line for line in lines if any(value is not None for value in line.values)]
+
+
+def _newest(run: Path) -> dict[str, dict[str, Any]]:
+    """The encoder's records by what makes two of them comparable; of several, the last."""
+    records = [r for r in read_results(run) if r["evaluated"] == "encoder"]
+    if not records:
+        raise UserError(f"'{run}' has no results; measure it with: selfsight knn {run}")
+    return {json.dumps(_conditions(record), sort_keys=True): record for record in records}
+
+
+def _conditions(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Protocol, version, data and settings, flat: records that agree in all may be compared."""
+    data = {k: v for k, v in record["data"].items() if k not in LOADING_KEYS}
+    tree = {"protocol": record["protocol"], "version": record["version"], "data": data}
+    return {**dict(layers.flatten(tree)), **dict(layers.flatten(record.get("settings") or {}))}
+
+
+def _evaluations(records: list[dict[str, dict[str, Any]]]) -> tuple[list[Line], list[str]]:
+    """A line for each metric under each set of conditions; and notes on what cannot be compared."""
+    lines, notes = [], []
+    all_conditions = {key: json.loads(key) for by_key in records for key in by_key}
+    images = sorted({c["data.test"] for c in all_conditions.values() if "data.test" in c})
+    if len(images) == 1:
+        notes.append(f"Measured on {images[0]:,} test images.")
+    for protocol in dict.fromkeys(c["protocol"] for c in all_conditions.values()):
+        same = {k: c for k, c in all_conditions.items() if c["protocol"] == protocol}
+        differing = [key for key, _ in _different_keys(list(same.values()))]
+        for key, conditions in same.items():
+            found = [by_key.get(key, {}).get("metrics", {}) for by_key in records]
+            told = ", ".join(f"{k}={conditions.get(k, ABSENT)}" for k in differing)
+            lines += _lines(f"{protocol} [{told}]" if told else protocol, found)
+        partly = any(key not in by_key for by_key in records for key in same)
+        if partly and differing:
+            notes.append(
+                f"{protocol}: measured under different {', '.join(differing)}; "
+                "on lines of their own, as they cannot be compared."
+            )
+    return lines, notes
+
+
+def _overlaps(runs: list[Path], records: list[dict[str, dict[str, Any]]]) -> list[str]:
+    """Where test images are training images, which was allowed by the one who measured."""
+    counts = {
+        (str(run), record["protocol"]): max(overlap.get("paths", 0), overlap.get("contents", 0))
+        for run, by_key in zip(runs, records, strict=True)
+        for record in by_key.values()
+        if (overlap := record.get("overlap"))
+    }
+    return [
+        f"{run}: {protocol}: {count} test images are training images, too."
+        for (run, protocol), count in counts.items()
+        if count
+    ]
+
+
+def _lines(title: str, found: list[dict[str, float]]) -> list[Line]:
+    lines = []
+    for metric in dict.fromkeys(name for metrics in found for name in metrics):
+        if metric.endswith("_std"):
+            continue
+        values = tuple(metrics.get(metric) for metrics in found)
+        spreads = tuple(metrics.get(f"{metric}_std") for metrics in found)
+        accuracy = ACCURACY.fullmatch(metric) is not None
+        lines.append(Line(f"{title} {metric}", values, spreads, accuracy, comparable=accuracy))
+    return lines
+
+
+# Printing -----------------------------------------------------------------------------------------
+
+
+def render(comparison: Comparison) -> Group:
+    """Two tables and the notes, for a rich console."""
+    parts: list[Any] = []
+    if comparison.config:
+        table = _table("key", comparison.runs)
+        for key, values in comparison.config:
+            table.add_row(Text(key), *(Text(str(value)) for value in values))
+        parts += [table, ""]
+    table = _table("result", comparison.runs)
+    for line in comparison.lines:
+        cells = (_cell(line, i) for i in range(len(line.values)))
+        table.add_row(Text(line.what), *map(Text, cells))
+    meaning = "Accuracies in %; in brackets the difference to the first run."
+    if any(spread is not None for line in comparison.lines for spread in line.spreads):
+        meaning += " +-: standard deviation over drawn subsets."
+    return Group(*parts, table, "", *(Text(note) for note in (meaning, *comparison.notes)))
+
+
+def _table(first: str, runs: tuple[Path, ...]) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    table.add_column(first, overflow="fold")
+    names = [run.name or str(run) for run in runs]
+    for run, name in zip(runs, names, strict=True):
+        table.add_column(Text(str(run) if names.count(name) > 1 else name), overflow="fold")
+    return table
+
+
+def _cell(line: Line, i: int) -> str:
+    """'91.2 +- 0.4 (+1.3)'."""
+    value, first, spread = line.values[i], line.values[0], line.spreads[i]
+    if value is None:
+        return ABSENT
+    scale, digits, change = (100, ".1f", "+.1f") if line.percent else (1, ".4g", "+.2g")
+    text = f"{scale * value:{digits}}"
+    if spread is not None:
+        text += f" +- {scale * spread:{digits}}"
+    if i and first is not None and line.comparable:
+        text += f" ({scale * (value - first):{change}})"
+    return text

@@ -1,0 +1,49 @@
+"""A contact sheet: each row an image and its views, as the network gets them."""
+
+import numpy as np
+import torch
+from PIL import Image
+
+from selfsight.data.decode import decode
+from selfsight.data.images import center_box, cut
+from selfsight.train.loader import ViewLoader
+
+GAP, SMALLEST = 4, 64  # pixels between pictures; smaller views are enlarged to this
+MARGIN = 3  # gaps between the originals and the views
+
+
+def contact_sheet(
+    loader: ViewLoader, mean: tuple[float, ...], std: tuple[float, ...], rows: int, epochs: int = 1
+) -> Image.Image:
+    """The first `rows` images of epoch 0 and their views in the first `epochs` epochs.
+
+    The view drawn is the very tensor that the method would get, without its normalisation.
+    """
+    indices = loader.indices(0)[:rows]
+    views = [view for e in range(epochs) for view in loader.batch_of(e, indices).views]
+    side = max(SMALLEST, max(view.shape[-1] for view in views))
+    scale, shift = (torch.tensor(v).view(3, 1, 1) for v in (std, mean))
+    pictures = []
+    for row, i in enumerate(indices.tolist()):
+        image = decode(loader.images.source, i)
+        box = center_box(image.shape[0], image.shape[1], 1.0)
+        size = min(box[2], side)
+        original = cut(image, box, size).permute(1, 2, 0).numpy()
+        shown = [(view[row].cpu() * scale + shift).clamp(0, 1) * 255 for view in views]
+        pictures.append([original, *(v.round().byte().permute(1, 2, 0).numpy() for v in shown)])
+    return _paste(pictures, side)
+
+
+def _paste(pictures: list[list[np.ndarray]], side: int) -> Image.Image:
+    """A grid on white, the originals in front; small pictures grow by whole factors."""
+    step = side + GAP
+    width, height = len(pictures[0]) * step + (MARGIN + 1) * GAP, len(pictures) * step + GAP
+    sheet = Image.new("RGB", (width, height), "white")
+    for row, line in enumerate(pictures):
+        for column, pixels in enumerate(line):
+            picture = Image.fromarray(np.ascontiguousarray(pixels))
+            factor = max(1, side // max(picture.size))
+            picture = picture.resize((picture.width * factor, picture.height * factor), 0)
+            left = GAP + column * step + (MARGIN * GAP if column else 0)
+            sheet.paste(picture, (left, GAP + row * step))
+    return sheet

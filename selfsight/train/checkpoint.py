@@ -1,0 +1,103 @@
+"""Checkpoints that survive a crash at any moment: written aside, flushed, renamed, and checked when
+read.
+
+The name of a file ends in its checksum, so one rename makes content and checksum visible together.
+"""
+
+import hashlib
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import Field
+
+from selfsight.config import Config
+from selfsight.errors import UserError
+from selfsight.files import rename_durably
+
+_NAME = re.compile(r"step-(\d+)\.([0-9a-f]{16})\.pt")
+
+
+class CheckpointConfig(Config):
+    """When to save; the last step is always saved."""
+
+    every_epochs: int = Field(1, ge=0)  # 0: not by epochs
+    every_steps: int = Field(0, ge=0)  # 0: not by steps
+    keep: int = Field(2, ge=1)  # how many stay; older ones go once a new one is safe
+
+
+class Checkpoints:
+    """The checkpoints of one run, in one folder.
+
+    Args:
+        say: prints a line for the user.
+    """
+
+    def __init__(self, folder: Path, keep: int, say: Any = print) -> None:
+        self.folder, self._keep, self._say = folder, keep, say
+
+    def files(self) -> list[tuple[int, Path]]:
+        """(step, file) of every checkpoint, oldest first."""
+        found = [(m, p) for p in self.folder.glob("step-*.pt") if (m := _NAME.fullmatch(p.name))]
+        return sorted((int(m[1]), p) for m, p in found)
+
+    def save(self, step: int, state: dict[str, Any]) -> Path:
+        """Write the state after so many steps; the older ones stay until this one is on disk."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for leftover in self.folder.glob(".step-*.tmp"):
+            leftover.unlink()
+        temporary = self.folder / f".step-{step}.{os.getpid()}.tmp"
+        torch.save(state, temporary)
+        path = self.folder / f"step-{step:08d}.{_checksum(temporary)}.pt"
+        rename_durably(temporary, path)
+        others = [old for _, old in self.files() if old != path]
+        for old in others[: max(0, len(others) + 1 - self._keep)]:
+            old.unlink()
+        return path
+
+    def load(self, device: torch.device) -> tuple[int, dict[str, Any]] | None:
+        """The newest state whose checksum agrees, with its step; None if there is none.
+
+        A damaged file is set aside with a line that says so, and the one before it is used.
+        """
+        for step, path in reversed(self.files()):
+            try:
+                if _checksum(path) == _NAME.fullmatch(path.name)[2]:
+                    return step, torch.load(path, map_location=device, weights_only=True)
+                aside = path.with_suffix(".damaged")
+                os.replace(path, aside)
+            except FileNotFoundError:  # another rank has just set it aside
+                continue
+            self._say(
+                f"Checkpoint of step {step} is damaged (kept as {aside}); using the one before."
+            )
+        return None
+
+
+def load_from(where: str, device: torch.device) -> tuple[int, dict[str, Any]]:
+    """Step and state of a checkpoint, or of the newest one of a run's folder.
+
+    Raises: UserError if it is neither, or damaged.
+    """
+    path = Path(where)
+    if path.is_dir():
+        found = Checkpoints(path / "checkpoints", 1).load(device)
+        if found is None:
+            raise UserError(f"resume={where}: no run with checkpoints")
+        return found
+    name = _NAME.fullmatch(path.name)
+    if name is None or not path.is_file():
+        raise UserError(
+            f"resume={where}: no checkpoint of Selfsight's (a run's folder, or step-*.pt below it); "
+            f"weights alone are read by weights=..."
+        )
+    if _checksum(path) != name[2]:
+        raise UserError(f"resume={where}: is damaged; take an earlier one")
+    return int(name[1]), torch.load(path, map_location=device, weights_only=True)
+
+
+def _checksum(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:16]

@@ -1,0 +1,159 @@
+"""Batches of views in an order that follows from (seed, epoch) alone."""
+
+from collections import deque
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from selfsight import distributed, randomness
+from selfsight.batch import Batch, SampleKey
+from selfsight.data.crops import CropDecoder, PendingCrops
+from selfsight.data.images import Images
+from selfsight.errors import UserError
+from selfsight.views.make import (
+    CROP_DRAWS,
+    Compile,
+    boxes_and_flips,
+    expand,
+    finish_crops,
+    make_views,
+)
+from selfsight.views.recipe import ViewGroup
+
+AHEAD = 2  # batches that are decoded while the device trains
+
+
+class ViewLoader:
+    """Views of a source, step by step; with W ranks each makes its part of every batch.
+
+    Args:
+        batch_size: images of a step over all ranks; the rest of an epoch is left out.
+        parts: equal parts that a batch is split into, for gradient accumulation.
+        compile: views to fused kernels; auto: on GPUs.
+    Raises: UserError if the batch is larger than the source or not divisible.
+    """
+
+    def __init__(
+        self,
+        images: Images,
+        groups: list[ViewGroup],
+        *,
+        batch_size: int,
+        seed: int,
+        mean: tuple[float, ...],
+        std: tuple[float, ...],
+        parts: int = 1,
+        compile: Compile = "auto",
+    ) -> None:
+        world = distributed.world_size()
+        if batch_size > len(images):
+            raise UserError(
+                f"batch_size={batch_size}: there are only {len(images)} images to train on; "
+                f"set batch_size={len(images)} or less"
+            )
+        if batch_size % (world * parts):
+            raise UserError(
+                f"batch_size={batch_size} is no multiple of {world} processes x accumulate={parts}"
+            )
+        self.images, self.groups, self.seed = images, groups, seed
+        self.batch_size, self.parts = batch_size, parts
+        self._finish = mean, std, compile
+        self._views = list(expand(groups))
+        self._cutter = CropDecoder(images, [group.size for _, group in self._views])
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return len(self.images) // self.batch_size
+
+    def indices(self, step: int) -> np.ndarray:
+        """(batch_size,) the images of a step, over all ranks."""
+        epoch, place = divmod(step, self.steps_per_epoch)
+        places = np.arange(place * self.batch_size, (place + 1) * self.batch_size)
+        return randomness.shuffled(places, len(self.images), randomness.ORDER, self.seed, epoch)
+
+    def steps(self, start: int, stop: int) -> Iterator[list[Batch]]:
+        """For each step its batch on this rank, as `parts` equal batches."""
+        if self.images.tensor is not None:
+            for step in range(start, stop):
+                yield [self._in_memory(epoch, rows, step) for epoch, rows in self._own(step)]
+            return
+        waiting: deque[list[PendingCrops]] = deque()
+        try:
+            for step in range(start, stop):
+                for later in range(step + len(waiting), min(step + AHEAD + 1, stop)):
+                    waiting.append([self._submit(epoch, rows) for epoch, rows in self._own(later)])
+                epoch = step // self.steps_per_epoch
+                yield [self._collect(epoch, crops, step) for crops in waiting.popleft()]
+        finally:
+            for crops in (crops for parts in waiting for crops in parts):
+                crops.cancel()
+
+    def batch_of(self, epoch: int, rows: np.ndarray) -> Batch:
+        """The views of any images in any epoch: what training would see of them."""
+        if self.images.tensor is not None:
+            return self._in_memory(epoch, rows)
+        return self._collect(epoch, self._submit(epoch, rows))
+
+    def _own(self, step: int) -> list[tuple[int, np.ndarray]]:
+        """Epoch and this rank's images of a step, for each accumulated part."""
+        parts = np.split(self.indices(step), self.parts * distributed.world_size())
+        own = parts[distributed.rank() :: distributed.world_size()]
+        return [(step // self.steps_per_epoch, rows) for rows in own]
+
+    def _coordinates(self, epoch: int, rows: np.ndarray) -> SampleKey:
+        index, device = torch.from_numpy(rows), self.images.device
+        if device.type == "cuda":
+            index = index.pin_memory()
+        return SampleKey(self.seed, epoch, index.to(device, non_blocking=True))
+
+    def _batch(self, views: list[Tensor], at: SampleKey, step: int) -> Batch:
+        labels = self.images.labels
+        return Batch(views, None if labels is None else labels[at.index], at, step)
+
+    def _in_memory(self, epoch: int, rows: np.ndarray, step: int = 0) -> Batch:
+        at = self._coordinates(epoch, self.images.replace_bad(rows))
+        pixels = self.images.tensor[at.index]
+        return self._batch(make_views(pixels, self.groups, at, *self._finish), at, step)
+
+    def _submit(self, epoch: int, rows: np.ndarray) -> PendingCrops:
+        """Have the pool decode and crop these images."""
+
+        def boxes(index: Tensor, height: Tensor, width: Tensor) -> list[Tensor]:
+            at = SampleKey(self.seed, epoch, index)
+            return [
+                boxes_and_flips(group, at.uniform(view, CROP_DRAWS), height, width)[0]
+                for view, group in self._views
+            ]
+
+        return self._cutter.submit(rows, boxes)
+
+    def _collect(self, epoch: int, crops: PendingCrops, step: int = 0) -> Batch:
+        at = self._coordinates(epoch, self._wait(crops))
+        views = finish_crops(self._move(crops), self.groups, at, *self._finish)
+        self._cutter.take_back(crops)
+        return self._batch(views, at, step)
+
+    def _wait(self, crops: PendingCrops) -> np.ndarray:
+        return crops.wait()
+
+    def _move(self, crops: PendingCrops) -> list[Tensor]:
+        """To the device: for each view (B, 3, s, s) uint8, channels last."""
+        device = self.images.device
+        return [v.to(device, non_blocking=True).permute(0, 3, 1, 2) for v in crops.views]
+
+
+def make_loader(config: Any, images: Images) -> ViewLoader:
+    """Batches as a RunConfig, or whatever else has its views, data, seed and batch, asks for."""
+    return ViewLoader(
+        images,
+        config.views,
+        batch_size=config.batch_size,
+        seed=config.seed,
+        mean=config.data.mean,
+        std=config.data.std,
+        parts=config.accumulate,
+        compile=config.compile and "auto",
+    )

@@ -1,0 +1,136 @@
+"""Where metrics go beside metrics.jsonl: a table, TensorBoard, Weights & Biases."""
+
+import csv
+import hashlib
+import importlib
+import io
+from pathlib import Path
+from typing import Any, Protocol
+
+from pydantic import Field
+
+from selfsight.config import Config, Tree
+from selfsight.errors import UserError
+from selfsight.files import write_text
+from selfsight.train.log import read_metrics
+
+
+class WandbConfig(Config):
+    """Which run of Weights & Biases."""
+
+    project: str = "selfsight"
+    name: str | None = None  # default: the run folder's
+    entity: str | None = None  # whose project; default: one's own
+    offline: bool = False  # keep it on the disk, for `wandb sync`
+    folder: str | None = None  # for its files; default: the run's folder
+
+
+class LogConfig(Config):
+    """Copies of metrics.jsonl in other forms."""
+
+    csv: bool = False  # metrics.csv: a row each record, a column each name
+    tensorboard: bool = False  # events below tensorboard/ in the run's folder
+    wandb: WandbConfig | None = Field(None)  # {} for its defaults
+
+
+class Logger(Protocol):
+    """Takes the records of a run, as they are written to metrics.jsonl."""
+
+    def write(self, record: dict[str, Any]) -> None: ...
+
+    def close(self) -> None: ...
+
+
+def open_loggers(config: LogConfig, folder: Path, start: int, settings: Tree) -> list[Logger]:
+    """Those that a configuration asks for.
+
+    Args:
+        start: steps that are done; what was logged beyond them comes again.
+        settings: of the whole run, for those that show them.
+    Raises: UserError for a library that is missing, or for no login to Weights & Biases.
+    """
+    loggers: list[Logger] = [Table(folder)] if config.csv else []
+    if config.tensorboard:
+        loggers.append(TensorBoard(folder / "tensorboard", start))
+    if config.wandb:
+        loggers.append(Wandb(config.wandb, folder, settings))
+    return loggers
+
+
+class Table:
+    """metrics.csv, written when training ends or is stopped."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def write(self, record: dict[str, Any]) -> None:
+        pass
+
+    def close(self) -> None:
+        records = read_metrics(self._folder / "metrics.jsonl")
+        text = io.StringIO()
+        names = dict.fromkeys(name for record in records for name in record)
+        writer = csv.DictWriter(text, list(names), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(records)
+        write_text(self._folder / "metrics.csv", text.getvalue())
+
+
+class TensorBoard:
+    """A scalar for each number of a record."""
+
+    def __init__(self, folder: Path, start: int) -> None:
+        _need("tensorboard", "log.tensorboard=true")
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._writer = SummaryWriter(folder, purge_step=start + 1)
+
+    def write(self, record: dict[str, Any]) -> None:
+        for name, value in record.items():
+            if name != "step" and value is not None:
+                self._writer.add_scalar(name, value, record["step"])
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class Wandb:
+    """One run there for a run's folder, however often it is stopped."""
+
+    def __init__(self, config: WandbConfig, folder: Path, settings: Tree) -> None:
+        wandb = _need("wandb", "log.wandb")
+        where = Path(config.folder).expanduser() if config.folder else folder
+        where.mkdir(parents=True, exist_ok=True)
+        try:
+            self._run = wandb.init(
+                project=config.project,
+                name=config.name or folder.name,
+                entity=config.entity,
+                dir=where,
+                id=hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16],
+                resume="allow",
+                config=settings,
+                mode="offline" if config.offline else None,
+                settings=wandb.Settings(quiet=True),
+            )
+        except wandb.errors.Error as error:
+            reason = str(error).strip().splitlines()[0].rstrip(".")
+            raise UserError(
+                f"log.wandb: {reason}; log.wandb.offline=true keeps the run on this machine"
+            ) from None
+
+    def write(self, record: dict[str, Any]) -> None:
+        numbers = {k: v for k, v in record.items() if k != "step" and v is not None}
+        self._run.log(numbers, step=record["step"])
+
+    def close(self) -> None:
+        self._run.finish()
+
+
+def _need(library: str, key: str) -> Any:
+    try:
+        return importlib.import_module(library)
+    except ImportError:
+        raise UserError(
+            f"{key}: needs {library}: pip install 'selfsight[{library}]'; or leave it out"
+        ) from None

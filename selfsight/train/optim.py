@@ -1,0 +1,200 @@
+"""Optimizer, parameter groups and learning rate."""
+
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from pydantic import Field, model_validator
+from torch import nn
+from torch.optim import Optimizer
+
+from selfsight import schedules
+from selfsight.config import Config
+
+
+class OptimizerConfig(Config):
+    """How weights move. Tensors of fewer than two dimensions (biases, norms) have no decay."""
+
+    name: Literal["sgd", "adamw", "lars", "lamb"] = "sgd"
+    lr: float = Field(0.03, gt=0)  # see lr_scaling
+    lr_scaling: Literal["none", "linear", "sqrt"] = (
+        "none"  # lr is for 256 images and grows so with the batch
+    )
+    weight_decay: float = Field(1e-4, ge=0)
+    momentum: float = Field(0.9, ge=0, lt=1)  # sgd, lars
+    nesterov: bool = False  # sgd, lars
+    betas: tuple[float, float] = (0.9, 0.999)  # adamw, lamb
+    trust_coefficient: float = Field(0.001, gt=0)  # lars
+    clip_trust: bool = False  # lars: no tensor moves at more than lr, as in LARC
+
+    @model_validator(mode="after")
+    def _betas(self) -> "OptimizerConfig":
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"betas={list(self.betas)}: each must be in [0, 1)")
+        return self
+
+
+class ScheduleConfig(Config):
+    """How the learning rate changes."""
+
+    name: Literal["cosine", "constant", "step", "polynomial"] = "cosine"
+    warmup_epochs: float = Field(0.0, ge=0)
+    warmup_steps: int = Field(0, ge=0)  # of both the longer counts
+    warmup_start: float = Field(0.0, ge=0, le=1)  # where it begins, as a fraction of lr
+    warmup_shape: Literal["linear", "exponential", "cosine"] = "linear"
+    final_lr: float = Field(0.0, ge=0, le=1)  # cosine, polynomial: at the end, a fraction of lr
+    # cosine, polynomial: epochs, warm-up included, after which final_lr is reached (default: all)
+    decay_epochs: float | None = Field(None, gt=0)
+    power: float = Field(1.0, gt=0)  # polynomial: 1 is a straight line
+    milestones: tuple[float, ...] = ()  # step: epochs after which the rate falls
+    gamma: float = Field(0.1, gt=0, le=1)  # step: the factor at each of them
+    final_weight_decay: float | None = Field(None, ge=0)  # half a cosine leads there, as in DINO
+    # lowest and highest: momentum (betas[0]) falls in the warm-up and rises after it, half a cosine
+    # each, as in the 1cycle policy (arXiv 1803.09820)
+    momentum_cycle: tuple[float, float] | None = None
+
+    @model_validator(mode="after")
+    def _milestones(self) -> "ScheduleConfig":
+        if (self.name == "step") != bool(self.milestones):
+            raise ValueError(
+                f"milestones={list(self.milestones)}: name the epochs where name=step lowers the "
+                f"rate, and none for another schedule"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _cycle(self) -> "ScheduleConfig":
+        low, high = self.momentum_cycle or (0.0, 0.0)
+        if not 0 <= low <= high < 1:
+            raise ValueError(f"momentum_cycle={[low, high]}: expected 0 <= lowest <= highest < 1")
+        return self
+
+    @model_validator(mode="after")
+    def _exponential(self) -> "ScheduleConfig":
+        if self.warmup_shape == "exponential" and not self.warmup_start:
+            raise ValueError("warmup_start=0: an exponential warm-up begins above 0")
+        return self
+
+
+def scaled_lr(config: OptimizerConfig, batch_size: int) -> float:
+    """The peak rate: lr, times batch / 256 (linear, arXiv 1706.02677) or its square root."""
+    ratio = batch_size / 256
+    return config.lr * {"none": 1.0, "linear": ratio, "sqrt": ratio**0.5}[config.lr_scaling]
+
+
+def parameter_groups(
+    module: nn.Module,
+    config: OptimizerConfig,
+    constant_lr: tuple[str, ...] = (),
+    rate: Callable[[str], float] = lambda name: 1.0,
+) -> list[dict]:
+    """All trainable parameters: with and without decay, following the schedule or at a constant
+    rate, and grouped by their factor on it, `rate(name)`.
+
+    Without decay: fewer than two dimensions, and what a timm model lists in no_weight_decay(). LARS
+        and LAMB adapt the rate of decayed tensors only, at weight_decay 0 as well.
+    """
+    exempt = {
+        f"{prefix}.{name}" if prefix else name
+        for prefix, m in module.named_modules()
+        if hasattr(m, "no_weight_decay")
+        for name in m.no_weight_decay()
+    }
+    groups: dict[tuple[bool, bool, float], dict] = {}
+    for name, parameter in module.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        decay = parameter.ndim >= 2 and name not in exempt
+        constant = name.startswith(tuple(f"{member}." for member in constant_lr))
+        scale = rate(name)
+        new = {
+            "params": [],
+            "lr_scale": scale,
+            "weight_decay": config.weight_decay if decay else 0.0,
+            "constant_lr": constant,
+            "decayed": decay,
+        }
+        if config.name in ("lars", "lamb"):
+            new["always_adapt"] = decay
+        groups.setdefault((decay, constant, scale), new)["params"].append(parameter)
+    return list(groups.values())
+
+
+def build_optimizer(
+    module: nn.Module,
+    config: OptimizerConfig,
+    lr: float,
+    constant_lr: tuple[str, ...] = (),
+    rate: Callable[[str], float] = lambda name: 1.0,
+) -> Optimizer:
+    """Fused SGD or AdamW of torch, LARS (arXiv 1708.03888) or LAMB (arXiv 1904.00962) of timm."""
+    groups = parameter_groups(module, config, constant_lr, rate)
+    if config.name == "adamw":
+        return torch.optim.AdamW(groups, lr=lr, betas=config.betas, fused=True)
+    momentum = {"momentum": config.momentum, "nesterov": config.nesterov and config.momentum > 0}
+    if config.name == "sgd":
+        return torch.optim.SGD(groups, lr=lr, **momentum, fused=True)
+    from timm.optim import Lamb, Lars
+
+    if config.name == "lamb":
+        # clipping is the engine's, by clip_gradient: timm's own would be a second one
+        return Lamb(groups, lr=lr, betas=config.betas, max_grad_norm=None)
+    trust = {"trust_coeff": config.trust_coefficient, "trust_clip": config.clip_trust}
+    return Lars(groups, lr=lr, **momentum, **trust)
+
+
+def lr_factor(config: ScheduleConfig, progress: float, epochs: float, steps: int = 1) -> float:
+    """The factor on the peak rate at this progress of a training of so many epochs and steps.
+
+    Continuous at the end of the warm-up, where the cosine of SGDR (arXiv 1608.03983) or the
+    polynomial begins at 1.
+    """
+    warmup = _warmup(config, epochs, steps)
+    start = 1.0
+    if progress < warmup:
+        start = schedules.rise(progress / warmup, config.warmup_start, config.warmup_shape)
+    if config.name in ("constant", "step"):
+        passed = sum(progress * epochs >= milestone for milestone in config.milestones)
+        return start * config.gamma**passed
+    if progress < warmup:
+        return start
+    end = config.decay_epochs / epochs if config.decay_epochs else 1.0
+    part = min(1.0, (progress - warmup) / max(1e-12, end - warmup))
+    if config.name == "cosine":
+        return schedules.cosine(1.0, config.final_lr, part)
+    return config.final_lr + (1.0 - config.final_lr) * (1.0 - part) ** config.power
+
+
+def _warmup(config: ScheduleConfig, epochs: float, steps: int) -> float:
+    """Its end, in progress."""
+    return min(1.0, max(config.warmup_epochs / epochs, config.warmup_steps / steps))
+
+
+def momentum(config: ScheduleConfig, progress: float, epochs: float, steps: int) -> float | None:
+    """The momentum at this progress; None if it stays as it is."""
+    if config.momentum_cycle is None:
+        return None
+    low, high = config.momentum_cycle
+    warmup = _warmup(config, epochs, steps)
+    if progress < warmup:
+        return schedules.cosine(high, low, progress / warmup)
+    return schedules.cosine(low, high, (progress - warmup) / max(1e-12, 1.0 - warmup))
+
+
+def weight_decay(config: OptimizerConfig, schedule: ScheduleConfig, progress: float) -> float:
+    """The weight decay at this progress."""
+    final = schedule.final_weight_decay
+    start = config.weight_decay
+    return start if final is None else schedules.cosine(start, final, progress)
+
+
+def set_rates(
+    optimizer: Optimizer, peak: float, factor: float, decay: float, momentum: float | None = None
+) -> None:
+    for group in optimizer.param_groups:
+        if momentum is not None and "betas" in group:
+            group["betas"] = (momentum, group["betas"][1])
+        elif momentum is not None:
+            group["momentum"] = momentum
+        group["lr"] = peak * group["lr_scale"] * (1.0 if group["constant_lr"] else factor)
+        group["weight_decay"] = decay if group["decayed"] else 0.0

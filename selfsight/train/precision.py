@@ -1,0 +1,81 @@
+"""Which device, and which number format it is fast in."""
+
+import os
+import platform
+import sys
+from typing import Literal
+
+import torch
+
+from selfsight.errors import UserError
+
+try:
+    import resource
+except ImportError:  # not on Windows
+    resource = None
+
+Precision = Literal["auto", "fp32", "bf16"]
+KEPT = 28 * 2**20  # bytes; glibc follows up to 32 MiB
+
+
+def pick_device(name: str) -> torch.device:
+    """auto: cuda, else mps, else cpu. Raises: UserError for a device that is not there."""
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    # what torch raises for a name it does not know, a build without CUDA, a backend without tensors
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"device={name}: {reason}. Use auto, cpu, cuda, cuda:1 or mps") from None
+    return device
+
+
+def pick_precision(precision: Precision, device: torch.device) -> Literal["fp32", "bf16"]:
+    """auto: bf16 where the hardware multiplies it natively, else fp32."""
+    if precision != "auto":
+        return precision
+    if device.type == "cuda":
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        native = device.type == "cpu" and _cpu_multiplies_bf16()
+    return "bf16" if native else "fp32"
+
+
+def _cpu_multiplies_bf16() -> bool:
+    """Whether the CPU has AVX512-BF16 or AMX; older ones emulate bf16 and lose time by it."""
+    names = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    return any(getattr(torch.cpu, name, lambda: False)() for name in names)
+
+
+def device_name(device: torch.device) -> str:
+    """What a result should say that it was measured on."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{device.type} {platform.machine()}, {os.cpu_count()} cores"
+
+
+def peak_memory(device: torch.device) -> float:
+    """MiB: of a GPU what was allocated at most, else the largest resident memory of this
+    process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    if resource is None:
+        return 0.0
+    kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return kib / 2**20 if sys.platform == "darwin" else kib / 2**10  # macOS counts bytes
+
+
+def prepare(device: torch.device) -> None:
+    """Device-wide switches: matrix products in fp32 may use TF32 on a GPU, and the CPU keeps the
+    memory that one chunk of views leaves to the next."""
+    if device.type == "cuda":
+        torch.set_float32_matmul_precision("high")
+        torch.backends.cudnn.benchmark = True
+    elif device.type == "cpu":
+        # glibc hands memory back, to fault it in again page by page, beyond twice the size of the
+        # largest array that was freed before: this one, which is never touched.
+        torch.empty(KEPT, dtype=torch.uint8)

@@ -1,0 +1,297 @@
+"""The bookkeeping around the loop: resume, guard, log, checkpoints, signals."""
+
+import contextlib
+import json
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from selfsight import distributed
+from selfsight.errors import UserError
+from selfsight.files import write_json
+from selfsight.methods.method import Method, Output
+from selfsight.train.checkpoint import Checkpoints, load_from
+from selfsight.train.collapse import CollapseMonitor
+from selfsight.train.loader import ViewLoader
+from selfsight.train.log import Display, MetricsFile, console
+from selfsight.train.loggers import LogConfig, Logger, open_loggers
+from selfsight.train.precision import device_name, peak_memory
+from selfsight.train.probe import OnlineProbe
+from selfsight.train.signals import Interrupted, caught_signals
+
+ASK_EVERY = 10  # steps, of several processes: to agree on a signal takes a message
+
+
+@dataclass(frozen=True)
+class Check:
+    """A measurement every few epochs and at the end, made by rank 0: kNN accuracy and its like.
+
+    Attributes:
+        after: takes the record of metrics.jsonl that holds what was measured.
+    """
+
+    every_epochs: int
+    measure: Callable[[nn.Module], dict[str, float]]
+    after: Callable[[dict[str, Any]], None] | None = None
+
+
+class Session:
+    """One process's part of a run, from its newest checkpoint on.
+
+    Attributes:
+        start, steps: the first step to do and the number of all steps.
+        seconds: of training so far, those before an interruption included.
+    """
+
+    def __init__(
+        self,
+        method: Method,
+        optimizer: torch.optim.Optimizer,
+        loader: ViewLoader,
+        config: Any,
+        folder: Path,
+        probe: OnlineProbe | None,
+        check: Check | None,
+        resume: str | None = None,
+    ) -> None:
+        """Args:
+        resume: another run or its checkpoint, to go on from where this folder has none.
+        """
+        self.method, self.optimizer, self.loader, self.config = method, optimizer, loader, config
+        self.folder, self.probe, self.check = folder, probe, check
+        self.steps = total_steps(config.epochs, config.max_steps, loader)
+        self.checkpoints = Checkpoints(
+            folder / "checkpoints", config.checkpoint.keep, console.print
+        )
+        self.start, self.seconds = 0, 0.0
+        self._monitor = CollapseMonitor(method) if method.remedy else None
+        self._device = next(method.parameters()).device
+        self._first_bad = torch.full((), -1, dtype=torch.long, device=self._device)
+        self._resume(resume)
+        self._check_start()
+
+    def _resume(self, elsewhere: str | None) -> None:
+        found = self.checkpoints.load(self._device)
+        if found is not None:
+            self._load(*found)
+        elif elsewhere is not None:
+            found = load_from(elsewhere, self._device)
+            if found[0] >= self.steps:
+                raise UserError(f"resume={elsewhere}: has all of this run's {self.steps} steps")
+            try:
+                self._load(*found)
+            except (RuntimeError, ValueError, KeyError) as error:
+                reason = " ".join(str(error).split())
+                raise UserError(
+                    f"resume={elsewhere}: is of another kind of run: {reason}"
+                ) from None
+
+    def _load(self, start: int, state: dict[str, Any]) -> None:
+        self.start, self.seconds = start, state["seconds"]
+        self.method.load_state_dict(state["method"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.probe:
+            self.probe.load_state_dict(state["probe"])
+            self.probe.optimizer.load_state_dict(state["probe_optimizer"])
+        if distributed.rank() == 0:
+            console.print(f"Continuing after step {self.start} of {self.steps}", soft_wrap=True)
+
+    def _check_start(self) -> None:
+        """What was asked to be continued is not begun anew."""
+        epoch = self.config.start_epoch
+        if self.start < min(self.steps, epoch * self.loader.steps_per_epoch):
+            found = f"the newest is of step {self.start}" if self.start else "there is none"
+            raise UserError(
+                f"start_epoch={epoch}: '{self.checkpoints.folder}' holds no checkpoint of that "
+                f"epoch or later; {found}. start_epoch=0 begins anew"
+            )
+
+    def _save(self, done: int) -> None:
+        if distributed.rank() == 0:
+            state = {
+                "method": self.method.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+                "seconds": self.seconds,
+            }
+            if self.probe:
+                state["probe"] = self.probe.state_dict()
+                state["probe_optimizer"] = self.probe.optimizer.state_dict()
+            self.checkpoints.save(done, state)
+        distributed.barrier()
+
+    @contextlib.contextmanager
+    def running(self, quiet: bool) -> Iterator["Session"]:
+        """Log open and signals caught while the loop runs."""
+        main = distributed.rank() == 0
+        self._metrics = MetricsFile(self.folder / "metrics.jsonl", self.start) if main else None
+        self._loggers = self._open_loggers() if main else []
+        self._display = Display(
+            self.steps, self.loader.steps_per_epoch, self.start, quiet or not main
+        )
+        self._since, self._images = time.perf_counter(), 0
+        self._seconds_before, self._began = self.seconds, time.perf_counter()
+        try:
+            with caught_signals() as self._signals:
+                yield self
+        finally:
+            self._display.close()
+            if self._metrics:
+                self._metrics.close()
+            for logger in self._loggers:
+                logger.close()
+
+    def _open_loggers(self) -> list[Logger]:
+        asked = self.config.log
+        if self.start == self.steps:  # others would open a run and write nothing
+            asked = LogConfig(csv=asked.csv)
+        return open_loggers(asked, self.folder, self.start, self.config.tree())
+
+    def finish(self) -> None:
+        """Write cost.json: seconds, images per second, peak memory of this process and its device.
+
+        Of a run in several parts, seconds count them all and memory is the largest.
+        """
+        path = self.folder / "cost.json"
+        before = json.loads(path.read_text("utf-8")) if path.is_file() else {}
+        if self.start == self.steps and before:
+            return  # there was nothing left to do
+        peak = max(before.get("peak_memory_mib", 0), peak_memory(self._device))
+        if distributed.rank() == 0:
+            seen = self.steps * self.config.batch_size
+            cost = {
+                "seconds": round(self.seconds, 3),
+                "images_per_second": round(seen / max(1e-9, self.seconds), 2),
+                "peak_memory_mib": round(peak, 1),
+                "device": device_name(self._device),
+                "threads": torch.get_num_threads(),
+                "processes": distributed.world_size(),
+            }
+            write_json(path, cost)
+
+    def guard(self, step: int, loss: Tensor) -> None:
+        """Note a loss that is not finite; the CPU stops at once, others when they next sync."""
+        loss = distributed.mean(loss.detach())
+        bad = ~torch.isfinite(loss) & (self._first_bad < 0)
+        self._first_bad.masked_fill_(bad, step)
+        if self._device.type == "cpu":
+            self._stop_if_not_finite()
+
+    def _stop_if_not_finite(self) -> None:
+        step = int(self._first_bad)
+        if step < 0:
+            return
+        saved = self.checkpoints.files()
+        report = self.folder / "nonfinite.json"
+        if distributed.rank() == 0:
+            write_json(
+                report,
+                {
+                    "step": step,
+                    "epoch": step // self.loader.steps_per_epoch,
+                    "seed": self.config.seed,
+                    "images": self.loader.indices(step).tolist(),
+                    "lr": [group["lr"] for group in self.optimizer.param_groups],
+                    "last_checkpoint": str(saved[-1][1]) if saved else None,
+                },
+            )
+        kept = f"the checkpoint of step {saved[-1][0]} is kept" if saved else "no checkpoint yet"
+        raise UserError(
+            f"The loss of step {step} is not finite; {kept}. Its coordinates are in {report}. "
+            f"Try a lower optimizer.lr, more schedule.warmup_epochs, clip_gradient=1 or "
+            f"precision=fp32"
+        )
+
+    def after(self, done: int, lr: float, output: Output, labels: Tensor | None) -> None:
+        """After `done` steps: teach the probe, measure, log, save, and stop if a signal asks."""
+        accuracy = None
+        if self.probe and labels is not None:
+            accuracy = self.probe.learn(output.features, labels)
+        self._images += self.config.batch_size
+        last = done == self.steps
+        check = self.check is not None and self._by_epochs(self.check.every_epochs, done)
+        checked = self._measure() if check else {}
+        # Ranks must agree on when to log, since logging gathers; `checked` is empty on all but one.
+        log = last or check or done % self.config.log_every == 0 or done == self.start + 1
+        ask = log or done % ASK_EVERY == 0 or distributed.world_size() == 1
+        stop = self._signal() if ask else 0
+        if log:
+            self._log(done, lr, output, accuracy, checked, last)
+        every = self.config.checkpoint
+        due = last or self._by_epochs(every.every_epochs, done)
+        if stop or due or (every.every_steps and done % every.every_steps == 0):
+            self._stop_if_not_finite()
+            self.seconds = self._seconds_before + time.perf_counter() - self._began
+            self._save(done)
+        if stop and not last:
+            raise Interrupted(stop, done, self.steps)
+
+    def _by_epochs(self, every: int, done: int) -> bool:
+        return every > 0 and (
+            done == self.steps or done % (every * self.loader.steps_per_epoch) == 0
+        )
+
+    def _signal(self) -> int:
+        """The signal that any rank has caught, or 0."""
+        return round(distributed.maximum(max(self._signals, default=0), self._device))
+
+    def _measure(self) -> dict[str, float]:
+        """The check's values, on rank 0; its time does not count as training speed."""
+        began = time.perf_counter()
+        values = {}
+        if distributed.rank() == 0:
+            self.method.eval()
+            values = self.check.measure(self.method.backbone)
+            self.method.train()
+        distributed.barrier()
+        self._since += time.perf_counter() - began
+        return values
+
+    def _log(
+        self,
+        done: int,
+        lr: float,
+        output: Output,
+        accuracy: Tensor | None,
+        checked: dict[str, float],
+        last: bool,
+    ) -> None:
+        self._stop_if_not_finite()
+        loss = float(distributed.mean(output.loss.detach()))
+        top1 = {} if accuracy is None else {"probe_top1": float(distributed.mean(accuracy))}
+        watched = self._metrics is not None and self._monitor is not None
+        seen = self._monitor.measure(output) if watched else {}
+        now = time.perf_counter()
+        record = {
+            "step": done,
+            "epoch": round(done / self.loader.steps_per_epoch, 4),
+            "loss": loss,
+            "lr": lr,
+            "images_per_second": round(self._images / max(1e-9, now - self._since), 2),
+            "seconds": round(self._seconds_before + now - self._began, 3),
+            **seen,
+            **top1,
+            **checked,
+        }
+        self._since, self._images = now, 0
+        if self._metrics:
+            record = {k: v if math.isfinite(v) else None for k, v in record.items()}
+            self._metrics.write(record)
+            for logger in self._loggers:
+                logger.write(record)
+            if checked and self.check.after:
+                self.check.after(record)
+        self._display.update(done, record, last)
+        collapse = self._monitor.verdict(seen) if seen else None
+        if collapse:
+            console.print(f"Step {done}: {collapse}", soft_wrap=True)
+
+
+def total_steps(epochs: int, max_steps: int | None, loader: ViewLoader) -> int:
+    steps = epochs * loader.steps_per_epoch
+    return min(steps, max_steps) if max_steps else steps

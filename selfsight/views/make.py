@@ -1,0 +1,235 @@
+"""From a batch of images and its coordinates to views: draw the parameters, then apply batched ops.
+
+`make_views` crops data of one size in batches; photographs are cropped where they are decoded, at
+`boxes_and_flips`, and `finish_crops` does the rest.
+"""
+
+import functools
+import math
+from collections.abc import Callable, Iterator
+from enum import IntEnum
+from functools import partial
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from selfsight import randomness
+from selfsight.batch import SampleKey
+from selfsight.views.ops import augment, randaugment
+from selfsight.views.ops.jitter import color_jitter
+from selfsight.views.recipe import ViewGroup
+
+Compile = Literal["auto"] | bool
+
+
+class Slot(IntEnum):
+    """Which of a view's uniform numbers decides what."""
+
+    CROP = 0  # ... CROP_SLOTS numbers
+    FLIP = augment.CROP_SLOTS
+    AFFINE, ROTATION, RIGHT, DOWN, ZOOM, SHEAR = range(FLIP + 1, FLIP + 7)
+    JITTER, BRIGHTNESS, CONTRAST, SATURATION, HUE = range(SHEAR + 1, SHEAR + 6)
+    ORDER = HUE + 1  # ... 4 numbers
+    GRAYSCALE = ORDER + 4
+    BLUR, SIGMA, SOLARIZE = range(GRAYSCALE + 1, GRAYSCALE + 4)
+    ERASE = SOLARIZE + 1
+    ERASE_BOX = ERASE + 1  # ... CROP_SLOTS numbers
+    RAND_AUGMENT = ERASE_BOX + augment.CROP_SLOTS  # ... OP_SLOTS numbers for each operation
+
+
+CROP_DRAWS = Slot.FLIP + 1  # numbers of a view that its crop and its flip take
+SLOTS = Slot.RAND_AUGMENT + randaugment.MOST_OPS * randaugment.OP_SLOTS
+# Values at a time on the CPU: larger chunks leave the cache, smaller ones wait for Python.
+CHUNK = 2**20
+
+
+def expand(groups: list[ViewGroup]) -> Iterator[tuple[int, ViewGroup]]:
+    """(view number, its group) for every view of the recipe."""
+    view = 0
+    for group in groups:
+        for _ in range(group.count):
+            yield view, group
+            view += 1
+
+
+def boxes_and_flips(
+    group: ViewGroup, u: Tensor, height: Tensor | int, width: Tensor | int
+) -> tuple[Tensor, Tensor]:
+    """Where each image of (B,) is cropped, (B, 4), and whether it is mirrored, (B,) bool."""
+    boxes = augment.crop_boxes(
+        u[:, : augment.CROP_SLOTS], height, width, group.crop_scale, group.crop_ratio
+    )
+    return boxes, u[:, Slot.FLIP] < group.flip
+
+
+class ViewSpec(NamedTuple):
+    """What a view is made by, the same in every step."""
+
+    group: ViewGroup
+    crop: bool  # from whole images; else from crops, which are neither cropped nor resized
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+def make_views(
+    images: Tensor,
+    groups: list[ViewGroup],
+    at: SampleKey,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    compile: Compile = "auto",
+) -> list[Tensor]:
+    """All views of a batch of equally large images.
+
+    Args:
+        images: (B, 3, H, W) uint8.
+        mean, std: per channel, of images in [0, 1].
+        compile: each view to a few fused kernels; auto: on GPUs.
+    Returns: for each view (B, 3, size, size) float32, normalised, channels last in memory.
+    """
+    views = expand(groups)
+    return [_view(images, ViewSpec(group, True, mean, std), at, v, compile) for v, group in views]
+
+
+def finish_crops(
+    crops: list[Tensor],
+    groups: list[ViewGroup],
+    at: SampleKey,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    compile: Compile = "auto",
+) -> list[Tensor]:
+    """As make_views, from crops cut while decoding: for each view (B, 3, size, size) uint8, not yet
+    mirrored."""
+    views = zip(expand(groups), crops, strict=True)
+    return [_view(x, ViewSpec(group, False, mean, std), at, v, compile) for (v, group), x in views]
+
+
+def _view(pixels: Tensor, spec: ViewSpec, at: SampleKey, view: int, compile: Compile) -> Tensor:
+    """One view, compiled as a whole, or step by step; that on the CPU in chunks."""
+    noise = at.stream(view, randomness.ERASE)
+    if compile is True or (compile == "auto" and pixels.device.type == "cuda"):
+        draw, steps = _compiled()
+        return steps(pixels, spec, draw(at.index, at.stream(view), SLOTS), at.index, noise)
+    u = at.uniform(view, SLOTS)
+    n, size = len(pixels), spec.group.size
+    out = torch.empty((n, 3, size, size), device=pixels.device, memory_format=torch.channels_last)
+    step = max(1, CHUNK // (3 * size * size)) if pixels.device.type == "cpu" else n
+    for start in range(0, n, step):
+        rows = slice(start, start + step)
+        out[rows] = _steps(pixels[rows], spec, u[rows], at.index[rows], noise)
+    return out
+
+
+@functools.cache
+def _compiled() -> list[Callable[..., Tensor]]:
+    """Both parts of a view: apart, so that no number is drawn again for every pixel."""
+
+    def steps(*arguments: Tensor | ViewSpec) -> Tensor:
+        return _steps(*arguments).contiguous(memory_format=torch.channels_last)
+
+    functions = randomness.numbers, steps
+    return [torch.compile(f, dynamic=False, options=compiler_options()) for f in functions]
+
+
+def compiler_options() -> dict[str, int]:
+    """A loop writes its part of what torch.cat makes, which would else take a loop of its own."""
+    names = ("max_pointwise_cat_inputs", "max_complex_pointwise_cat_inputs")
+    return {name: 0 for name in names if name in torch._inductor.list_options()}
+
+
+def _steps(pixels: Tensor, spec: ViewSpec, u: Tensor, index: Tensor, noise: Tensor) -> Tensor:
+    """All steps of a view; other devices than the CPU are not waited for.
+
+    Args:
+        pixels: (B, 3, H, W) uint8.
+        u: (B, SLOTS) the view's uniform numbers.
+        index: (B,), noise: (), where more numbers come from for what is erased.
+    Returns: (B, 3, size, size) float32, normalised.
+    """
+    group = spec.group
+    if spec.crop:
+        boxes, flips = boxes_and_flips(group, u, *pixels.shape[2:])
+        x = augment.resized_crop(pixels, boxes, group.size, flips)
+    else:
+        x = pixels.to(torch.float32, memory_format=torch.contiguous_format).div_(255)
+        x = augment.where(u[:, Slot.FLIP] < group.flip, lambda x: x.flip(3), x)
+    if group.rand_augment:
+        numbers = u[:, Slot.RAND_AUGMENT :][:, : group.rand_augment * randaugment.OP_SLOTS]
+        strength = group.rand_magnitude, group.rand_magnitude_std
+        x = randaugment.rand_augment(x, numbers, *strength, fill=spec.mean)
+    x = augment.normalize(_distort(x, group, u), spec.mean, spec.std)
+    return _erase(x, group, u, index, noise) if group.erase else x
+
+
+def _distort(x: Tensor, group: ViewGroup, u: Tensor) -> Tensor:
+    """The steps from affine to solarize; may write into x."""
+    if group.affine:
+        x = augment.where(u[:, Slot.AFFINE] < group.affine, augment.affine, x, *_affine(group, u))
+    planes = x.split(1, 1)
+    if group.jitter:
+        mask = u[:, Slot.JITTER] < group.jitter
+        planes = augment.where_planes(mask, color_jitter, planes, *_jitter(group, u))
+    if group.grayscale:
+        mask = u[:, Slot.GRAYSCALE] < group.grayscale
+        planes = augment.where_planes(mask, augment.grayscale, planes)
+    if group.jitter or group.grayscale:
+        x = augment.join(planes)
+    if group.blur:
+        sigma = _between(u[:, Slot.SIGMA], *group.blur_sigma)
+        blur = partial(augment.gaussian_blur, kernel=group.kernel)
+        x = augment.where(u[:, Slot.BLUR] < group.blur, blur, x, sigma)
+    if group.solarize:
+        solarize = partial(augment.solarize, threshold=group.solarize_threshold)
+        x = augment.where(u[:, Slot.SOLARIZE] < group.solarize, solarize, x)
+    return x
+
+
+def _erase(x: Tensor, group: ViewGroup, u: Tensor, index: Tensor, stream: Tensor) -> Tensor:
+    def fill(x: Tensor, boxes: Tensor, index: Tensor) -> Tensor:
+        return randaugment.erase(x, boxes, noise(index, stream, x[0].numel()).view_as(x))
+
+    numbers = u[:, Slot.ERASE_BOX :][:, : augment.CROP_SLOTS]
+    boxes = randaugment.erase_boxes(numbers, x.shape[-1], group.erase_area, group.erase_ratio)
+    return augment.where(u[:, Slot.ERASE] < group.erase, fill, x, boxes, index)
+
+
+def noise(index: Tensor, stream: Tensor, count: int) -> Tensor:
+    """(B, count) standard normal numbers for the erased pixels of a view."""
+    u = randomness.numbers(index, stream, count + count % 2)  # they come in pairs
+    return randaugment.normals(u)[:, :count]
+
+
+def _between(u: Tensor, low: float, high: float) -> Tensor:
+    return low + (high - low) * u
+
+
+def _affine(group: ViewGroup, u: Tensor) -> tuple[Tensor, ...]:
+    """angle, shift, zoom, shear of each image."""
+    angle = _between(u[:, Slot.ROTATION], -group.rotation, group.rotation)
+    shift = _between(u[:, Slot.RIGHT : Slot.DOWN + 1], -group.translation, group.translation)
+    zoom = _between(u[:, Slot.ZOOM], *map(math.log, group.zoom)).exp()
+    return angle, shift, zoom, _between(u[:, Slot.SHEAR], -group.shear, group.shear)
+
+
+def _jitter(group: ViewGroup, u: Tensor) -> tuple[Tensor, ...]:
+    """brightness, contrast, saturation, hue of each image, and the place of each of them."""
+    strengths = (group.brightness, group.contrast, group.saturation)
+    factors = [
+        _between(u[:, slot], max(0.0, 1 - strength), 1 + strength)
+        for slot, strength in zip(
+            (Slot.BRIGHTNESS, Slot.CONTRAST, Slot.SATURATION), strengths, strict=True
+        )
+    ]
+    hue = _between(u[:, Slot.HUE], -group.hue, group.hue)
+    return *factors, hue, *_places(u[:, Slot.ORDER : Slot.ORDER + 4])
+
+
+def _places(u: Tensor) -> list[Tensor]:
+    """For each column (B,): how many numbers of the row are smaller, or equal and further left."""
+    columns = u.unbind(1)
+    return [
+        sum(a <= b if j < i else a < b for j, a in enumerate(columns) if j != i)
+        for i, b in enumerate(columns)
+    ]

@@ -1,0 +1,1 @@
+"""The augmentations: batched, pure, with one parameter per image."""

@@ -1,0 +1,237 @@
+"""RandAugment and random erasing: what fine-tuning adds to crop and flip, in batches.
+
+RandAugment (Cubuk et al., arXiv 1909.13719) as timm's `rand-m9-mstd0.5-inc1` defines it: each of n
+operations is drawn uniformly from fifteen and applied with probability 1/2, with a magnitude in
+[0, 10] to which each image and operation adds its own noise. Random erasing (Zhong et al., arXiv
+1708.04896) as timm's mode 'pixel'.
+
+Not timm's own code: that draws from the global generators of Python and NumPy, image by image, so a
+view would depend on more than its coordinates, threads would share the generators, and nothing
+could run in batches on the training device.
+
+The fifteen operations are three batched maps, each with its own parameters for each image: a table
+of the 256 levels, a blend with a plainer image, an affine map. Images are (B, 3, s, s) float32 in
+[0, 1]; what is defined by 8-bit levels rounds to them, the rest keeps its fractions. A pixel midway
+between two levels may therefore fall either way where a crop's last bit differs.
+"""
+
+import math
+from enum import IntEnum
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from selfsight.views.ops import augment
+
+
+class Op(IntEnum):
+    """timm's fifteen "increasing" operations, those that one map covers side by side."""
+
+    NONE = -1
+    AUTO_CONTRAST, EQUALIZE, INVERT, POSTERIZE, SOLARIZE, SOLARIZE_ADD = range(6)
+    COLOR, CONTRAST, BRIGHTNESS, SHARPNESS = range(6, 10)
+    ROTATE, SHEAR_X, SHEAR_Y, TRANSLATE_X, TRANSLATE_Y = range(10, 15)
+
+
+OPS = len(Op) - 1  # NONE is not drawn
+CHANCE = 0.5  # that an operation drawn is applied
+STRONGEST = 10.0  # magnitude
+MOST_OPS = 4  # operations of one view
+OP_SLOTS = 5  # uniform numbers that one operation takes
+
+# At the strongest magnitude:
+BLEND = 0.9  # change of the factor, which is 1 for the image itself
+DEGREES = 30.0
+SHEAR = 0.3  # pixels to the side for each pixel down
+SHIFT = 0.45  # of the side
+BITS = 4  # removed by posterize, beyond the four that it always removes
+ADDED = 110  # levels added by solarize-add
+
+
+def rand_augment(
+    x: Tensor, u: Tensor, magnitude: float, std: float, fill: tuple[float, ...]
+) -> Tensor:
+    """As many operations, one after another, as `u` has numbers for; may write into x.
+
+    Args:
+        u: (B, n * OP_SLOTS) uniform numbers in [0, 1).
+        magnitude, std: mean and standard deviation of the magnitudes before they are clipped.
+        fill: colour of what an affine map brings in from outside, in [0, 1].
+    """
+    for numbers in u.split(OP_SLOTS, dim=1):
+        x = apply(x, *draw(numbers, magnitude, std), fill)
+    return x
+
+
+def draw(u: Tensor, magnitude: float, std: float) -> tuple[Tensor, Tensor, Tensor]:
+    """The operation of each image: kind, magnitude in [0, 10], and sign.
+
+    Args:
+        u: (B, OP_SLOTS) uniform numbers in [0, 1).
+    Returns: (B,) int64, (B,) float32, (B,) float32 of -1 and 1.
+    """
+    chance, kind, sign, *noise = u.unbind(1)
+    op = torch.where(chance < CHANCE, (OPS * kind).long(), int(Op.NONE))
+    noisy = magnitude + std * normals(torch.stack(noise, 1))[:, 0]
+    return op, noisy.clamp(0, STRONGEST), torch.where(sign < 0.5, -1.0, 1.0)
+
+
+def apply(
+    x: Tensor, op: Tensor, magnitude: Tensor, sign: Tensor, fill: tuple[float, ...]
+) -> Tensor:
+    """One operation on each image, Op.NONE leaves it as it is; may write into x.
+
+    Args:
+        op: (B,) int64, members of Op.
+        magnitude: (B,) in [0, 10]. sign: (B,), -1 or 1, for operations with two directions.
+        fill: as for `rand_augment`.
+    """
+    table = (op >= int(Op.AUTO_CONTRAST)) & (op <= int(Op.SOLARIZE_ADD))
+    blend = (op >= int(Op.COLOR)) & (op <= int(Op.SHARPNESS))
+    amount = sign * magnitude / STRONGEST
+    x = augment.where(table, _look_up, x, op, magnitude / STRONGEST)
+    x = augment.where(blend, _blend, x, op, 1 + BLEND * amount)
+    return augment.where(op >= int(Op.ROTATE), partial(_warp, fill=fill), x, op, amount)
+
+
+# Tables of levels ---------------------------------------------------------------------------------
+
+
+def _look_up(x: Tensor, op: Tensor, strength: Tensor) -> Tensor:
+    """Each level of each channel replaced by another; strength in [0, 1]."""
+    levels = (x * 255).round().long().flatten(2)  # (B, 3, s * s)
+    table = _tables(levels, op.view(-1, 1, 1), strength.view(-1, 1, 1))
+    return (table / 255).gather(2, levels).view_as(x)
+
+
+def _tables(levels: Tensor, op: Tensor, strength: Tensor) -> Tensor:
+    """(B, 3, 256) int64: what becomes of each level. op and strength (B, 1, 1)."""
+    level = torch.arange(256, device=levels.device)
+    posterize = level - level % (1 << (4 + (BITS * strength).long()))
+    threshold = 256 - (256 * strength).long()
+    added = (ADDED * strength).long()
+    tables = {
+        Op.AUTO_CONTRAST: _stretched(levels, level),
+        Op.EQUALIZE: _equalized(levels, level),
+        Op.INVERT: 255 - level,
+        Op.POSTERIZE: posterize,
+        Op.SOLARIZE: torch.where(level < threshold, level, 255 - level),
+        Op.SOLARIZE_ADD: torch.where(level < 128, level + added, level),
+    }
+    table = level.expand(*levels.shape[:2], 256)
+    for kind, other in tables.items():
+        table = torch.where(op == int(kind), other, table)
+    return table
+
+
+def _stretched(levels: Tensor, level: Tensor) -> Tensor:
+    """The darkest level of a channel becomes 0, the brightest 255; a flat channel stays."""
+    low, high = levels.amin(2, keepdim=True), levels.amax(2, keepdim=True)
+    stretched = (255 * (level - low) // (high - low).clamp(min=1)).clamp(0, 255)
+    return torch.where(high > low, stretched, level)
+
+
+def _equalized(levels: Tensor, level: Tensor) -> Tensor:
+    """Levels equally frequent, as PIL.ImageOps.equalize: (step / 2 + how many are darker) / step,
+    where a step is 1/255 of the pixels, those of the brightest level aside."""
+    counts = torch.zeros(*levels.shape[:2], 256, dtype=torch.int64, device=levels.device)
+    counts.scatter_add_(2, levels, torch.ones_like(levels))
+    brightest = counts.gather(2, levels.amax(2, keepdim=True))
+    step = (levels.shape[2] - brightest) // 255  # (B, 3, 1)
+    darker = counts.cumsum(2) - counts
+    equalized = ((step // 2 + darker) // step.clamp(min=1)).clamp(max=255)
+    return torch.where(step > 0, equalized, level)
+
+
+# Blends -------------------------------------------------------------------------------------------
+
+
+def _blend(x: Tensor, op: Tensor, factor: Tensor) -> Tensor:
+    """clamp(factor * x + (1 - factor) * plain), where plain is without what the operation changes:
+    the luma of each pixel, the mean luma, black, or the smoothed image."""
+    op, factor = op.view(-1, 1, 1, 1), factor.view(-1, 1, 1, 1)
+    luma = augment.luma(x.split(1, 1))
+    plain = torch.where(op == int(Op.CONTRAST), luma.mean((2, 3), keepdim=True), 0.0)
+    plain = torch.where(op == int(Op.COLOR), luma, plain)  # (B, 1, s, s)
+    plain = torch.where(op == int(Op.SHARPNESS), _smoothed(x), plain)
+    return torch.lerp(plain, x, factor).clamp_(0, 1)
+
+
+def _smoothed(x: Tensor) -> Tensor:
+    """Each pixel five times and its eight neighbours once, / 13; the border as it is (as PIL)."""
+    inner = (slice(None), slice(None), slice(1, -1), slice(1, -1))
+    smoothed = x.clone()
+    smoothed[inner] = ((9 * F.avg_pool2d(x, 3, 1, padding=1) + 4 * x) / 13)[inner]
+    return smoothed
+
+
+# Affine maps --------------------------------------------------------------------------------------
+
+
+def _warp(x: Tensor, op: Tensor, amount: Tensor, fill: tuple[float, ...]) -> Tensor:
+    """Rotate about the centre, shear along the upper or the left edge, or translate; bilinear.
+
+    A pixel whose source lies outside of the image gets the fill. Differs: MAE's fine-tuning has
+    timm interpolate bicubically.
+    """
+
+    def of(kind: Op, strongest: float) -> Tensor:
+        return torch.where(op == int(kind), strongest * amount, 0.0)
+
+    angle = of(Op.ROTATE, math.radians(DEGREES))
+    cos, sin = angle.cos(), angle.sin()
+    across, down = of(Op.SHEAR_X, SHEAR), of(Op.SHEAR_Y, SHEAR)
+    # Where a pixel comes from, in coordinates that run from -1 to 1: a side is 2 long.
+    right, below = of(Op.TRANSLATE_X, 2 * SHIFT), of(Op.TRANSLATE_Y, 2 * SHIFT)
+    rows = [cos, across - sin, across + right], [down + sin, cos, down + below]
+    source = torch.stack([torch.stack(row, 1) for row in rows], 1)  # (B, 2, 3)
+    grid = F.affine_grid(source, list(x.shape), align_corners=False)
+    inside = (grid.abs() < 1).all(3)  # (B, s, s)
+    edge = 1 - 1 / x.shape[-1]  # the centre of the last pixel: nothing outside is mixed in
+    pixels = F.grid_sample(x, grid.clamp(-edge, edge), "bilinear", align_corners=False)
+    return torch.stack([torch.where(inside, pixels[:, c], f) for c, f in enumerate(fill)], 1)
+
+
+# Random erasing -----------------------------------------------------------------------------------
+
+
+def erase_boxes(
+    u: Tensor, size: int, area: tuple[float, float], ratio: tuple[float, float]
+) -> Tensor:
+    """Where to erase: area uniform, log aspect ratio uniform, the first of ten draws that fits.
+
+    Args:
+        u: (B, augment.CROP_SLOTS) uniform numbers in [0, 1).
+        size: side of the image in pixels.
+        area: bounds of the box's area as a fraction of the image's. ratio: of width / height.
+    Returns: (B, 4) int64: top, left, height, width; height and width 0 where no draw fits.
+    """
+    return augment.crop_boxes(u, size, size, area, ratio, (0, 0))
+
+
+def erase(x: Tensor, boxes: Tensor, noise: Tensor) -> Tensor:
+    """The noise inside of each image's box, the image outside of it.
+
+    Args:
+        x: (B, 3, s, s), normalised.
+        boxes: (B, 4) top, left, height, width in pixels.
+        noise: (B, 3, s, s), of mean 0 and variance 1, as normalised pixels have on average.
+    """
+    top, left, height, width = boxes[:, :, None].unbind(1)  # (B, 1)
+    place = torch.arange(x.shape[-1], device=x.device)
+    rows = (place >= top) & (place < top + height)  # (B, s)
+    columns = (place >= left) & (place < left + width)
+    return torch.where((rows[:, :, None] & columns[:, None])[:, None], noise, x)
+
+
+def normals(u: Tensor) -> Tensor:
+    """Independent standard normal numbers from as many uniform ones (Box and Muller, 1958).
+
+    Args:
+        u: (B, 2 n) in [0, 1), multiples of 2^-24 so that 1 - u is exact and not 0.
+    """
+    radius, turn = u.chunk(2, dim=1)
+    radius = (-2 * (1 - radius).log()).sqrt()
+    return torch.cat([radius * (2 * math.pi * turn).cos(), radius * (2 * math.pi * turn).sin()], 1)
