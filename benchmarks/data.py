@@ -25,7 +25,7 @@ from torchvision.transforms import v2
 
 from benchmarks.common import machine, report
 from selfsight.data.images import Images
-from selfsight.data.pack.read import write as packing
+from selfsight.data.pack import write as packing
 from selfsight.data.sources.open import DataConfig, open_source
 from selfsight.errors import UserError
 from selfsight.train.loader import ViewLoader

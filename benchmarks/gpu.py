@@ -18,8 +18,8 @@ from benchmarks.common import MEAN, STD, arguments, start
 from selfsight.batch import SampleKey
 from selfsight.data.images import Images
 from selfsight.data.sources.open import open_source
-from selfsight.pretrain.build import build_method
-from selfsight.pretrain.config import compose
+from selfsight.pretraining.build import build_method
+from selfsight.pretraining.config import compose
 from selfsight.train.engine import fit
 from selfsight.train.loader import make_loader
 from selfsight.train.log import read_metrics

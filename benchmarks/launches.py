@@ -83,7 +83,7 @@ def arguments(batch: int, source: int) -> list[Tensor]:
         return [pixels.permute(0, 3, 1, 2), u, index, torch.empty((), dtype=torch.int64)]
 
 
-def launches(kind: make.Kind, batch: int, source: int) -> Launches:
+def launches(kind: make.ViewSpec, batch: int, source: int) -> Launches:
     """Of a view that is not compiled, with its draws. What must wait for the GPU raises."""
     pixels, _, index, stream = arguments(batch, source)
     with index.fake_mode, Launches() as seen:
@@ -92,7 +92,7 @@ def launches(kind: make.Kind, batch: int, source: int) -> Launches:
     return seen
 
 
-def kernels(kind: make.Kind, batch: int, source: int) -> Counter[str]:
+def kernels(kind: make.ViewSpec, batch: int, source: int) -> Counter[str]:
     """Of a compiled view with its draws: how often it calls "triton" and "bmm".
 
     In a process of its own, since inductor is made to believe in a GPU, and remembers it.
@@ -103,7 +103,7 @@ def kernels(kind: make.Kind, batch: int, source: int) -> Counter[str]:
     return Counter(name for call in calls for name in call if name)
 
 
-def _written_view(kind: make.Kind, batch: int, source: int) -> str:
+def _written_view(kind: make.ViewSpec, batch: int, source: int) -> str:
     """What inductor writes for both parts of a view, in Python and Triton, for an H200."""
 
     def draw(index: Tensor, stream: Tensor) -> Tensor:

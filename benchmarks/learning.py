@@ -32,8 +32,8 @@ def learn(method: str, seed: int, epochs: int, extra: list[str]) -> Learned:
     import torch
 
     from selfsight.evaluate import protocols as measure
-    from selfsight.pretrain import job as run
-    from selfsight.pretrain.config import compose
+    from selfsight.pretraining import job as run
+    from selfsight.pretraining.config import compose
 
     torch.set_num_threads(1)
     keys = [f"seed={seed}", f"epochs={epochs}", "evaluate.every_epochs=0", "device=cpu"]

@@ -21,8 +21,8 @@ from benchmarks.common import arguments, machine, pictures, report, start
 from selfsight.data.images import Images
 from selfsight.data.source import Part
 from selfsight.data.sources.open import open_source
-from selfsight.pretrain.build import build_method
-from selfsight.pretrain.config import compose
+from selfsight.pretraining.build import build_method
+from selfsight.pretraining.config import compose
 from selfsight.train.engine import fit
 from selfsight.train.loader import make_loader
 from selfsight.train.log import read_metrics

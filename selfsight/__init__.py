@@ -17,10 +17,10 @@ if TYPE_CHECKING:
     from selfsight.evaluate.protocols import linear_augmented as linear_augmented
     from selfsight.evaluate.protocols import retest as retest
     from selfsight.interop import convert as convert
-    from selfsight.pretrain.config import RunConfig as RunConfig
-    from selfsight.pretrain.config import compose as compose
-    from selfsight.pretrain.job import draw_views as draw_views
-    from selfsight.pretrain.job import pretrain as pretrain
+    from selfsight.pretraining.config import RunConfig as RunConfig
+    from selfsight.pretraining.config import compose as compose
+    from selfsight.pretraining.job import draw_views as draw_views
+    from selfsight.pretraining.job import pretrain as pretrain
 
 __version__ = "0.1.0"
 
@@ -34,10 +34,10 @@ _HOME = {
     "linear_augmented": "selfsight.evaluate.protocols",
     "retest": "selfsight.evaluate.protocols",
     "load_encoder": "selfsight.encoders.artifact",
-    "pretrain": "selfsight.pretrain.job",
-    "RunConfig": "selfsight.pretrain.config",
-    "compose": "selfsight.pretrain.config",
-    "draw_views": "selfsight.pretrain.job",
+    "pretrain": "selfsight.pretraining.job",
+    "RunConfig": "selfsight.pretraining.config",
+    "compose": "selfsight.pretraining.config",
+    "draw_views": "selfsight.pretraining.job",
 }
 __all__ = list(_HOME)
 

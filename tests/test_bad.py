@@ -73,7 +73,7 @@ def test_broken_images_are_replaced_by_the_next(tmp_path, in_memory):
             # the label and the views are those of the image that is shown
             assert b.labels[n] == bad.source.labels[j]
             alone = ViewLoader(good, GROUPS, batch_size=8, seed=0, mean=(0,) * 3, std=(1,) * 3)
-            epoch = b.at.epoch
+            epoch = b.keys.epoch
             view = alone.batch_of(epoch, np.array([j])).views[0][0]
             assert torch.allclose(b.views[0][n], view, atol=1e-6)
     assert met > 0

@@ -5,8 +5,8 @@ import pytest
 from selfsight.losses import negative_cosine
 from selfsight.methods.method import Batch, Output
 from selfsight.methods.simsiam import SimSiam
-from selfsight.pretrain import job as jobs
-from selfsight.pretrain.config import compose
+from selfsight.pretraining import job as jobs
+from selfsight.pretraining.config import compose
 from selfsight.train import collapse, session
 from selfsight.train.log import read_metrics
 from tests.conftest import TINY, heads

@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from selfsight.errors import UserError
-from selfsight.pretrain.config import compose, to_yaml
+from selfsight.pretraining.config import compose, to_yaml
 from selfsight.report.compare import compare, render
 
 DATA = {"source": "digits", "path": None, "train": 1437, "test": 360, "mean": [0.3], "workers": 1}

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from selfsight import config as layers
 from selfsight.errors import UserError
 from selfsight.methods import METHODS
-from selfsight.pretrain.config import RunConfig, compose, json_schema, recipes, to_yaml
+from selfsight.pretraining.config import RunConfig, compose, json_schema, recipes, to_yaml
 
 
 def problems(*overrides: str) -> list[str]:

@@ -278,8 +278,8 @@ def test_knn_of_a_run(run):
 
 
 def test_the_untrained_encoder_is_the_run_before_its_first_step(run):
-    from selfsight.pretrain.build import build_method
-    from selfsight.pretrain.config import read_run_config
+    from selfsight.pretraining.build import build_method
+    from selfsight.pretraining.config import read_run_config
 
     before = build_method(read_run_config(run)).backbone
     (untrained,) = (r for r in selfsight.knn(run) if r.evaluated == "untrained")

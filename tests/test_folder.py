@@ -18,8 +18,8 @@ from selfsight.data import packed_strings as names_module
 from selfsight.data.decode import decode
 from selfsight.data.packed_strings import PackedStrings
 from selfsight.data.source import BadImage
+from selfsight.data.sources import folder as module
 from selfsight.data.sources.folder import EXTENSIONS, Folder, read_file
-from selfsight.data.sources.open import folder as module
 from selfsight.errors import UserError
 
 

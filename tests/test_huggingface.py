@@ -17,7 +17,8 @@ from PIL import Image
 
 from selfsight.data.decode import decode
 from selfsight.data.source import BadImage, Subset
-from selfsight.data.sources.open import DataConfig, open_source, parquet
+from selfsight.data.sources import parquet
+from selfsight.data.sources.open import DataConfig, open_source
 from selfsight.data.sources.parquet import HuggingFace, Parquet
 from selfsight.errors import UserError
 from tests.processes import environment

@@ -7,8 +7,8 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from selfsight.errors import UserError
-from selfsight.pretrain import job as jobs
-from selfsight.pretrain.config import compose
+from selfsight.pretraining import job as jobs
+from selfsight.pretraining.config import compose
 from selfsight.train import engine
 from selfsight.train.log import read_metrics
 from tests.conftest import TINY, heads

@@ -23,7 +23,7 @@ from selfsight.evaluate.protocols import notes
 from selfsight.evaluate.protocols import trained_classifier as trained
 from selfsight.evaluate.protocols.results import VERSIONS, Result, noise, read_results, store
 from selfsight.methods import METHODS
-from selfsight.pretrain.config import read_run_config
+from selfsight.pretraining.config import read_run_config
 from selfsight.train import session
 from selfsight.train.checkpoint import Checkpoints
 from tests.conftest import TINY, heads
@@ -382,7 +382,7 @@ def test_the_margin_is_that_of_two_binomials():
 def test_an_encoder_that_learned_nothing_is_named(tmp_path):
     """End to end: an encoder at its first weights, evaluated beside itself."""
     config = config_of(tmp_path / "run", method="simclr")
-    run = selfsight.pretrain.job.untrained(config)
+    run = selfsight.pretraining.job.untrained(config)
     results = selfsight.linear(run, ["pixels=false"])
     assert results[0].metrics == results[1].metrics
     assert any("no better than untrained" in note for note in notes(results))

@@ -16,7 +16,7 @@ from selfsight.methods.ema import Center, Teacher
 from selfsight.methods.heads import BatchNorm, CosinePrototypes, encode, mlp
 from selfsight.methods.method import Batch
 from selfsight.methods.queue import Queue
-from selfsight.pretrain.config import compose
+from selfsight.pretraining.config import compose
 from selfsight.views.make import make_views
 from tests.conftest import TinyEncoder, small_heads, tiny_vit
 

@@ -27,9 +27,10 @@ from PIL import Image
 import selfsight
 from selfsight.data.decode import decode
 from selfsight.data.images import Images, center_box, cut
+from selfsight.data.pack import journal
+from selfsight.data.pack import write as packing
 from selfsight.data.pack.journal import RECORD
-from selfsight.data.pack.read import Pack, journal, verify
-from selfsight.data.pack.read import write as packing
+from selfsight.data.pack.read import Pack, verify
 from selfsight.data.pack.write import PackConfig, pack
 from selfsight.data.sources.open import DataConfig, open_source
 from selfsight.errors import UserError
@@ -401,7 +402,7 @@ def test_kill_9(tmp_path):
     files = {f"{i:03}.png": files[f"{i % 7:03}.png"] for i in range(150)}
     write(tmp_path / "in", files)
     whole = packed(tmp_path / "in", tmp_path / "whole", PackConfig(size=64)) / "train"
-    code = "from selfsight import cli; from selfsight.data import journal; journal.FLUSH = 0; cli.main()"
+    code = "from selfsight import cli; from selfsight.data.pack import journal; journal.FLUSH = 0; cli.main()"
     arguments = ["pack", str(tmp_path / "in"), "-o", str(tmp_path / "out"), "--size", "64"]
     process = subprocess.Popen(
         [sys.executable, "-c", code, *arguments],

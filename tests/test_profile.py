@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from selfsight.errors import UserError
-from selfsight.pretrain.config import compose
-from selfsight.pretrain.job import assemble
-from selfsight.pretrain.profile import ADVICE, PARTS, Profile, Stopwatch, profile
+from selfsight.pretraining.config import compose
+from selfsight.pretraining.job import assemble
+from selfsight.pretraining.profile import ADVICE, PARTS, Profile, Stopwatch, profile
 
 KEYS = ["device=cpu", "batch_size=32", "data.limit=256", "log_every=1"]
 

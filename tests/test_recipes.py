@@ -15,8 +15,8 @@ from selfsight.encoders.artifact import load_encoder
 from selfsight.encoders.backbones import BackboneConfig
 from selfsight.errors import UserError
 from selfsight.methods import METHODS
-from selfsight.pretrain import job as jobs
-from selfsight.pretrain.config import RunConfig, compose, find, recipe_title, recipes
+from selfsight.pretraining import job as jobs
+from selfsight.pretraining.config import RunConfig, compose, recipe_file, recipe_title, recipes
 from selfsight.train.log import read_metrics
 from selfsight.train.optim import scaled_lr
 from tests.conftest import small_heads
@@ -72,7 +72,7 @@ def test_runs(name, images, tmp_path):
 
 @every_recipe
 def test_begins_with_a_title(name):
-    first = find(name).read_text(encoding="utf-8").splitlines()[0]
+    first = recipe_file(name).read_text(encoding="utf-8").splitlines()[0]
     assert first == f"# {recipe_title(name)}"
     assert len(recipe_title(name)) > 20
 
@@ -119,7 +119,7 @@ def test_leaves_and_without():
 @every_recipe
 def test_states_only_what_differs_from_what_is_below_it(name, tmp_path):
     """Without any one of its values it would be another configuration, or none."""
-    tree, whole = layers.read_yaml(find(name)), compose(name, run="run").config
+    tree, whole = layers.read_yaml(recipe_file(name)), compose(name, run="run").config
     path, dead = tmp_path / "less.yaml", []
     for leaf in leaves(tree):
         if leaf[-1] in ("base", "name"):
@@ -131,7 +131,7 @@ def test_states_only_what_differs_from_what_is_below_it(name, tmp_path):
             changed = True
         if not changed:
             dead.append(".".join(map(str, leaf)))
-    assert not dead, f"{find(name)} repeats what holds without it"
+    assert not dead, f"{recipe_file(name)} repeats what holds without it"
 
 
 # Facts --------------------------------------------------------------------------------------------

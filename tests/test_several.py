@@ -10,7 +10,7 @@ from PIL import Image
 
 from selfsight.data.check import check
 from selfsight.data.images import Images
-from selfsight.data.pack.read import write as packing
+from selfsight.data.pack import write as packing
 from selfsight.data.source import content_hash
 from selfsight.data.sources.open import DataConfig, open_source
 from selfsight.errors import UserError

@@ -23,7 +23,8 @@ from sklearn.datasets import load_digits
 
 from selfsight.data.decode import decode
 from selfsight.data.source import BadImage
-from selfsight.data.sources.open import DataConfig, open_source, shards
+from selfsight.data.sources import shards
+from selfsight.data.sources.open import DataConfig, open_source
 from selfsight.data.sources.shards import Shards, expand
 from selfsight.data.sources.tar import members
 from selfsight.errors import UserError

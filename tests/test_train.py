@@ -18,9 +18,9 @@ from selfsight.evaluate.features import weights_hash
 from selfsight.files import locked
 from selfsight.methods import METHODS
 from selfsight.methods.method import Output
-from selfsight.pretrain import job as jobs
-from selfsight.pretrain.build import build_method
-from selfsight.pretrain.config import RunConfig, compose
+from selfsight.pretraining import job as jobs
+from selfsight.pretraining.build import build_method
+from selfsight.pretraining.config import RunConfig, compose
 from selfsight.train import engine, session
 from selfsight.train.checkpoint import Checkpoints
 from selfsight.train.log import read_metrics
@@ -291,7 +291,7 @@ def test_accumulation_equals_the_whole_batch(tmp_path, monkeypatch):
         method = build("moco_v2").double()
         whole = batch_of("moco_v2")
         views = [v.double().chunk(parts) for v in whole.views]
-        batches = [Batch(list(v), None, whole.at) for v in zip(*views, strict=True)]
+        batches = [Batch(list(v), None, whole.keys) for v in zip(*views, strict=True)]
         output = engine._forward_backward(method, batches, amp=False)
         gradients.append(
             [output.loss] + [p.grad for p in method.parameters() if p.grad is not None]

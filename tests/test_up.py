@@ -24,8 +24,8 @@ from selfsight.evaluate.protocols.config import TrainedConfig, compose_trained
 from selfsight.interop import native
 from selfsight.interop.cli.jobs import composed, paired
 from selfsight.interop.report import Converted, Fate
-from selfsight.pretrain import job as jobs
-from selfsight.pretrain.config import RunConfig, compose
+from selfsight.pretraining import job as jobs
+from selfsight.pretraining.config import RunConfig, compose
 from selfsight.train.checkpoint import Checkpoints
 from selfsight.train.log import read_metrics
 from selfsight.train.optim import build_optimizer, lr_factor, scaled_lr

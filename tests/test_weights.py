@@ -13,9 +13,9 @@ from selfsight.errors import UserError
 from selfsight.evaluate.features import weights_hash
 from selfsight.evaluate.protocols.target import open_target
 from selfsight.methods import METHODS
-from selfsight.pretrain import job as jobs
-from selfsight.pretrain.build import build_method
-from selfsight.pretrain.config import RunConfig, compose, read_run_config
+from selfsight.pretraining import job as jobs
+from selfsight.pretraining.build import build_method
+from selfsight.pretraining.config import RunConfig, compose, read_run_config
 from selfsight.train import engine
 from selfsight.train.log import read_metrics
 from tests.conftest import TINY, heads, selfsight

@@ -52,7 +52,7 @@ def views(
     epochs: Annotated[int, typer.Option(min=1, help="epochs, each with new views")] = 4,
 ) -> None:
     """Draw images and the views that a recipe makes of them."""
-    from selfsight.pretrain import job as jobs
+    from selfsight.pretraining import job as jobs
 
     jobs.draw_views(composed(what, overrides).config, output, rows, epochs)
     print(f"Wrote {output}")
@@ -70,8 +70,8 @@ def pack(
 ) -> None:
     """Pack images for fast reading, both splits; the same command again continues."""
     from selfsight.cli.progress import ImageProgress
+    from selfsight.data.pack import write as packing
     from selfsight.data.pack.read import read_description
-    from selfsight.data.pack.read import write as packing
 
     config = packing.PackConfig(raw=raw, size=size, quality=quality)
     signal.signal(signal.SIGTERM, signal.default_int_handler)

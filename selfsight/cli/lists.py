@@ -17,7 +17,7 @@ def show(what: What, overrides: Overrides = None) -> None:
 @app.command()
 def recipes() -> None:
     """List the shipped recipes."""
-    from selfsight.pretrain import config as run_config
+    from selfsight.pretraining import config as run_config
 
     list_names(run_config.recipes(), run_config.recipe_title)
 
@@ -26,7 +26,7 @@ def recipes() -> None:
 def methods() -> None:
     """List the methods: paper, year, what each needs, its recipes."""
     from selfsight.methods import METHODS
-    from selfsight.pretrain import config as run_config
+    from selfsight.pretraining import config as run_config
     from selfsight.report.console import print_columns
 
     shipped = [name.partition("/") for name in run_config.recipes()]
@@ -44,6 +44,6 @@ def schema() -> None:
     """Print the JSON Schema of configuration files, for editors."""
     import json
 
-    from selfsight.pretrain.config import json_schema
+    from selfsight.pretraining.config import json_schema
 
     print(json.dumps(json_schema(), indent=2))

@@ -31,7 +31,7 @@ def pretrain_job(
     Args:
         job: what `read_job` has read of it.
     """
-    from selfsight.pretrain import job as jobs
+    from selfsight.pretraining import job as jobs
 
     with continuing(), in_its_words(job):
         config = compose_job(job, what, overrides, run).config
@@ -49,7 +49,7 @@ def profile(
     seconds: Annotated[float, typer.Option(min=1, help="of training")] = 60,
 ) -> None:
     """Train for a minute, keep nothing, and print where the time goes and what would help."""
-    from selfsight.pretrain import profile as profiling
+    from selfsight.pretraining import profile as profiling
     from selfsight.report.console import print_profile
 
     print_profile(profiling.profile(composed(what, overrides).config, seconds))

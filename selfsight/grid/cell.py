@@ -11,8 +11,8 @@ from selfsight.evaluate import protocols as measure
 from selfsight.evaluate.protocols.results import Result
 from selfsight.files import write_json
 from selfsight.grid.plan import UNTRAINED, Job, Protocol
-from selfsight.pretrain import job as run
-from selfsight.pretrain.config import compose
+from selfsight.pretraining import job as run
+from selfsight.pretraining.config import compose
 from selfsight.train.log import read_metrics
 from selfsight.train.signals import Interrupted
 

@@ -17,8 +17,8 @@ from selfsight.evaluate.protocols.config import (
     compose_trained,
 )
 from selfsight.methods import METHODS
-from selfsight.pretrain.build import image_size
-from selfsight.pretrain.config import RunConfig, compose, recipe_file, recipes
+from selfsight.pretraining.build import image_size
+from selfsight.pretraining.config import RunConfig, compose, recipe_file, recipes
 
 GRIDS = Path(__file__).parent / "shipped"
 UNTRAINED = "untrained"

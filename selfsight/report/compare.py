@@ -16,7 +16,7 @@ from selfsight import config as layers
 from selfsight.data.sources.open import LOADING_KEYS
 from selfsight.errors import UserError
 from selfsight.evaluate.protocols import read_results
-from selfsight.pretrain.config import FREE, read_run_config
+from selfsight.pretraining.config import FREE, read_run_config
 from selfsight.train.log import read_metrics
 
 ABSENT = "-"

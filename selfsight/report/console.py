@@ -9,7 +9,7 @@ from rich.table import Table
 
 from selfsight.data.check import Report, Split
 from selfsight.evaluate.protocols.results import Result, notes
-from selfsight.pretrain.profile import Profile
+from selfsight.pretraining.profile import Profile
 
 SHOWN = 20  # lines of a long list
 BAR = 30  # characters of the longest bar of a histogram

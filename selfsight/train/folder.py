@@ -8,7 +8,7 @@ from pathlib import Path
 from selfsight import config as layers
 from selfsight.errors import UserError
 from selfsight.files import write_text
-from selfsight.pretrain.config import to_yaml
+from selfsight.pretraining.config import to_yaml
 from selfsight.train.engine import TrainConfig
 
 BAD_IMAGES = "bad_images.txt"

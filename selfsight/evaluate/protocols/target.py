@@ -16,8 +16,8 @@ from selfsight.encoders.foreign import load_foreign
 from selfsight.errors import UserError
 from selfsight.evaluate.features import weights_hash
 from selfsight.methods.heads import EncoderWithProjection
-from selfsight.pretrain.build import build_method, without_weights
-from selfsight.pretrain.config import RunConfig, read_run_config
+from selfsight.pretraining.build import build_method, without_weights
+from selfsight.pretraining.config import RunConfig, read_run_config
 
 CONFIGURATIONS = (".ini", ".yaml", ".yml")
 INHERITED = ("seed", "device", "precision")  # from the encoder's own run, beside its data

@@ -14,7 +14,7 @@ from selfsight.interop.cli.processes import share_out
 
 if TYPE_CHECKING:
     from selfsight.interop.report import Converted, Entry
-    from selfsight.pretrain.config import Composed
+    from selfsight.pretraining.config import Composed
 
 Opts = Annotated[
     bool, typer.Option("--opts", help="keys and values stand in turn: --opts trainer.max_epoch 5")
@@ -120,7 +120,7 @@ def compose_job(
 ) -> "Composed":
     """The same of what `read_job` has read."""
     from selfsight.interop import native
-    from selfsight.pretrain.config import compose
+    from selfsight.pretraining.config import compose
 
     if job is None:
         return compose(what, overrides, run)
@@ -132,7 +132,7 @@ def check(job: "Converted") -> None:
     """Raises: UserError for a value that the conversion takes over and no run would."""
     from selfsight.evaluate.protocols.config import compose_trained
     from selfsight.interop import native
-    from selfsight.pretrain.config import compose
+    from selfsight.pretraining.config import compose
 
     keys = native.arguments({"run": job.run} | job.tree if job.phase == "pretrain" else job.tree)
     with in_its_words(job):

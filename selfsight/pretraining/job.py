@@ -20,8 +20,8 @@ from selfsight.evaluate.knn import knn_accuracy
 from selfsight.files import locked, write_atomically
 from selfsight.methods import METHODS, Method
 from selfsight.methods.heads import EncoderWithProjection
-from selfsight.pretrain.build import build_method, image_size, with_hash, without_weights
-from selfsight.pretrain.config import RunConfig
+from selfsight.pretraining.build import build_method, image_size, with_hash, without_weights
+from selfsight.pretraining.config import RunConfig
 from selfsight.report.sheet import contact_sheet
 from selfsight.train.engine import fit
 from selfsight.train.folder import BAD_IMAGES, claim, is_claimed, package_version

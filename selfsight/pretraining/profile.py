@@ -13,8 +13,8 @@ from typing import Any
 import torch
 
 from selfsight.errors import UserError
-from selfsight.pretrain.config import RunConfig
-from selfsight.pretrain.job import Job, assemble
+from selfsight.pretraining.config import RunConfig
+from selfsight.pretraining.job import Job, assemble
 from selfsight.train.precision import device_name, peak_memory, pick_device
 
 WARM_UP = 3  # steps that count for nothing: memory is taken, networks are compiled

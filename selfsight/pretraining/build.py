@@ -11,7 +11,7 @@ from selfsight.encoders.backbones import build_backbone
 from selfsight.encoders.foreign import load_foreign
 from selfsight.errors import UserError
 from selfsight.methods import METHODS, Method
-from selfsight.pretrain.config import RunConfig
+from selfsight.pretraining.config import RunConfig
 
 
 def build_method(config: RunConfig) -> Method:
