@@ -71,7 +71,7 @@ def test_numbers_of_the_first_steps_are_the_ones_they_always_were():
     slots = make.Slot
     assert (slots.FLIP, slots.JITTER, slots.SOLARIZE) == (22, 29, 41)
     assert (slots.ERASE, slots.ERASE_BOX, slots.RAND_AUGMENT, make.SLOTS) == (42, 43, 65, 85)
-    u = SampleKey(1, 2, torch.arange(5)).draws(3)[:, : make.Slot.SOLARIZE + 1]
+    u = SampleKey(1, 2, torch.arange(5)).uniform(3, make.SLOTS)[:, : make.Slot.SOLARIZE + 1]
     assert hashlib.sha256(u.numpy().tobytes()).hexdigest()[:16] == "d65ae6eb065958fd"
 
 
@@ -143,7 +143,7 @@ def test_probability_is_the_rate(name, detect):
 
 
 def test_jitter_draws_every_order_equally():
-    u = SampleKey(0, 0, torch.arange(24_000)).draws(0)
+    u = SampleKey(0, 0, torch.arange(24_000)).uniform(0, make.SLOTS)
     order = torch.stack(make._jitter(EVERYTHING, u)[4:], 1)
     _, counts = torch.unique(order, dim=0, return_counts=True)
     assert len(counts) == 24
@@ -179,7 +179,7 @@ def test_erased_pixels_are_standard_normal_after_the_normalisation():
     assert abs(float((share > 0).float().mean()) - 0.75) < 4 * (0.75 * 0.25 / 200) ** 0.5
     assert share[share > 0].min() > 0.01
     assert 0.28 < share.max() < 0.37
-    u = SampleKey(0, 0, torch.arange(200)).draws(0)[:, make.Slot.ERASE_BOX :]
+    u = SampleKey(0, 0, torch.arange(200)).uniform(0, make.SLOTS)[:, make.Slot.ERASE_BOX :]
     u = u[:, : augment.CROP_SLOTS]
     boxes = randaugment.erase_boxes(u, 20, (0.02, 1 / 3), (0.3, 10 / 3))
     for mask, (top, left, height, width) in zip(hit[:, 0], boxes.tolist(), strict=True):
@@ -195,7 +195,7 @@ def test_noise_shares_no_number_with_the_choices():
     at = SampleKey(0, 0, torch.arange(5000))
     noise, draws = (
         make.noise(at.index, at.stream(0, randomness.ERASE), 2 * make.SLOTS) ** 2,
-        at.draws(0),
+        at.uniform(0, make.SLOTS),
     )
     for slot in range(make.SLOTS):
         assert abs(stats.spearmanr(noise[:, slot], draws[:, slot]).statistic) < 5 / 5000**0.5
