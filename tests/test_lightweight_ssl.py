@@ -250,7 +250,7 @@ def test_mistakes_are_listed_at_once_with_their_lines(tmp_path):
     assert "x.ini:15: unknown key 'batchsize'. Did you mean 'batch_size'" in text
     assert "x.ini:14: log_type=wandbb: no such log_type. Did you mean 'wandb'?" in text
     assert "unknown key 'ssl_args.lrr'. Did you mean 'lr'" in text
-    assert "epochs=100: expected @int, found str" in text
+    assert "epochs=100: expected @int, found @str" in text
     assert "dataset=cifar: no such dataset. Did you mean 'cifar10'" in text
     assert "x.ini:5: unknown key 'compute_cfg.acelerator'. Did you mean 'accelerator'" in text
     assert len(lines) == 6
@@ -270,24 +270,27 @@ def test_a_tpu_and_an_evaluation_without_its_classifier_are_refused(tmp_path):
 @pytest.mark.parametrize(
     ("override", "line"),
     [
-        ("seed=one@str", "seed=one: expected @int, found str"),
+        ("seed=one@str", "seed=one: expected @int, found @str"),
         ("compute_cfg={'devices': 0}", "compute_cfg.devices=0: expected a number of devices"),
         ("compute_cfg=[1]", "compute_cfg=[1]: expected keys below it"),
         ("aug_crop_lst=[]", "aug_crop_lst=[]: is a list of numbers of crops, such as [2]"),
         ("data_dir={'test': 'b'}", "data_dir.train: missing key"),
         ("data_dir={'train': 'a', 'val': 'b'}", "unknown key 'data_dir.val'"),
         ("custom_ds_cfg={'train': 'a'}", "data_dir also names the images"),
-        ("custom_ds_cfg={'mean': 0.5}", "custom_ds_cfg.mean=0.5: expected @list, found float"),
-        ("custom_ds_cfg={'min_scale': 'a'}", "custom_ds_cfg.min_scale=a: expected @float, found str"),
-        ("ssl_args.momentum='big'@str", "ssl_args.momentum=big: expected @float, found str"),
-        ("ssl_args.proj_hidden_dim=1.5@float", "proj_hidden_dim=1.5: expected @int, found float"),
+        ("custom_ds_cfg={'mean': 0.5}", "custom_ds_cfg.mean=0.5: expected @list, found @float"),
+        (
+            "custom_ds_cfg={'min_scale': 'a'}",
+            "custom_ds_cfg.min_scale=a: expected @float, found @str",
+        ),
+        ("ssl_args.momentum='big'@str", "ssl_args.momentum=big: expected @float, found @str"),
+        ("ssl_args.proj_hidden_dim=1.5@float", "proj_hidden_dim=1.5: expected @int, found @float"),
         ("ckpt_args.only_eval=True", "ckpt_args.only_eval=True: only for linear evaluation"),
-        ("ckpt_args.save_top_k=1.5@float", "ckpt_args.save_top_k=1.5: expected @int, found float"),
+        ("ckpt_args.save_top_k=1.5@float", "ckpt_args.save_top_k=1.5: expected @int, found @float"),
         ("ssl_args.pred_hidden_dim=7", "pred_hidden_dim=7: byol's predictor is as wide as"),
         ("ckpt_args.save_top_k=-2", "ckpt_args.save_top_k=-2: must be at least 0, or -1"),
         ("compute_cfg.num_nodes=0", "compute_cfg.num_nodes=0: must be at least 1"),
         ("epoch_start=101", "epoch_start=101: must be at most epochs=100"),
-        ("data_dir=[1]", "data_dir=[1]: expected @str or @dict, found list"),
+        ("data_dir=[1]", "data_dir=[1]: expected @str or @dict, found @list"),
         ("backbone=", "backbone=: missing key; for example resnet50@str"),
     ],
 )
@@ -385,7 +388,8 @@ def test_a_file_of_the_wrong_phase_is_not_run(tmp_path, command):
     done = command("pretrain", str(path), cwd=tmp_path)
     assert done.returncode == 2
     assert done.stderr == (
-        "selfsight: this file is for `selfsight linear-augmented`; `selfsight run` finds that itself\n"
+        "selfsight: this file is for `selfsight linear-augmented`; "
+        "`selfsight run` finds that itself\n"
     )
 
 
@@ -397,8 +401,8 @@ def test_run_takes_configer_path_and_words_over_it(tmp_path, command, monkeypatc
     for words in ((), ("seed=5",), ("--opts", "seed", "-1")):
         done = command("run", *words, cwd=tmp_path)
         assert done.stderr.splitlines()[-1] == (
-            f"selfsight: {path}:15: pretrain_ckpt_path=nowhere: 'nowhere': no such run folder or file "
-            "of weights"
+            f"selfsight: {path}:15: pretrain_ckpt_path=nowhere: 'nowhere': no such run folder or "
+            "file of weights"
         )
     done = command("run", "sed=5", cwd=tmp_path)
     assert "unknown key 'sed'. Did you mean 'seed'" in done.stderr

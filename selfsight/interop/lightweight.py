@@ -14,7 +14,7 @@ from selfsight.interop.lightweight_sections import (
     read_checkpoints,
     read_logs,
 )
-from selfsight.interop.lightweight_tables import COMPUTE, METHODS, NAMED, Method
+from selfsight.interop.lightweight_tables import COMPUTE, DEVICES, METHODS, Method
 from selfsight.interop.report import Converted
 from selfsight.interop.section import REPLACED, TAKEN, UNUSED, Section
 
@@ -59,8 +59,9 @@ def convert(path: Path, overrides: list[str]) -> Converted:
 
 def _compute(r: Keys) -> int:
     """compute_cfg; returns the number of processes on all machines."""
-    accelerator, out = _named(r, "accelerator"), r.out
-    _named(r, "precision")
+    out = r.out
+    why = "Selfsight's name of the device"
+    accelerator = r.rename("accelerator", "device", DEVICES, why)
     devices, nodes = _devices(r, accelerator), r.value("num_nodes", "@int", 1)
     if nodes < 1:
         r.refuse("num_nodes", "must be at least 1")
@@ -103,20 +104,6 @@ def _devices(r: Keys, accelerator: str | None) -> int:
 
 def _processes(count: int) -> str:
     return f"{count} processes" if count > 1 else "one process"
-
-
-def _named(r: Keys, key: str) -> str | None:
-    """A key of compute_cfg whose values have other names in Selfsight."""
-    native, names, why = NAMED[key]
-    value = r.value(key, "@int or @str")
-    if value is None:
-        return None
-    ours = names.get(str(value))
-    if ours is None:
-        r.refuse(key, f"no such {key}. Known: {', '.join(names)}")
-    else:
-        r.set(key, native, ours, why if ours != str(value) else "")
-    return ours
 
 
 def _batch(r: Keys, devices: int) -> None:

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 from selfsight.config import Tree
 
+Triple = tuple[float, float, float]
 LOGGERS = ("wandb", "csv", "tensorboard")
 WANDB_ARGS = (
     ("copy", "save_dir", "log.wandb.folder", "@str"),
@@ -19,38 +20,27 @@ class DataSet:
     source: str
     path: str  # the default of data_dir; "": data_dir is required
     size: int  # side of the crops in pixels
-    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
-    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    mean: Triple = (0.485, 0.456, 0.406)
+    std: Triple = (0.229, 0.224, 0.225)
 
 
-_TORCHVISION, _HALF = "/data/tch_ds", (0.5, 0.5, 0.5)
+def _torchvision(name: str, size: int, mean: Triple, std: Triple) -> DataSet:
+    return DataSet(f"torchvision:{name}", "/data/tch_ds", size, mean, std)
+
+
 DATA_SETS = {
-    "cifar10": DataSet(
-        "torchvision:CIFAR10", _TORCHVISION, 32, (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
-    ),
-    "cifar100": DataSet(
-        "torchvision:CIFAR100", _TORCHVISION, 32, (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)
-    ),
-    "stl10": DataSet(
-        "torchvision:STL10", _TORCHVISION, 96, (0.4914, 0.4823, 0.4466), (0.247, 0.243, 0.261)
-    ),
+    "cifar10": _torchvision("CIFAR10", 32, (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
+    "cifar100": _torchvision("CIFAR100", 32, (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
+    "stl10": _torchvision("STL10", 96, (0.4914, 0.4823, 0.4466), (0.247, 0.243, 0.261)),
     "imagenet": DataSet("auto", "/data/ImgNet", 224),
-    "slim": DataSet("auto", "", 64, _HALF, (0.25, 0.25, 0.25)),
+    "slim": DataSet("auto", "", 64, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)),
     "custom": DataSet("auto", "", 224),
 }
 
-# The view recipe in its code, the same for every data set.
-AUGMENTATION: Tree = {
-    "crop_scale": [0.08, 1.0],
-    "flip": 0.5,
-    "jitter": 0.8,
-    "brightness": 0.4,
-    "contrast": 0.4,
-    "saturation": 0.2,
-    "hue": 0.1,
-    "grayscale": 0.2,
-    "blur": 0.5,
-}
+# The view recipe in Lightweight-SSL's code, the same for every data set.
+_COLOURS = {"brightness": 0.4, "contrast": 0.4, "saturation": 0.2, "hue": 0.1, "grayscale": 0.2}
+AUGMENTATION: Tree = {"crop_scale": [0.08, 1.0], "flip": 0.5, "jitter": 0.8, "blur": 0.5}
+AUGMENTATION |= _COLOURS
 # custom_ds_cfg: arguments of that recipe -> key of a view group
 CUSTOM = {
     "crop_size": "size",
@@ -62,8 +52,12 @@ CUSTOM = {
     "solarization_prob": "solarize",
 }
 
+DEVICES = {"auto": "auto", "gpu": "cuda", "cuda": "cuda", "cpu": "cpu", "mps": "mps"}
+_BITS = {"16": "auto", "16-mixed": "auto", "bf16": "bf16", "bf16-mixed": "bf16", "32": "fp32"}
+_BF16 = "bfloat16 where the hardware supports it (it needs no scaling of the loss), else float32"
 # compute_cfg: arguments of Lightning's Trainer
 COMPUTE = (
+    ("rename", "precision", "precision", _BITS, _BF16),
     ("copy", "accumulate_grad_batches", "accumulate", "@int"),
     ("copy", "gradient_clip_val", "clip_gradient", "@float"),
     ("copy", "log_every_n_steps", "log_every", "@int"),
@@ -75,19 +69,6 @@ COMPUTE = (
     ("ignore", "a terminal shows a bar, a pipe gets lines", "enable_progress_bar"),
     ("ignore", "checkpoints are always written", "enable_checkpointing"),
 )
-# ... -> native key, {value: native value}, reason for another value
-NAMED: dict[str, tuple[str, dict[str, str], str]] = {
-    "accelerator": (
-        "device",
-        {"auto": "auto", "gpu": "cuda", "cuda": "cuda", "cpu": "cpu", "mps": "mps"},
-        "Selfsight's name of the device",
-    ),
-    "precision": (
-        "precision",
-        {"16": "auto", "16-mixed": "auto", "bf16": "bf16", "bf16-mixed": "bf16", "32": "fp32"},
-        "bfloat16 where the hardware supports it (it needs no scaling of the loss), else float32",
-    ),
-}
 # [ssl_args] -> native key; "": only some methods have it, see Method.arguments
 SSL_ARGS = {
     "lr": "optimizer.lr",
@@ -96,11 +77,7 @@ SSL_ARGS = {
     "warmup_epochs": "schedule.warmup_epochs",
     "proj_hidden_dim": "method.hidden_dim",
     "proj_output_dim": "method.output_dim",
-    "temperature": "",
-    "pred_hidden_dim": "",
-    "lamb": "",
-    "scale_loss": "",
-    "queue_size": "",
+    **dict.fromkeys(("temperature", "pred_hidden_dim", "lamb", "scale_loss", "queue_size"), ""),
 }
 
 

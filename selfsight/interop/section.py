@@ -11,7 +11,7 @@ from typing import Any, Generic, Self, TypeVar
 
 from selfsight.config import Tree, near
 from selfsight.errors import UserError
-from selfsight.interop.report import Converted, Entry, Fate
+from selfsight.interop.report import Converted, Entry, Fate, shown
 
 TAKEN, REPLACED, UNUSED = Fate.TAKEN, Fate.REPLACED, Fate.WITHOUT_EFFECT
 
@@ -118,7 +118,8 @@ class Section(Generic[Out]):
             self._log.pending.setdefault(path, found)
         expected, accepts = _kind(kind) if kind else ("", lambda x: True)
         if not accepts(found):
-            self.refuse(key, f"expected {expected}, found {type(found).__name__}")
+            mark = "@" if expected.startswith("@") else "type "
+            self.refuse(key, f"expected {expected}, found {mark}{type(found).__name__}")
             return default
         return found
 
@@ -127,14 +128,29 @@ class Section(Generic[Out]):
     ) -> Any:
         """One of the known names; None if it is absent, or is refused."""
         name = self.value(key, default=default)
-        if isinstance(name, str) and name in known:
-            return name
+        if str(name) in known:
+            return str(name)
         if name is not None:
             hint = near(str(name), known)
             self.refuse(key, f"no such {what}.{hint} Known: {', '.join(known)}")
         elif needed:
             self.refuse(key, f"missing; name the {what}: {', '.join(known)}")
         return None
+
+    def rename(
+        self, key: str, native: str, names: dict[str, Any], why: str = "", fate: Fate | None = None
+    ) -> Any:
+        """Set a native key to another name of this key's value; returns the native name.
+
+        Args:
+            names: the original names and the native ones.
+            why: reason for another name, or for any with a `fate`.
+        """
+        name = self.choose(key, names, key)
+        if name is None:
+            return None
+        self.set(key, native, names[name], why if fate or names[name] != name else "", fate)
+        return names[name]
 
     def kind(self, known: Iterable[str], what: str, key: str = "type") -> Any:
         """The type of an entry; without a known one the rest of the entry is not read."""
@@ -191,7 +207,7 @@ class Section(Generic[Out]):
         if any(found == one and type(found) in (type(one), int, float) for one in allowed):
             self.record(key, TAKEN, why=why)
         else:
-            self.refuse(key, f"must be {' or '.join(map(str, allowed))}, or be removed: {why}")
+            self.refuse(key, f"must be {' or '.join(map(shown, allowed))}, or be removed: {why}")
 
     def ignore(self, why: str, *keys: str) -> None:
         """Record keys without effect."""
@@ -206,6 +222,14 @@ class Section(Generic[Out]):
         """Apply the rows of a table."""
         for method, *arguments in rows:
             getattr(self, method)(*arguments)
+
+    def put(self, native: str, value: Any) -> None:
+        """Set a native key; a row for what an entry always sets."""
+        self.out.put(native, value)
+
+    def apply(self, read: Callable[[Self], None]) -> None:
+        """Call a function with this section; a row for keys that depend on each other."""
+        read(self)
 
     def within(self, key: str, rows: Rows) -> None:
         """Apply rows to the mapping below a key."""

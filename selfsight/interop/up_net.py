@@ -78,7 +78,8 @@ def _ssl(r: Keys) -> None:
             r.refuse("wrappers", f"expected one wrapper: {', '.join(WRAPPERS)}")
         r.ignore("the wrapper is refused", "multi_model")
         return
-    _method(wrappers[0], kind)
+    wrappers[0].inside("kwargs").read(METHODS[kind])
+    wrappers[0].record("type", TAKEN, f"method.name={r.out.tree['method']['name']}")
     names, first = WRAPPERS[kind][0], None
     for model in models:
         if model.kind(names, f"encoder of {kind}", "name") is None:
@@ -96,9 +97,34 @@ def _ssl(r: Keys) -> None:
 
 # Methods ------------------------------------------------------------------------------------------
 
-# wrapper -> its kwargs
+
+def _moco(k: Keys) -> None:
+    hidden, v2 = k.value("q_plane", "whole", 2048), k.value("mlp", "flag", False)
+    why = "a projector of two layers" if v2 else "a linear projector"
+    k.set("mlp", "method.name", "moco_v2" if v2 else "moco_v1", why, TAKEN)
+    k.record("q_plane", TAKEN, k.out.put("method.hidden_dim", hidden) if v2 else "", WIDTH)
+    k.value("group_size", "whole")
+    why = "statistics over all processes; UP shuffled the keys between processes"
+    k.record("group_size", REPLACED, "sync_batchnorm", why)
+    if k.out.ranks > 1 and not k.out.on_cpu:
+        k.out.put("sync_batchnorm", True)
+
+
+def _simclr(k: Keys) -> None:
+    layers = k.value("num_mlp_layer", "whole", 2)
+    if layers not in (2, 3):
+        k.refuse("num_mlp_layer", "SimCLR has 2 layers (v1) or 3 (v2)")
+    why = "with batch norm; v2 keeps the first layer in the encoder"
+    name = "simclr_v2" if layers == 3 else "simclr"
+    k.out.put("method.temperature", 0.07)  # fixed in UP's code, which has no key for it
+    k.set("num_mlp_layer", "method.name", name, why, TAKEN)
+
+
+HEADS_NORM = ("ignore", "the heads have the same batch norm as the encoder", "type", "kwargs")
+# wrapper -> rows for its kwargs
 METHODS: dict[str, Rows] = {
     "moco": (
+        ("apply", _moco),
         ("ignore", WIDTH, "k_plane"),
         ("copy", "dim", "method.output_dim", "whole", 128),
         ("copy", "K", "method.queue_size", "whole", 65536),
@@ -106,64 +132,27 @@ METHODS: dict[str, Rows] = {
         ("copy", "T", "method.temperature", "number", 0.07),
     ),
     "moco_vit": (
+        ("put", "method.name", "moco_v3"),
         ("copy", "dim", "method.output_dim", "whole", 256),
         ("copy", "mlp_dim", "method.hidden_dim", "whole", 4096),
         ("copy", "m", "method.momentum", "number", 0.999, "increases to 1 along half a cosine"),
         ("copy", "T", "method.temperature", "number", 0.2),
     ),
     "simclr": (
+        ("apply", _simclr),
         ("fixed", "mlp", (True,), "the loss needs a projector"),
         ("copy", "dim", "method.hidden_dim", "whole", 2048),
         ("copy", "output_dim", "method.output_dim", "whole", 128),
     ),
     "simsiam": (
+        ("put", "method.name", "simsiam"),
         ("copy", "plane", "method.hidden_dim", "whole", 2048),
         ("copy", "dim", "method.output_dim", "whole", 2048),
         ("copy", "pred_dim", "method.predictor_dim", "whole", 512),
-        (
-            "within",
-            "normalize",
-            (("ignore", "the heads have the same batch norm as the encoder", "type", "kwargs"),),
-        ),
+        ("within", "normalize", (HEADS_NORM,)),
     ),
-    "MAE": (),
+    "MAE": (("put", "method.name", "mae"),),
 }
-NAMES = {"moco_vit": "moco_v3", "simsiam": "simsiam", "MAE": "mae"}
-
-
-def _method(wrapper: Keys, kind: str) -> None:
-    k, out = wrapper.inside("kwargs"), wrapper.out
-    if kind == "moco":
-        by = _moco(k)
-    elif kind == "simclr":
-        by = _simclr(k)
-    else:
-        by = out.put("method.name", NAMES[kind])
-    wrapper.record("type", TAKEN, by)
-    k.read(METHODS[kind])
-
-
-def _moco(k: Keys) -> str:
-    hidden, v2 = k.value("q_plane", "whole", 2048), k.value("mlp", "flag", False)
-    why = "a projector of two layers" if v2 else "a linear projector"
-    by = k.set("mlp", "method.name", "moco_v2" if v2 else "moco_v1", why, TAKEN)
-    k.record("q_plane", TAKEN, k.out.put("method.hidden_dim", hidden) if v2 else "", WIDTH)
-    k.value("group_size", "whole")
-    why = "statistics over all processes; UP shuffled the keys between processes"
-    k.record("group_size", REPLACED, "sync_batchnorm", why)
-    if k.out.ranks > 1 and not k.out.on_cpu:
-        k.out.put("sync_batchnorm", True)
-    return by
-
-
-def _simclr(k: Keys) -> str:
-    layers = k.value("num_mlp_layer", "whole", 2)
-    if layers not in (2, 3):
-        k.refuse("num_mlp_layer", "SimCLR has 2 layers (v1) or 3 (v2)")
-    why = "with batch norm; v2 keeps the first layer in the encoder"
-    name = "simclr_v2" if layers == 3 else "simclr"
-    k.out.put("method.temperature", 0.07)  # fixed in UP's code, which has no key for it
-    return k.set("num_mlp_layer", "method.name", name, why, TAKEN)
 
 
 # Losses and heads ---------------------------------------------------------------------------------
@@ -219,10 +208,6 @@ def _frozen(k: Keys) -> None:
 
 def _head(k: Keys) -> None:
     k.read(HEAD)
-    pooled = k.choose("cls_type", ("token", "avg_pool", "pool"), "cls_type")
-    if pooled:
-        pool = "token" if pooled == "token" else "avg"
-        k.set("cls_type", "backbone.options.global_pool", pool, "for a checkpoint of UP", TAKEN)
     bn = k.value("bn", "flag")
     if bn and k.out.phase == "finetune":
         k.refuse("bn", "the head of a fine-tuned network has no batch norm; remove it")
@@ -231,7 +216,9 @@ def _head(k: Keys) -> None:
         k.record("bn", TAKEN, by)
 
 
+POOLS = {"token": "token", "avg_pool": "avg", "pool": "avg"}
 HEAD = (
+    ("rename", "cls_type", "backbone.options.global_pool", POOLS, "for a checkpoint of UP", TAKEN),
     ("ignore", CLASSES, "num_classes"),
     ("ignore", WIDTH, "in_plane", "use_pool"),
     ("fixed", "input_feature_idx", (-1,), "the last features are classified"),

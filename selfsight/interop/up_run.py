@@ -9,6 +9,7 @@ from selfsight.interop.up_draft import Keys
 RUN_FILES = ("config.yaml", "encoder.safetensors")  # of a run of Selfsight
 ONE = "there is one training program"
 RUNTIME = (
+    ("rename", "device", "device", {"cuda": "cuda", "cpu": "cpu"}),
     ("copy", "random_seed", "seed", "whole", 131),
     ("ignore", "each process derives its random numbers from the seed and its rank", "rank_init"),
     *(
@@ -30,9 +31,6 @@ def read_runtime(r: Keys) -> None:
         r.refuse("task_names", "only ssl, and cls for its classifiers, are supported")
     elif tasks is not None:
         r.record("task_names", TAKEN, why="pretraining and its evaluations")
-    device = r.choose("device", ("cuda", "cpu"), "device")
-    if device:
-        r.set("device", "device", device)
     half = r.value("fp16")
     if half is False:
         r.set("fp16", "precision", "fp32")

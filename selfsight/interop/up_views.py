@@ -1,8 +1,5 @@
 """UP's transforms as groups of views."""
 
-from collections.abc import Callable
-from typing import NamedTuple
-
 from selfsight.config import Tree
 from selfsight.interop.section import REPLACED, TAKEN, Rows
 from selfsight.interop.up_draft import Keys
@@ -18,23 +15,7 @@ WHOLE_RECIPES: dict[str, list[Tree]] = {
 TWO_VIEWS = ("moco", "moco_vit", "simclr", "simsiam")
 RESIZED = 0.875  # an evaluation sees this fraction of the shorter side: 224 of 256
 _SQUARE = "images are cut to their central square"
-
-
-class Step(NamedTuple):
-    """A transform.
-
-    Attributes:
-        native: key of the view group that turns it on, and its value (None: one of `rows` does).
-        rows: its kwargs; keys below `views.0`.
-        special: reads kwargs that are no plain copies.
-        why: how Selfsight differs.
-    """
-
-    native: str = ""
-    on: float | None = None
-    rows: Rows = ()
-    special: Callable[[Keys], None] | None = None
-    why: str = ""
+_MIXED = "images of one batch are mixed; UP drew images from the whole data set"
 
 
 def read_views(r: Keys) -> None:
@@ -60,7 +41,7 @@ def read_views(r: Keys) -> None:
             section.refuse("type", "is given twice; keep one")
             section.skip()
         elif kind:
-            _step(section, STEPS[kind])
+            _step(section, kind)
         kinds.append(kind)
     out.tree["views"] = [dict(one) for one in WHOLE_RECIPES.get(kinds[0], [group])]
     if kinds[0] not in WHOLE_RECIPES and "normalize" not in kinds:
@@ -68,14 +49,10 @@ def read_views(r: Keys) -> None:
         out.put("data.std", [1.0, 1.0, 1.0])
 
 
-def _step(section: Keys, step: Step) -> None:
-    section.record("type", REPLACED if step.why else TAKEN, step.native, step.why)
-    if step.on is not None:
-        section.out.put(step.native, step.on)
-    k = section.inside("kwargs")
-    if step.special:
-        step.special(k)
-    k.read(step.rows)
+def _step(section: Keys, kind: str) -> None:
+    native, why, *rows = STEPS[kind]
+    section.record("type", REPLACED if why else TAKEN, native, why)
+    section.inside("kwargs").read(rows)
 
 
 def _side(k: Keys) -> int:
@@ -150,60 +127,68 @@ def _mix(k: Keys) -> None:
     k.ignore("images of the same batch are mixed", "extra_input", "transform")
 
 
-_COLOURS = tuple(
-    ("copy", key, f"views.0.{key}", "number", 0.0)
-    for key in ("brightness", "contrast", "saturation", "hue")
-)
-RESIZING = dict.fromkeys(
-    ("torch_resize", "torch_center_crop"), Step("views.0.size", special=_centre, why=_SQUARE)
-)
-STEPS: dict[str, Step] = {
-    "torch_random_resized_crop": Step(
+_RESIZE = ("views.0.size", _SQUARE, ("apply", _centre))
+RESIZING = ("torch_resize", "torch_center_crop")
+# type -> the native key, how Selfsight differs, and rows for its kwargs
+STEPS: dict[str, tuple] = {
+    **dict.fromkeys(RESIZING, _RESIZE),
+    "torch_random_resized_crop": (
         "views.0.size",
-        rows=(
-            ("copy", "scale", "views.0.crop_scale", "pair", [0.08, 1.0]),
-            ("copy", "ratio", "views.0.crop_ratio", "pair", [3 / 4, 4 / 3]),
+        "",
+        ("apply", _crop),
+        ("copy", "scale", "views.0.crop_scale", "pair", [0.08, 1.0]),
+        ("copy", "ratio", "views.0.crop_ratio", "pair", [3 / 4, 4 / 3]),
+    ),
+    "torch_random_horizontal_flip": (
+        "views.0.flip",
+        "",
+        ("copy", "p", "views.0.flip", "number", 0.5),
+    ),
+    "torch_color_jitter": (
+        "views.0.jitter",
+        "",
+        ("put", "views.0.jitter", 1.0),
+        *(
+            ("copy", key, f"views.0.{key}", "number", 0.0)
+            for key in ("brightness", "contrast", "saturation", "hue")
         ),
-        special=_crop,
     ),
-    "torch_random_horizontal_flip": Step(
-        "views.0.flip", rows=(("copy", "p", "views.0.flip", "number", 0.5),)
+    "torch_gaussian_blur": (
+        "views.0.blur",
+        "",
+        ("put", "views.0.blur", 1.0),
+        ("copy", "sigma", "views.0.blur_sigma", "pair", [0.1, 2.0]),
     ),
-    "torch_color_jitter": Step("views.0.jitter", 1.0, _COLOURS),
-    **RESIZING,
-    "torch_gaussian_blur": Step(
-        "views.0.blur", 1.0, (("copy", "sigma", "views.0.blur_sigma", "pair", [0.1, 2.0]),)
+    "torch_solarize": (
+        "views.0.solarize",
+        "",
+        ("put", "views.0.solarize", 1.0),
+        ("apply", _solarize),
     ),
-    "torch_solarize": Step("views.0.solarize", 1.0, special=_solarize),
-    "to_tensor": Step(),
-    "normalize": Step(
+    "to_tensor": ("", ""),
+    "normalize": (
         "data.mean, data.std",
-        rows=(
-            ("copy", "mean", "data.mean", "triple", [0.485, 0.456, 0.406]),
-            ("copy", "std", "data.std", "triple", [0.229, 0.224, 0.225]),
-        ),
+        "",
+        ("copy", "mean", "data.mean", "triple", [0.485, 0.456, 0.406]),
+        ("copy", "std", "data.std", "triple", [0.229, 0.224, 0.225]),
     ),
-    "torch_random_augmentationIncre": Step(
+    "torch_random_augmentationIncre": (
         "views.0.rand_augment",
-        rows=(
-            ("copy", "n", "views.0.rand_augment", "whole", 2),
-            ("copy", "m", "views.0.rand_magnitude", "number", 9.0),
-            ("copy", "magnitude_std", "views.0.rand_magnitude_std", "number", 0.0),
-        ),
+        "",
+        ("copy", "n", "views.0.rand_augment", "whole", 2),
+        ("copy", "m", "views.0.rand_magnitude", "number", 9.0),
+        ("copy", "magnitude_std", "views.0.rand_magnitude_std", "number", 0.0),
     ),
-    "torch_randerase": Step(
+    "torch_randerase": (
         "views.0.erase",
-        rows=(
-            ("copy", "probability", "views.0.erase", "number", 0.5),
-            ("fixed", "mode", ("pixel",), "each pixel of the box becomes normal noise"),
-            ("fixed", "min_count", (1,), "one box is erased"),
-            ("fixed", "max_count", (1,), "one box is erased"),
-        ),
-        special=_erase,
+        "",
+        ("copy", "probability", "views.0.erase", "number", 0.5),
+        ("apply", _erase),
+        ("fixed", "mode", ("pixel",), "each pixel of the box becomes normal noise"),
+        ("fixed", "min_count", (1,), "one box is erased"),
+        ("fixed", "max_count", (1,), "one box is erased"),
     ),
-    "torch_cutmix_mixup": Step(
-        special=_mix, why="images of one batch are mixed; UP drew images from the whole data set"
-    ),
+    "torch_cutmix_mixup": ("", _MIXED, ("apply", _mix)),
 }
 
 
