@@ -273,7 +273,7 @@ def test_a_tpu_and_an_evaluation_without_its_classifier_are_refused(tmp_path):
         ("seed=one@str", "seed=one: expected @int, found @str"),
         ("compute_cfg={'devices': 0}", "compute_cfg.devices=0: expected a number of devices"),
         ("compute_cfg=[1]", "compute_cfg=[1]: expected keys below it"),
-        ("aug_crop_lst=[]", "aug_crop_lst=[]: is a list of numbers of crops, such as [2]"),
+        ("aug_crop_lst=[]", "aug_crop_lst=[]: expected a list of numbers of crops, such as [2]"),
         ("data_dir={'test': 'b'}", "data_dir.train: missing key"),
         ("data_dir={'train': 'a', 'val': 'b'}", "unknown key 'data_dir.val'"),
         ("custom_ds_cfg={'train': 'a'}", "data_dir also names the images"),

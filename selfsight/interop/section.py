@@ -3,46 +3,16 @@
 Most keys are rows of tables, which `Section.read` applies.
 """
 
-import builtins
-import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, Generic, Self, TypeVar
 
 from selfsight.config import Tree, near
 from selfsight.errors import UserError
+from selfsight.interop.kinds import find_kind
 from selfsight.interop.report import Converted, Entry, Fate, shown
 
 TAKEN, REPLACED, UNUSED = Fate.TAKEN, Fate.REPLACED, Fate.WITHOUT_EFFECT
-
-
-def _is_number(x: Any) -> bool:
-    return isinstance(x, (int, float)) and not isinstance(x, bool) and math.isfinite(x)
-
-
-def _are_numbers(x: Any) -> bool:
-    return isinstance(x, list) and all(map(_is_number, x))
-
-
-# Kinds of values: name in messages, test. '@int or @list' is also a kind: types, as in INI files.
-KINDS = {
-    "number": ("a number", _is_number),
-    "positive": ("a number above 0", lambda x: _is_number(x) and x > 0),
-    "whole": ("a whole number, 0 or more", lambda x: _is_number(x) and x == int(x) and x >= 0),
-    "flag": ("true or false", lambda x: isinstance(x, bool)),
-    "text": ("a string", lambda x: isinstance(x, str)),
-    "numbers": ("a list of numbers", _are_numbers),
-    "pair": ("[a, b], two numbers", lambda x: _are_numbers(x) and len(x) == 2),
-    "triple": ("[a, b, c], three numbers", lambda x: _are_numbers(x) and len(x) == 3),
-}
-
-
-def _kind(name: str) -> tuple[str, Callable[[Any], bool]]:
-    if name in KINDS:
-        return KINDS[name]
-    types = [getattr(builtins, word) for word in name.replace("@", "").split(" or ")]
-    also = {int: float, tuple: list}
-    return name, lambda x: type(x) in types or also.get(type(x)) in types
 
 
 # A table: each row is the name of a method of `Section` and its arguments, for example
@@ -116,7 +86,7 @@ class Section(Generic[Out]):
             return default
         if path not in self._log.entries:
             self._log.pending.setdefault(path, found)
-        expected, accepts = _kind(kind) if kind else ("", lambda x: True)
+        expected, accepts = find_kind(kind) if kind else ("", lambda x: True)
         if not accepts(found):
             mark = "@" if expected.startswith("@") else "type "
             self.refuse(key, f"expected {expected}, found {mark}{type(found).__name__}")
