@@ -14,8 +14,8 @@ from selfsight import randomness
 from selfsight.batch import SampleKey
 from selfsight.data.images import Images
 from selfsight.data.sources.open import DataConfig, open_source
+from selfsight.encoders.artifact import weights_hash
 from selfsight.evaluate.classifiers import FineTuned, LinearHeads, depths
-from selfsight.evaluate.features import weights_hash
 from selfsight.evaluate.predict import accuracy
 from selfsight.methods.heads import EncoderWithProjection
 from selfsight.methods.method import Batch

@@ -1,6 +1,8 @@
 """Evaluation against oracles, and attempts to make it lie."""
 
 import math
+import os
+import shutil
 
 import numpy as np
 import pytest
@@ -18,13 +20,16 @@ import selfsight
 from selfsight import metrics
 from selfsight.data.images import Images
 from selfsight.data.sources.open import DataConfig, open_source
-from selfsight.encoders.artifact import load_encoder
+from selfsight.encoders.artifact import load_encoder, read_network, weights_hash
 from selfsight.errors import UserError
 from selfsight.evaluate import knn as knn_module
-from selfsight.evaluate.features import extract, plain_views, raw_pixels, weights_hash
+from selfsight.evaluate.features import extract, plain_views, raw_pixels
 from selfsight.evaluate.knn import knn_accuracy, neighbours
 from selfsight.evaluate.linear import linear_probe
 from selfsight.evaluate.protocols import read_results
+from selfsight.evaluate.protocols.target import open_target
+from selfsight.methods import METHODS
+from selfsight.pretraining.build import build_method
 from tests.test_train import config_of
 
 CPU = torch.device("cpu")
@@ -257,7 +262,43 @@ def test_embed_sees_what_evaluation_sees(run):
     expected = extract(encoder.backbone, images, size, mean, std, rows=np.arange(5))
     source = open_source(DataConfig(), "test")
     ours = encoder.embed([Image.fromarray(source.read(i)) for i in range(5)])
-    torch.testing.assert_close(ours, expected, rtol=0.02, atol=0.02)  # crops are rounded to 1/255
+    torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-6)  # batches may round otherwise
+
+
+@pytest.mark.parametrize("turn", [1, 6])
+def test_embed_decodes_photographs_as_evaluation_does(run, tmp_path, turn):
+    """JPEG files, as they are and on their side by EXIF: the decoders' pixels are not equal."""
+    exif = Image.Exif()
+    exif[0x0112] = turn
+    pixels = np.random.default_rng(0).integers(0, 256, (4, 30, 40, 3), np.uint8)
+    files = [tmp_path / "images" / f"{n}.jpg" for n in range(4)]
+    files[0].parent.mkdir()
+    for file, image in zip(files, pixels, strict=True):
+        Image.fromarray(image).resize((400, 300), 3).save(file, quality=70, exif=exif)
+    encoder, config = selfsight.load_encoder(run), DataConfig(path=str(tmp_path / "images"))
+    images = Images(open_source(config, "train"), config, CPU)
+    size, mean, std = (encoder.description[k] for k in ("image_size", "mean", "std"))
+    expected = extract(encoder.backbone, images, size, mean, std)
+    torch.testing.assert_close(encoder.embed(files), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_embed_names_a_file_that_is_no_image(run, tmp_path):
+    (tmp_path / "notes.txt").write_text("no image")
+    for name, reason in (("notes.txt", "not an image"), ("nowhere.png", "No such file")):
+        with pytest.raises(UserError, match=f"{name}: {reason}"):
+            selfsight.load_encoder(run).embed([tmp_path / name])
+
+
+@pytest.mark.skipif(os.name != "posix", reason="permissions of POSIX")
+def test_a_colleague_can_read_the_files_of_a_run(tmp_path):
+    before = os.umask(0o022)
+    try:
+        run = selfsight.pretrain(config_of(tmp_path / "a", "max_steps=1", "save_as=mine"), True)
+    finally:
+        os.umask(before)
+    files = [path for path in run.rglob("*") if path.is_file()]
+    assert {"encoder.safetensors", "mine.safetensors"} <= {path.name for path in files}
+    assert {path.name for path in files if path.stat().st_mode & 0o777 != 0o644} == set()
 
 
 # Whole evaluations --------------------------------------------------------------------------------
@@ -277,13 +318,19 @@ def test_knn_of_a_run(run):
     assert all(stamped <= r.keys() for r in records)
 
 
-def test_the_untrained_encoder_is_the_run_before_its_first_step(run):
-    from selfsight.pretraining.build import build_method
-    from selfsight.pretraining.config import read_run_config
-
-    before = build_method(read_run_config(run)).backbone
-    (untrained,) = (r for r in selfsight.knn(run) if r.evaluated == "untrained")
-    assert untrained.weights_sha256 == weights_hash(before)
+@pytest.mark.parametrize("method", METHODS)
+def test_the_untrained_encoder_is_the_method_before_its_first_step(tmp_path, method):
+    """Every method: with a kept head, with fixed positions, with neither; by the file alone."""
+    config = config_of(tmp_path / "run", "max_steps=1", method=method)
+    run = selfsight.pretrain(config, True)
+    expected = weights_hash(build_method(config).backbone)
+    alone = tmp_path / "alone" / "encoder.safetensors"
+    alone.parent.mkdir()
+    alone.write_bytes((run / "encoder.safetensors").read_bytes())
+    assert weights_hash(read_network(alone).untrained().build()) == expected
+    targets = [open_target(where, [], None) for where in (run, alone)]
+    assert [weights_hash(target.untrained.build()) for target in targets] == [expected] * 2
+    assert targets[0].base == targets[1].base
 
 
 def test_unlabelled_data_is_refused(run, tmp_path):
@@ -300,14 +347,43 @@ def test_an_evaluation_may_run_on_another_device(run, tmp_path):
         (tmp_path / name).write_bytes((run / name).read_bytes())
     text = (run / "config.yaml").read_text().replace("device: cpu", "device: cuda:77")
     (tmp_path / "config.yaml").write_text(text)
-    with pytest.raises(UserError, match="device=cuda:77"):
-        selfsight.knn(tmp_path)
-    assert selfsight.knn(tmp_path, ["device=cpu"])[0].metrics
+    assert selfsight.knn(tmp_path)[0].metrics
 
 
-def test_an_unfinished_run_is_refused(run, tmp_path):
+def test_an_unfinished_run_is_measured_as_it_stands(tmp_path, capsys):
+    """By its newest checkpoint, or by one that is named; the results say at which step."""
+    keys = ["epochs=2", "checkpoint.every_steps=5", "checkpoint.keep=9", "method.output_dim=8"]
+    run = selfsight.pretrain(config_of(tmp_path / "a", *keys), True)
+    finished = selfsight.knn(run)
+    half = shutil.copytree(run, tmp_path / "half")
+    for file in ("encoder.safetensors", "results.json"):
+        (half / file).unlink()
+    newest, (first, *_) = run / "checkpoints", sorted((half / "checkpoints").glob("step-*.pt"))
+    assert len(list(newest.iterdir())) > 2
+    results = selfsight.knn(half)
+    assert [r.metrics for r in results] == [r.metrics for r in finished]
+    assert results[0].settings == {"step": 44}
+    assert "The encoder of step 44 of 44" in capsys.readouterr().err
+    early = selfsight.knn(first)
+    state = torch.load(first, weights_only=True)["method"]
+    backbone = selfsight.load_encoder(run).backbone
+    backbone.load_state_dict(
+        {k.removeprefix("backbone."): v for k, v in state.items() if k.startswith("backbone.")}
+    )
+    assert early[0].weights_sha256 == weights_hash(backbone) != results[0].weights_sha256
+    assert early[0].settings == {"step": 5}
+    assert not (half / "results.json").exists(), "a checkpoint's results are not the run's"
+    assert {r["settings"]["step"] for r in read_results(tmp_path / "half-step-5")} == {5}
+
+
+def test_what_is_no_run_is_refused(run, tmp_path):
     (tmp_path / "config.yaml").write_text((run / "config.yaml").read_text())
     with pytest.raises(UserError, match="not finished"):
         selfsight.knn(tmp_path)
+    with pytest.raises(UserError, match="not finished"):
+        selfsight.load_encoder(tmp_path)
     with pytest.raises(UserError, match="no such run folder"):
         selfsight.linear(tmp_path / "nowhere")
+    shutil.copytree(run / "checkpoints", tmp_path / "checkpoints")
+    with pytest.raises(UserError, match="no encoder.json in"):
+        selfsight.knn(tmp_path)

@@ -22,10 +22,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock
 
+from selfsight.encoders.artifact import weights_hash
 from selfsight.encoders.backbones import BackboneConfig, build_backbone
 from selfsight.encoders.foreign import FORMATS, Loaded, load_foreign
 from selfsight.errors import UserError
-from selfsight.evaluate.features import weights_hash
 
 SIZE = 16
 COUNTER = "num_batches_tracked"

@@ -14,9 +14,10 @@ from safetensors.torch import save_file
 import selfsight
 from selfsight.data.images import Images
 from selfsight.data.sources.open import DataConfig, open_source
+from selfsight.encoders.artifact import weights_hash
 from selfsight.errors import UserError
 from selfsight.evaluate.classifiers import LinearHeads
-from selfsight.evaluate.features import extract, weights_hash
+from selfsight.evaluate.features import extract
 from selfsight.evaluate.linear import linear_probe
 from selfsight.evaluate.protocols import config as measure_config
 from selfsight.evaluate.protocols import notes

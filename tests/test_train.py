@@ -12,9 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from selfsight.encoders.artifact import load_encoder
+from selfsight.encoders.artifact import load_encoder, weights_hash
 from selfsight.errors import UserError
-from selfsight.evaluate.features import weights_hash
 from selfsight.files import locked
 from selfsight.methods import METHODS
 from selfsight.methods.method import Output

@@ -8,9 +8,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from selfsight.encoders.artifact import load_encoder
+from selfsight.encoders.artifact import load_encoder, weights_hash
 from selfsight.errors import UserError
-from selfsight.evaluate.features import weights_hash
 from selfsight.evaluate.protocols.target import open_target
 from selfsight.methods import METHODS
 from selfsight.pretraining import job as jobs

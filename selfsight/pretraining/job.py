@@ -13,24 +13,30 @@ from selfsight.data.bad import BadImages, read_bad
 from selfsight.data.images import Images
 from selfsight.data.source import cache_beside
 from selfsight.data.sources.open import open_source
-from selfsight.encoders.artifact import BEST, save_copy, save_encoder
+from selfsight.encoders.artifact import (
+    BEST,
+    DESCRIPTION,
+    FILE,
+    describe,
+    save_copy,
+    save_encoder,
+)
 from selfsight.errors import UserError
-from selfsight.evaluate.features import extract, weights_hash
+from selfsight.evaluate.features import extract
 from selfsight.evaluate.knn import knn_accuracy
-from selfsight.files import locked, write_atomically
+from selfsight.files import locked, write_atomically, write_json
 from selfsight.methods import METHODS, Method
-from selfsight.methods.heads import EncoderWithProjection
 from selfsight.pretraining.build import build_method, image_size, with_hash, without_weights
 from selfsight.pretraining.config import RunConfig
 from selfsight.report.sheet import contact_sheet
 from selfsight.train.engine import fit
-from selfsight.train.folder import BAD_IMAGES, claim, is_claimed, package_version
+from selfsight.train.folder import BAD_IMAGES, claim, is_claimed
 from selfsight.train.loader import ViewLoader, make_loader
 from selfsight.train.log import console, read_metrics
 from selfsight.train.optim import scaled_lr
 from selfsight.train.precision import pick_device, pick_precision
 from selfsight.train.probe import OnlineProbe
-from selfsight.train.session import Check
+from selfsight.train.session import Check, total_steps
 
 
 def pretrain(config: RunConfig, quiet: bool = False) -> Path:
@@ -56,9 +62,11 @@ def pretrain(config: RunConfig, quiet: bool = False) -> Path:
         with locked(folder) if first else contextlib.nullcontext():
             if first and not quiet:
                 _announce(config, job.images, device)
+            if first and not (folder / FILE).exists():  # so that its checkpoints can be evaluated
+                write_json(folder / DESCRIPTION, job.description())
             job.fit(folder, quiet)
             if first:
-                save_encoder(folder, job.method.backbone, describe(config, job.method, job.images))
+                save_encoder(folder, job.method.backbone, job.description())
                 if config.save_as:
                     save_copy(folder, config.save_as, read_metrics(folder / "metrics.jsonl")[-1])
                 _tell_bad(folder / BAD_IMAGES)
@@ -80,6 +88,22 @@ class Job:
     probe: OnlineProbe | None
     check: Check | None
 
+    def description(self) -> dict[str, Any]:
+        """What encoder.safetensors says of the encoder."""
+        config, method = self.config, self.method
+        started = {"weights_sha256": config.weights_sha256} if config.weights else {}
+        steps = total_steps(config.epochs, config.max_steps, self.loader)
+        return describe(
+            method.backbone,
+            config.backbone,
+            config.method.model_dump(mode="json"),
+            config.data,
+            image_size(config),
+            config.seed,
+            config.precision,
+            {"images": len(self.images), "epochs": config.epochs, "steps": steps, **started},
+        )
+
     def fit(self, folder: Path, quiet: bool = False) -> None:
         """Train in the folder, from the newest checkpoint there."""
         extras = {"probe": self.probe, "check": self.check, "resume": self.config.resume}
@@ -97,19 +121,20 @@ def assemble(config: RunConfig, device: torch.device) -> Job:
         probe = OnlineProbe(method.backbone.num_features, len(images.classes))
     check = _knn_check(config, images, device)
     if config.save_best:
-        check = replace(check, after=lambda record: _keep_best(config, method, images, record))
-    return Job(config, images, loader, method, device, probe, check)
+        check = replace(check, after=lambda record: _keep_best(job, record))
+    job = Job(config, images, loader, method, device, probe, check)
+    return job
 
 
-def _keep_best(config: RunConfig, method: Method, images: Images, record: dict[str, Any]) -> None:
-    """best.safetensors, if no check before scored as high as the one of this record."""
-    folder = Path(config.run)
+def _keep_best(job: Job, record: dict[str, Any]) -> None:
+    """Write best.safetensors, if no earlier check scored as high as this record's."""
+    folder = Path(job.config.run)
     before = (r for r in read_metrics(folder / "metrics.jsonl") if r["step"] < record["step"])
     if record["knn"] > max((r["knn"] for r in before if "knn" in r), default=-1.0):
-        description = describe(config, method, images)
+        description = job.description()
         description["pretrained_on"]["epochs"] = record["epoch"]
         description["knn"] = record["knn"]
-        save_encoder(folder, method.backbone, description, BEST)
+        save_encoder(folder, job.method.backbone, description, BEST)
 
 
 def _tell_bad(file: Path) -> None:
@@ -122,13 +147,12 @@ def untrained(config: RunConfig) -> Path:
     """A run folder whose encoder is the configuration's before its first step: the row that every
     table of results needs."""
     folder = Path(config.run)
-    images = training_images(config, torch.device("cpu"))
-    method = build_method(without_weights(config))
-    description = describe(config, method, images)
+    job = assemble(without_weights(config), torch.device("cpu"))
+    description = job.description()
     description["pretrained_on"] = {"images": 0, "epochs": 0}
     claim(folder, config)
     with locked(folder):
-        save_encoder(folder, method.backbone, description)
+        save_encoder(folder, job.method.backbone, description)
     return folder
 
 
@@ -203,24 +227,3 @@ def _knn_check(config: RunConfig, images: Images, device: torch.device) -> Check
         return {"knn": accuracy[20]}
 
     return Check(config.evaluate.every_epochs, measure)
-
-
-def describe(config: RunConfig, method: Method, images: Images) -> dict[str, Any]:
-    """What encoder.safetensors says of itself: only what two equal runs share."""
-    started = {"weights_sha256": config.weights_sha256} if config.weights else {}
-    return {
-        "format": 1,
-        "method": config.method.model_dump(mode="json"),
-        "backbone": config.backbone.model_dump(mode="json"),
-        "head_dim": method.backbone.num_features
-        if isinstance(method.backbone, EncoderWithProjection)
-        else None,
-        "num_features": method.backbone.num_features,
-        "image_size": image_size(config),
-        "mean": list(config.data.mean),
-        "std": list(config.data.std),
-        "seed": config.seed,
-        "weights_sha256": weights_hash(method.backbone),
-        "pretrained_on": {"images": len(images), "epochs": config.epochs, **started},
-        "selfsight": package_version("selfsight"),
-    }

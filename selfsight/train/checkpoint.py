@@ -35,8 +35,14 @@ class Checkpoints:
         say: prints a line for the user.
     """
 
-    def __init__(self, folder: Path, keep: int, say: Any = print) -> None:
+    def __init__(self, folder: Path, keep: int = 1, say: Any = print) -> None:
         self.folder, self._keep, self._say = folder, keep, say
+
+    @staticmethod
+    def step_of(path: Path) -> int | None:
+        """The step of a checkpoint file, by its name; None for any other file."""
+        name = _NAME.fullmatch(path.name)
+        return int(name[1]) if name and path.is_file() else None
 
     def files(self) -> list[tuple[int, Path]]:
         """(step, file) of every checkpoint, oldest first."""
@@ -87,15 +93,20 @@ def load_from(where: str, device: torch.device) -> tuple[int, dict[str, Any]]:
         if found is None:
             raise UserError(f"resume={where}: no run with checkpoints")
         return found
-    name = _NAME.fullmatch(path.name)
-    if name is None or not path.is_file():
+    if Checkpoints.step_of(path) is None:
         raise UserError(
             f"resume={where}: no checkpoint of Selfsight's (a run's folder, or step-*.pt below it); "
             f"weights alone are read by weights=..."
         )
-    if _checksum(path) != name[2]:
-        raise UserError(f"resume={where}: is damaged; take an earlier one")
-    return int(name[1]), torch.load(path, map_location=device, weights_only=True)
+    return read_checkpoint(path, device, f"resume={where}")
+
+
+def read_checkpoint(path: Path, device: torch.device, key: str) -> tuple[int, dict[str, Any]]:
+    """Step and state of one checkpoint file. Raises: UserError, beginning with `key`, if its
+    checksum does not agree."""
+    if _checksum(path) != _NAME.fullmatch(path.name)[2]:
+        raise UserError(f"{key}: is damaged; take an earlier one")
+    return Checkpoints.step_of(path), torch.load(path, map_location=device, weights_only=True)
 
 
 def _checksum(path: Path) -> str:

@@ -49,7 +49,7 @@ class EvaluationContext:
         weights_sha256: str | None,
     ) -> Result:
         """The record of one measurement; of the encoder it also says what pretraining took."""
-        if evaluated == "encoder" and self.target.run is not None:
+        if evaluated == "encoder" and self.target.home is not None:
             trained = read_metrics(self.target.home / "metrics.jsonl")
             if trained:
                 cost = {**cost, "pretrain_seconds": trained[-1]["seconds"]}
@@ -59,7 +59,7 @@ class EvaluationContext:
             VERSIONS[kind],
             evaluated,
             metrics,
-            settings,
+            {**self.target.settings, **settings},
             self.config.seed,
             {name: round(value, 3) for name, value in cost.items()},
             weights_sha256,

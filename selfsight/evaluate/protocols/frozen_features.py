@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from selfsight import distributed
 from selfsight.data.images import Images
-from selfsight.evaluate.features import extract, raw_pixels, read_features, scale_of, weights_hash
+from selfsight.encoders.artifact import weights_hash
+from selfsight.evaluate.features import extract, raw_pixels, read_features, scale_of
 from selfsight.evaluate.knn import knn_accuracy
 from selfsight.evaluate.linear import linear_probe
 from selfsight.evaluate.protocols.config import KnnConfig, LinearConfig, compose_cached

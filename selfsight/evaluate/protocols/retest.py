@@ -4,8 +4,8 @@ import time
 from pathlib import Path
 
 from selfsight import config as layers
+from selfsight.encoders.artifact import weights_hash
 from selfsight.errors import UserError
-from selfsight.evaluate.features import weights_hash
 from selfsight.evaluate.protocols.config import TrainedConfig
 from selfsight.evaluate.protocols.context import open_context
 from selfsight.evaluate.protocols.results import Result

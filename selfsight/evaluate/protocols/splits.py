@@ -110,14 +110,12 @@ def _compare(
 
 def _pretraining(config: Evaluation, target: EvaluationTarget) -> Fingerprints | None:
     """Of the images that the encoder was pretrained on, if they are others and still there."""
-    if target.run is None or target.encoder.description["pretrained_on"]["images"] == 0:
+    data = target.pretraining_data
+    if data is None:
         return None
-    then, now = (
-        data.model_dump(exclude=set(LOADING_KEYS)) for data in (target.run.data, config.data)
-    )
+    then, now = (keys.model_dump(exclude=set(LOADING_KEYS)) for keys in (data, config.data))
     if then == now:
         return None
-    data = target.run.data
     try:
         source = open_source(data, "train", cache_beside(target.folder))
         bad = BadImages(None, len(source), 1.0)

@@ -14,10 +14,9 @@ from torch import nn
 from selfsight import config as layers
 from selfsight import distributed, randomness
 from selfsight.data.images import Images
-from selfsight.encoders.artifact import Network
+from selfsight.encoders.artifact import Network, weights_hash
 from selfsight.errors import UserError
 from selfsight.evaluate.classifiers import Classifier, FineTuned, LinearHeads
-from selfsight.evaluate.features import weights_hash
 from selfsight.evaluate.predict import accuracy
 from selfsight.evaluate.protocols.config import TrainedConfig, compose_trained
 from selfsight.evaluate.protocols.context import EvaluationContext, open_context
