@@ -2,8 +2,10 @@
 
 import json
 import os
+import re
 import shutil
 import signal
+import time
 
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ from safetensors.torch import save_file
 
 import selfsight
 from selfsight.data.images import Images
+from selfsight.data.sources.folder import Folder
 from selfsight.data.sources.open import DataConfig, open_source
 from selfsight.encoders.artifact import weights_hash
 from selfsight.errors import UserError
@@ -255,6 +258,42 @@ def test_features_are_read_from_the_disk_the_second_time(run, monkeypatch):
         selfsight.knn(run, ["data.mean=[0.1, 0.1, 0.1]"])
 
 
+def photographs_of_two_classes(folder, count: int) -> None:
+    """Noisy JPEG files of 200 x 150 pixels, written an hour ago; one of them is broken."""
+    random = np.random.default_rng(0)
+    for n in range(count):
+        path = folder / ("train" if n % 5 else "test") / f"class{n % 2}" / f"{n}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pixels = random.integers(0, 128, (15, 20, 3), np.uint8) + np.uint8(60 * (n % 2))
+        Image.fromarray(pixels).resize((200, 150)).save(path)
+        if n == 1:
+            path.write_bytes(path.read_bytes()[:99])
+        os.utime(path, (time.time() - 3600,) * 2)
+
+
+def test_a_second_evaluation_reads_no_image(run, tmp_path, monkeypatch, capsys):
+    """Neither for the features, nor to compare the splits, nor for the row of raw pixels."""
+    photographs_of_two_classes(tmp_path / "photos", 60)
+    keys = [f"data.path={tmp_path / 'photos'}", "data.max_bad=0.1"]
+    first = selfsight.knn(run, keys)
+    again = [line for line in capsys.readouterr().err.splitlines() if "broken" in line]
+    changed = tmp_path / "photos/test/class0/0.jpg"
+    with monkeypatch.context() as patch:
+        patch.setattr(Folder, "read", lambda self, i: pytest.fail(f"read {self.name(i)}"))
+        second = selfsight.knn(run, keys)
+        assert [(r.metrics, r.overlap) for r in second] == [(r.metrics, r.overlap) for r in first]
+        assert [r.evaluated for r in second] == ["encoder", "untrained", "pixels"]
+        assert selfsight.linear(run, keys)[2].metrics["top1"] > 0.5
+        assert again[0] in capsys.readouterr().err, "what is broken is said again"
+        os.utime(changed, (time.time() - 1800,) * 2)
+        with pytest.raises(pytest.fail.Exception, match=re.escape(str(changed.parent))):
+            selfsight.knn(run, keys)
+    with Image.open(tmp_path / "photos/train/class0/2.jpg") as image:
+        image.save(changed, quality=95)
+    os.utime(changed, (time.time() - 1800,) * 2)
+    assert selfsight.knn(run, keys)[0].overlap["similar"] > first[0].overlap["similar"]
+
+
 def test_both_splits_features_have_one_scale(run, monkeypatch):
     """Features on the disk keep the size beside each other that they have in memory, whatever
     scale is found; here every search for one finds another."""
@@ -458,6 +497,6 @@ def test_a_configuration_is_no_file_of_weights(tmp_path):
     path = tmp_path / "simclr.ini"
     path.write_text("seed = 1@int")
     with pytest.raises(
-        UserError, match="is no file of weights; a configuration runs by `selfsight run`"
+        UserError, match="is a configuration, not a file of weights; run it by `selfsight run`"
     ):
         selfsight.knn(path, [])

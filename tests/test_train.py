@@ -202,7 +202,7 @@ def test_interrupted_equals_uninterrupted(tmp_path, method, monkeypatch):
     assert whole == pieces
     a, b = (read_metrics(tmp_path / name / "metrics.jsonl") for name in ("whole", "pieces"))
     varying = ("seconds", "images_per_second")
-    strip = lambda rs: [{k: v for k, v in r.items() if k not in varying} for r in rs]  # noqa: E731
+    strip = lambda rs: [{k: v for k, v in r.items() if k not in varying} for r in rs]
     assert strip(a) == strip(b)
     assert [r["step"] for r in b] == list(range(1, 7))
 

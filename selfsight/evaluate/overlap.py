@@ -3,6 +3,8 @@
 import hashlib
 import os
 from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -11,9 +13,11 @@ from torch import Tensor
 
 from selfsight.data.decode import decoded, read
 from selfsight.data.images import Images, cut
-from selfsight.data.source import BadImage, content_hash, made_from
+from selfsight.data.packed_strings import PackedStrings, load_index, save_index
+from selfsight.data.source import BadImage, content_hash, made_from, stamp
 
 LUMA = (0.299, 0.587, 0.114)  # weights of red, green and blue, as in JPEG and Pillow
+FORMAT = 1  # of the cache; raise it with any change of what a fingerprint is
 SIDE = 8  # of the thumbnail that the difference hash compares
 
 
@@ -55,11 +59,46 @@ class Overlap:
     example: str | None
 
 
-def fingerprints(images: Images) -> Fingerprints:
-    """Of all images: each is read once more, and decoded once more where it was not kept.
+class _Stored(NamedTuple):
+    """What the cache keeps of a split; `broken` images have the `reasons`."""
 
-    Raises: as Images.mark_bad, for a broken image; one that is left out has an empty print.
+    contents: np.ndarray
+    dhash: np.ndarray
+    broken: np.ndarray
+    reasons: PackedStrings
+
+
+def fingerprints(images: Images, cache: Path | None = None) -> Fingerprints:
+    """The fingerprints of all images: each is read, and decoded where it was not kept.
+
+    Args:
+        cache: folder that remembers them for as long as the files have their sizes and times;
+            then no image is read again.
+    Raises: as Images.mark_bad, for a broken image; the fingerprint of one that is allowed is 0.
     """
+    source, known = images.source, cache and stamp(images.source)
+    stored, file = None, None
+    if known:
+        key = hashlib.sha256(f"{FORMAT} {images.in_memory} {known}".encode()).hexdigest()
+        file = cache / f"fingerprints-{key[:16]}.npz"
+        stored = load_index(file, _Stored)
+    if stored is None:
+        contents, dhash = _read_all(images)
+        if file:
+            broken = images.broken()
+            reasons = PackedStrings.of(reason.encode() for reason in broken.values())
+            save_index(file, _Stored(contents, dhash, np.array(list(broken), np.int64), reasons))
+    else:
+        contents, dhash = stored.contents, stored.dhash
+        for n, i in enumerate(stored.broken.tolist()):
+            images.mark_bad(i, BadImage(source.name(i), stored.reasons[n]))
+    names = [source.name(i) for i in range(len(source))]
+    paths = [os.path.realpath(name) if os.sep in name else name for name in names]
+    return Fingerprints(paths, contents, made_from(source, contents), dhash)
+
+
+def _read_all(images: Images) -> tuple[np.ndarray, np.ndarray]:
+    """(N, 16) hashes of the contents and (N,) difference hashes."""
     source = images.source
     if images.tensor is None:
         pairs = list(images.pool.map(lambda i: _fingerprint(images, i), range(len(source))))
@@ -68,10 +107,7 @@ def fingerprints(images: Images) -> Fingerprints:
     else:
         hashes = [content_hash(read(source, i)) for i in range(len(source))]
         dhash = np.concatenate([_dhash(part) for part in images.tensor.split(4096)])
-    contents = np.frombuffer(b"".join(hashes), np.uint8).reshape(-1, 16)
-    names = [source.name(i) for i in range(len(source))]
-    paths = [os.path.realpath(name) if os.sep in name else name for name in names]
-    return Fingerprints(paths, contents, made_from(source, contents), dhash)
+    return np.frombuffer(b"".join(hashes), np.uint8).reshape(-1, 16), dhash
 
 
 def compare(train: Fingerprints, test: Fingerprints) -> Overlap:

@@ -21,7 +21,7 @@ from selfsight.views.recipe import PRESETS, ViewGroup, preset
 RECIPES = Path(__file__).parent.parent / "recipes"
 
 MethodChoice = Annotated[
-    Union[tuple(method.Config for method in METHODS.values())],  # noqa: UP007 (a union made at run time)
+    Union[tuple(method.Config for method in METHODS.values())],
     Field(discriminator="name"),
 ]
 

@@ -36,7 +36,7 @@ class Pack:
     """
 
     def __init__(self, folder: Path, labels: bool = True) -> None:
-        about = read_description(folder)
+        self._folder, about = folder, read_description(folder)
         try:
             self._map(folder, about)
         except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
@@ -71,6 +71,9 @@ class Pack:
         if self._kind == "raw":
             return self._images[i]
         return self._images[self._ends[i] : self._ends[i + 1]]
+
+    def files(self) -> list[Path]:
+        return sorted(self._folder.iterdir())
 
     def name(self, i: int) -> str:
         """What the source called the image."""

@@ -67,8 +67,11 @@ def open_splits(config: Evaluation, target: EvaluationTarget, device: torch.devi
             f"({len(train.classes)} and {len(test.classes)}); of the test split, {error}"
         ) from None
     bad = BadImages(None, len(train), config.data.max_bad)
-    images = Images(train, config.data, device, bad), Images(test, config.data, device)
-    digests, overlap, broken = None, None, []
+    images = (
+        Images(train, config.data, device, bad, lazy=True),
+        Images(test, config.data, device, lazy=True),
+    )
+    digests, overlap, broken = None, None, {}
     if distributed.rank() == 0:
         digests, overlap = _compare(config, target, *images)
         broken = images[0].broken()
@@ -90,7 +93,8 @@ def _compare(
     """The digests of both splits and the record of what they share."""
     if len(train) + len(test) > MANY:
         console.print(f"Reading {len(train) + len(test):,} images to compare the two splits")
-    a, b = fingerprints(train), fingerprints(test)
+    cache = cache_beside(target.folder)
+    a, b = fingerprints(train, cache), fingerprints(test, cache)
     found = {"training": compare(a, b)}
     before = _pretraining(config, target)
     if before is not None:
@@ -117,9 +121,10 @@ def _pretraining(config: Evaluation, target: EvaluationTarget) -> Fingerprints |
     if then == now:
         return None
     try:
-        source = open_source(data, "train", cache_beside(target.folder))
+        cache = cache_beside(target.folder)
+        source = open_source(data, "train", cache)
         bad = BadImages(None, len(source), 1.0)
-        return fingerprints(Images(source, data, torch.device("cpu"), bad))
+        return fingerprints(Images(source, data, torch.device("cpu"), bad, lazy=True), cache)
     except UserError:
         return None  # moved or deleted meanwhile: the record says what was compared
 
