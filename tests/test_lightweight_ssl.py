@@ -628,7 +628,7 @@ def test_only_eval_tests_nothing_but_a_classifier_of_this_encoder(folder, classi
         path = small(folder, "linear_eval", **keys, ckpt_args=args)
         done = command("run", str(path), cwd=folder)
         assert done.returncode == 2
-        assert f"--classifier {where}: is no classifier that Selfsight has trained" in done.stderr
+        assert f"--classifier {where}: holds no classifier that Selfsight trained" in done.stderr
     other = command("run", str(small(folder, seed=2)), "--run", "other", cwd=folder)
     assert other.returncode == 0, other.stderr
     words = ["linear-augmented", "other", "--classifier", str(classifier / "encoder")]

@@ -1,4 +1,4 @@
-"""The pretrained encoder as a file: its weights, and a description that says all that an evaluation
+"""The pretrained encoder as a file: its weights, and a description with all that an evaluation
 needs: how it is built, its data, its input, and what its method prepared before the first step.
 
 `describe` makes the description; a run folder holds it as encoder.json from its first step on.
@@ -82,8 +82,8 @@ def _pixels(image: str | Path | Image.Image) -> np.ndarray:
 
 
 def _evaluation_view(pixels: np.ndarray, size: int) -> Tensor:
-    """(1, 3, size, size) float32 in [0, 1], as `evaluate.features.plain_views` makes it: photographs
-    are resized to bytes, small images, which are kept decoded, to floats."""
+    """(1, 3, size, size) float32 in [0, 1], as `evaluate.features.plain_views` makes it: large
+    images are resized to bytes, small ones (kept decoded) to floats."""
     box = evaluation_box(*pixels.shape[:2])
     if max(pixels.shape[:2]) > SMALL:
         return cut(pixels, box, size)[None].float().div_(255)

@@ -105,7 +105,7 @@ def extract(
         file: write them there, batch by batch, as float16 .npy, and return a map of it, which may
             be larger than memory. They are multiplied by `scale` so that none overflows. The file
             appears when it is complete and the encoder is proven frozen, else not at all.
-        scale: of a file, from `scale_of`; what is measured does not depend on it as long as all
+        scale: of a file, from `scale_of`; metrics do not depend on it as long as all
             splits have the same.
         shared: all ranks call this and share the images; each gets all features. Of a file, rank 0
             writes it and all map it: it must be where every rank can read.

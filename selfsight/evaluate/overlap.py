@@ -1,4 +1,4 @@
-"""Do two splits share images? By path, by content, and, as a hint only, by looks."""
+"""Images that two splits share: by path, by content, and, as a hint only, by perceptual hash."""
 
 import hashlib
 import os
@@ -23,13 +23,13 @@ SIDE = 8  # of the thumbnail that the difference hash compares
 
 @dataclass(frozen=True)
 class Fingerprints:
-    """The finger prints of a split.
+    """The fingerprints of a split.
 
     Attributes:
-        paths: where each image is from.
+        paths: the path of each image, or its name if it has none.
         contents: (N, 16) uint8, a hash of each image's bytes or pixels.
-        origins: (N, 16) uint8, the same of what each was made from, where it comes from a pack.
-        dhash: (N,) uint64, the difference hash; 0 for an image without any structure.
+        origins: (N, 16) uint8, the same for images of a pack: of the files they were made from.
+        dhash: (N,) uint64, the difference hash; 0 for an image of one colour.
     """
 
     paths: list[str]
@@ -39,18 +39,18 @@ class Fingerprints:
 
     @property
     def digest(self) -> str:
-        """Of all contents in their order: names this split, wherever it lies."""
+        """A hash of all contents in order, which identifies the split in any folder."""
         return hashlib.sha256(self.contents.tobytes()).hexdigest()
 
 
 @dataclass(frozen=True)
 class Overlap:
-    """How many test images the training split has, too.
+    """The number of test images that are also in the training split.
 
     Attributes:
         paths: by path; contents: byte for byte or pixel for pixel, also before a pack was made.
-        similar: that look alike, by a 64-bit hash; many of these are chance where images are small.
-        example: one that is shared by path or content, or None.
+        similar: with an equal 64-bit difference hash; for small images many of these are chance.
+        example: the path of one shared image, or None.
     """
 
     paths: int
@@ -111,7 +111,7 @@ def _read_all(images: Images) -> tuple[np.ndarray, np.ndarray]:
 
 
 def compare(train: Fingerprints, test: Fingerprints) -> Overlap:
-    """What of the test split is in the training split."""
+    """The overlap of the test split with the training split."""
     paths = _shared(train.paths, test.paths)
     contents = _shared(*([row.tobytes() for row in p.contents] for p in (train, test)))
     contents |= _shared(*([row.tobytes() for row in p.origins] for p in (train, test)))
@@ -122,13 +122,13 @@ def compare(train: Fingerprints, test: Fingerprints) -> Overlap:
 
 
 def _shared(train: list, test: list) -> np.ndarray:
-    """(M,) bool, which of the test values are among the training values."""
-    seen = set(train) - {bytes(16)}  # of images that are left out
+    """(M,) bool: whether each test value is among the training values."""
+    seen = set(train) - {bytes(16)}  # the fingerprint of broken images
     return np.array([value in seen for value in test])
 
 
 def _fingerprint(images: Images, i: int) -> tuple[bytes, int]:
-    """Hash of content and hash of looks of one image."""
+    """Content hash and difference hash of one image."""
     try:
         data = read(images.source, i)
         pixels = decoded(images.source, i, data)
@@ -140,7 +140,7 @@ def _fingerprint(images: Images, i: int) -> tuple[bytes, int]:
 
 
 def _dhash(images: Tensor) -> np.ndarray:
-    """(B, 3, H, W) -> (B,) uint64: of 8 x 8 places, which are brighter than their right one."""
+    """(B, 3, H, W) -> (B,) uint64: per cell of an 8 x 8 grid: brighter than its right neighbour?"""
     luma = torch.tensor(LUMA, device=images.device)[:, None, None]
     gray = (images * luma).sum(1, keepdim=True)
     small = F.adaptive_avg_pool2d(gray, (SIDE, SIDE + 1))[:, 0]

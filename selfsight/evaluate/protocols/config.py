@@ -1,4 +1,4 @@
-"""The configuration of an evaluation: the protocol's keys, those of the encoder's run, yours."""
+"""The configuration of an evaluation, in layers: the encoder's run, the protocol, key=value."""
 
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -21,7 +21,7 @@ KINDS = {"heads": "linear-augmented", "finetuned": "finetune"}  # by the name of
 
 
 class Labels(Config):
-    """Which training images lend their labels; at most one of the three."""
+    """The labels that may be used; at most one of the three is given (default: all labels)."""
 
     fraction: float | None = Field(None, gt=0, le=1)  # of each class
     shots: int | None = Field(None, ge=1)  # of each class
@@ -35,7 +35,7 @@ class Labels(Config):
         return self
 
     def which(self) -> Tree:
-        """What was asked for, for the record; nothing where all labels are used."""
+        """The key that is given, for results.json; {} when all labels are used."""
         keys = ("fraction", "shots", "images")
         return {k: getattr(self, k) for k in keys if getattr(self, k) is not None}
 
@@ -73,7 +73,7 @@ class TrainedConfig(TrainConfig, Evaluation, Labels):
     views: list[ViewGroup] = Field(min_length=1)
     drop_path: float = Field(0.0, ge=0, lt=1)  # stochastic depth (arXiv 1603.09382)
     validation: float = Field(0.1, gt=0, lt=1)  # of each class, held out to choose a rate by
-    weights_sha256: str | None = None  # of what is evaluated; filled in
+    weights_sha256: str | None = None  # of the evaluated encoder; filled in by the evaluation
 
     @model_validator(mode="after")
     def _sizes(self) -> "TrainedConfig":
@@ -82,7 +82,7 @@ class TrainedConfig(TrainConfig, Evaluation, Labels):
         return self
 
     def identity(self) -> Tree:
-        """Whatever else is measured beside it, it is the same training."""
+        """The keys that define the training; options of what is measured beside it are left out."""
         beside = ("untrained", "allow_overlap", "format")
         return {key: value for key, value in super().identity().items() if key not in beside}
 

@@ -1,4 +1,4 @@
-"""What all evaluations begin and end with: processes, splits, and the record."""
+"""What all evaluations share: processes, device, splits, and the records."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -48,7 +48,7 @@ class EvaluationContext:
         cost: dict[str, float],
         weights_sha256: str | None,
     ) -> Result:
-        """The record of one measurement; of the encoder it also says what pretraining took."""
+        """The record of one measurement; for the encoder with the seconds of its pretraining."""
         if evaluated == "encoder" and self.target.home is not None:
             trained = read_metrics(self.target.home / "metrics.jsonl")
             if trained:

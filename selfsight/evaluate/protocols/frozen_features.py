@@ -28,7 +28,9 @@ from selfsight.evaluate.protocols.target import open_target
 from selfsight.files import write_atomically, write_json
 from selfsight.train.log import console
 
-WIDEST = 10_000  # raw pixels: a linear probe of so many features takes 4 GiB, see linear_probe
+WIDEST = (
+    10_000  # raw pixels: a linear probe of wider features takes more than 4 GiB, see linear_probe
+)
 PIXELS = 2**31  # bytes: raw pixels are compared if they need no more than this
 Where = str | Path
 Metrics = dict[str, float]
@@ -36,7 +38,7 @@ Metrics = dict[str, float]
 
 @dataclass(frozen=True)
 class _Features:
-    """Of one thing that is evaluated: the encoder, the untrained one, or the pixels."""
+    """The features of one row of the table: encoder, untrained, or pixels."""
 
     name: str
     train: Tensor

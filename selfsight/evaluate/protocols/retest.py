@@ -28,7 +28,7 @@ def retest(
         classifier: its folder, such as RUN/evaluations/linear-augmented-ab12cd/encoder, or one of
             the files in the folder's checkpoints/.
         overrides: 'key=value' of data, device and precision; the rest is the classifier's.
-    Raises: UserError if it is none, or was trained on another encoder.
+    Raises: UserError if the folder holds no classifier, or one of another encoder.
     """
     target = open_target(where, overrides or [], folder)
     home = _folder(Path(classifier))
@@ -60,6 +60,6 @@ def _folder(path: Path) -> Path:
     if home.name == "encoder" and (home / "config.yaml").is_file():  # not that of `untrained`
         return home
     raise UserError(
-        f"--classifier {path}: is no classifier that Selfsight has trained; give a folder such as "
+        f"--classifier {path}: holds no classifier that Selfsight trained; give for example "
         f"RUN/evaluations/linear-augmented-ab12cd/encoder"
     )

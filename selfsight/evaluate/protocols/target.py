@@ -54,7 +54,7 @@ class EvaluationTarget:
 
     @property
     def pretraining_data(self) -> DataConfig | None:
-        """The images that it was pretrained on; None if it was not, or if nothing says them."""
+        """The images that it was pretrained on; None if it was not, or if they are not known."""
         described = self.encoder.description
         if (
             not described.get("pretrained_on", {}).get("images")
@@ -84,14 +84,16 @@ def open_target(where: str | Path, overrides: list[str], folder: str | None) -> 
     if not path.is_dir() and step is None and not is_ours(path):
         return _foreign(path, overrides, Path(folder or f"runs/{path.stem}"))
     if any(argument.startswith(("backbone.", "format=")) for argument in overrides):
-        raise UserError(f"'{where}': says itself what encoder it holds; leave out backbone.*")
+        raise UserError(
+            f"'{where}': the file describes its encoder itself; leave out backbone.* and format"
+        )
     unfinished = path.is_dir() and not (path / FILE).is_file()
     if step is not None or (unfinished and Checkpoints(path / "checkpoints").files()):
         return _of_checkpoint(path, folder)
     file = encoder_file(path)
     home = file.parent if (file.parent / "config.yaml").is_file() else None
     usual = Path(f"runs/{path.stem}")
-    if home:  # what is not the run's last encoder has results of its own
+    if home:  # another encoder than the run's last one gets a folder of its own
         usual = home if file.name == FILE else home.with_name(f"{home.name}-{file.stem}")
     return _target(read_network(file), Path(folder) if folder else usual, home)
 
