@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from selfsight import distributed, randomness
+from selfsight import __version__, distributed, randomness
 from selfsight.data.bad import BadImages, read_bad
 from selfsight.data.images import Images
 from selfsight.data.source import cache_beside
@@ -24,7 +24,7 @@ from selfsight.pretraining.build import build_method, image_size, with_hash, wit
 from selfsight.pretraining.config import RunConfig
 from selfsight.report.sheet import contact_sheet
 from selfsight.train.engine import fit
-from selfsight.train.folder import BAD_IMAGES, claim, is_claimed, package_version
+from selfsight.train.folder import BAD_IMAGES, claim, is_claimed
 from selfsight.train.loader import ViewLoader, make_loader
 from selfsight.train.log import console, read_metrics
 from selfsight.train.optim import scaled_lr
@@ -222,5 +222,5 @@ def describe(config: RunConfig, method: Method, images: Images) -> dict[str, Any
         "seed": config.seed,
         "weights_sha256": weights_hash(method.backbone),
         "pretrained_on": {"images": len(images), "epochs": config.epochs, **started},
-        "selfsight": package_version("selfsight"),
+        "selfsight": __version__,
     }
