@@ -214,7 +214,7 @@ def test_an_image_is_found_again_in_a_pack_that_changed_it(tmp_path):
 
 
 @pytest.mark.parametrize("raw", [True, False])
-def test_the_page_reads_a_pack_without_tacit(tmp_path, raw, monkeypatch):
+def test_the_page_reads_a_pack_without_selfsight(tmp_path, raw, monkeypatch):
     pngs(tmp_path / "in")
     packed(tmp_path / "in", tmp_path / "packed", PackConfig(raw=raw, size=8))
     (snippet,) = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
