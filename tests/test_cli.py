@@ -4,6 +4,7 @@ import json
 import re
 
 import pytest
+import yaml
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -155,8 +156,10 @@ def test_photographs_without_labels(photographs, tmp_path):
 def test_cifar10_from_parquet(cifar10, tmp_path):
     keys = [*TINY, *heads("byol"), "views=byol-small", "max_steps=2", f"data.path={cifar10}"]
     keys = [k for k in keys if k != "views=digits"]
-    selfsight("pretrain", "cifar10/byol", *keys, "--run", "c", cwd=tmp_path)
-    assert "10 classes" not in (tmp_path / "c" / "config.yaml").read_text()
+    done = selfsight("pretrain", "cifar10/byol", *keys, "--run", "c", cwd=tmp_path)
+    assert "byol with resnet18 on 50,000 images (10 classes), cpu" in done.stderr
+    config = yaml.safe_load((tmp_path / "c" / "config.yaml").read_text())
+    assert config["data"]["path"] == str(cifar10)
     assert (tmp_path / "c" / "encoder.safetensors").exists()
 
 

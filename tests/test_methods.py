@@ -137,7 +137,28 @@ def test_defaults_are_valid_and_named(name):
     assert METHODS[name].__doc__
     paper = METHODS[name].paper()
     assert re.fullmatch(r"\d{4}\.\d{5}", paper.arxiv)
-    assert paper.title.istitle() or len(paper.title.split()) > 1
+    assert paper.year == 2000 + int(paper.arxiv[:2])
+    words = paper.title.split()
+    assert 3 <= len(words) <= 12, "a title, neither a name nor a sentence"
+    small = {
+        "for",
+        "from",
+        "with",
+        "without",
+        "the",
+        "to",
+        "of",
+        "in",
+        "by",
+        "are",
+        "a",
+        "weighted",
+    }
+    assert [w for w in words if not w[0].isupper() and w not in small] == []
+    assert paper.title[0].isupper()
+    assert paper.title[-1].isalpha()
+    same = [other for other in METHODS if METHODS[other].paper().title == paper.title]
+    assert same == [name], "a title is of one method"
 
 
 @every_method
