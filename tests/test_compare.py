@@ -87,7 +87,7 @@ def test_results_beside_each_other_with_the_difference_to_the_first(make):
     assert re.search(r"knn k20 +90\.0 +92\.5 \(\+2\.5\) +80\.0 \(-10\.0\)", text)
     assert re.search(r"knn k200 +- +- +70\.0 *\n", text)
     assert re.search(r"linear top1 +95\.0 +93\.0 \(-2\.0\) +- *\n", text)
-    assert re.search(r"shots1 +80\.0 \+- 3\.0 +85\.0 \+- 2\.0 \(\+5\.0\) +- *\n", text)
+    assert re.search(r"shots1 +80\.0 ± 3\.0 +85\.0 ± 2\.0 \(\+5\.0\) +- *\n", text)
     assert re.search(r"chosen_c +0\.1 +1 +- *\n", text)  # no accuracy: no percent, no difference
     assert "_std" not in text
     assert "10.0 +" not in text  # the untrained encoder is not in it
