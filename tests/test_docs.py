@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from selfsight import cli
 from selfsight.pretraining.config import compose
 from tests.conftest import ROOT
+from tests.losses.test_losses import compare as equal_losses
 from tests.processes import environment
-from tests.test_losses import compare as equal_losses
 
 PAGE = (ROOT / "docs" / "adding-a-method.md").read_text(encoding="utf-8")
 

@@ -7,7 +7,6 @@ import subprocess
 import sys
 import zlib
 from collections import Counter
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,6 +16,7 @@ from PIL import Image, ImageOps
 
 from selfsight.data.decode import MOST_PIXELS, decode
 from selfsight.data.source import BadImage
+from tests.conftest import ROOT
 
 
 class Files:
@@ -278,12 +278,11 @@ def test_any_bytes_decode_or_are_refused(data, head):
 
 def test_ten_thousand_damaged_files():
     """In a process of its own: a crash or a hang in a decoder's C code would show."""
-    root = Path(__file__).parent.parent
     code = (
-        "import json; from tests.test_decode import fuzz; c = fuzz(10_000, 0); print(json.dumps(c))"
+        "import json; from tests.data.test_decode import fuzz; print(json.dumps(fuzz(10_000, 0)))"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code], cwd=root, capture_output=True, text=True, timeout=600
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=600
     )
     assert done.returncode == 0, done.stderr
     counts = json.loads(done.stdout)

@@ -20,13 +20,13 @@ from selfsight.randomness import directions
 from selfsight.train.optim import OptimizerConfig, build_optimizer, set_rates
 from selfsight.views.masks import context_and_targets, random_mask
 from tests.conftest import TINY_VIT, TinyEncoder, small_heads, tiny_vit
-from tests.test_losses import (
+from tests.losses.test_losses import (
     naive_batch_info_nce,
     naive_centre_distance,
     naive_sigreg,
     naive_sinkhorn,
 )
-from tests.test_methods import batch_of, build
+from tests.methods.test_methods import batch_of, build
 
 
 def class_token_vit() -> nn.Module:

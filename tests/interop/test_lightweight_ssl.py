@@ -31,8 +31,8 @@ from selfsight.interop.report import Converted, Fate
 from selfsight.train.log import read_metrics
 from selfsight.train.optim import lr_factor, scaled_lr
 from tests.conftest import ROOT, selfsight
+from tests.interop.test_ini import dump
 from tests.processes import Started
-from tests.test_ini import dump
 
 SECTIONS = ("wandb_args", "ckpt_args", "ssl_args")
 FLAT = {  # each flat key that pretraining has

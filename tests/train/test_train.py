@@ -284,7 +284,7 @@ def test_a_run_folder_holds_what_it_promises(tmp_path):
 
 def test_accumulation_equals_the_whole_batch(tmp_path, monkeypatch):
     """For a loss that does not couple samples and an encoder without batch statistics."""
-    from tests.test_methods import Batch, batch_of, build
+    from tests.methods.test_methods import Batch, batch_of, build
 
     gradients = []
     for parts in (1, 4):

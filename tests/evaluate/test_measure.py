@@ -28,7 +28,7 @@ from selfsight.train import session
 from selfsight.train.checkpoint import Checkpoints
 from tests.conftest import TINY, heads
 from tests.processes import two_ranks
-from tests.test_train import config_of
+from tests.train.test_train import config_of
 
 QUICK = ["epochs=2", "views=digits", "views.0.count=1"]
 EVALUATIONS = {

@@ -30,7 +30,7 @@ from selfsight.train.checkpoint import Checkpoints
 from selfsight.train.log import read_metrics
 from selfsight.train.optim import build_optimizer, lr_factor, scaled_lr
 from selfsight.views.recipe import preset
-from tests.up_files import (
+from tests.interop.up_files import (
     FLIP,
     NORMALIZE,
     RRC,

@@ -252,7 +252,7 @@ def test_features_of_an_untrained_class_token_are_refused(name):
 def test_mae_trains_the_class_token():
     """In the paper's encoder the class token goes through the decoder, so MAE may keep it."""
     method = build("mae", encoder("class token").float())
-    from tests.test_methods import batch_of
+    from tests.methods.test_methods import batch_of
 
     method(batch_of("mae", 4)).loss.backward()
     assert method.backbone.cls_token.grad.abs().max() > 0

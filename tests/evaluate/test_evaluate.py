@@ -25,7 +25,7 @@ from selfsight.evaluate.features import extract, plain_views, raw_pixels, weight
 from selfsight.evaluate.knn import knn_accuracy, neighbours
 from selfsight.evaluate.linear import linear_probe
 from selfsight.evaluate.protocols import read_results
-from tests.test_train import config_of
+from tests.train.test_train import config_of
 
 CPU = torch.device("cpu")
 

@@ -19,7 +19,7 @@ from selfsight.config import validate
 from selfsight.views import make
 from selfsight.views.make import ViewSpec, finish_crops, make_views
 from selfsight.views.recipe import PRESETS, ViewGroup, preset
-from tests.test_views import EVERYTHING, FINETUNE, pictures
+from tests.views.test_views import EVERYTHING, FINETUNE, pictures
 
 PHOTOGRAPHS = sorted(name for name in PRESETS if not name.endswith("-small"))
 
