@@ -68,7 +68,7 @@ def row(runs: list[Learned]) -> tuple[str, float]:
     """A line of the table, and the mean gain."""
 
     def spread(values: list[float]) -> str:
-        return f"{mean(values):.1f} +- {stdev(values) if len(values) > 1 else 0:.1f}"
+        return f"{mean(values):.1f} ± {stdev(values) if len(values) > 1 else 0:.1f}"
 
     encoder, untrained = [r.encoder for r in runs], [r.untrained for r in runs]
     gain = mean(encoder) - mean(untrained)

@@ -159,7 +159,7 @@ PEERS: dict[str, Callable[[], Pair]] = {
 }
 
 
-def tacits(name: str, views: list[Tensor], alike: bool, device: torch.device) -> tuple:
+def selfsights(name: str, views: list[Tensor], alike: bool, device: torch.device) -> tuple:
     """(the method, its step)."""
     backbone = build_backbone(BackboneConfig(name="resnet18", small_images=True), 32, seed=0)
     method = METHODS[name](backbone, METHODS[name].Config(**SIZES[name]))
@@ -224,7 +224,7 @@ def trained(module: nn.Module) -> tuple[Counter, int]:
 def compare(name: str, views: list[Tensor], options, device: torch.device) -> None:
     """Time both in turns and print a row."""
     torch.manual_seed(0)
-    method, ours = tacits(name, views, options.alike, device)
+    method, ours = selfsights(name, views, options.alike, device)
     model, theirs = lightlys(name, views, device)
     (our_shapes, our_count), (their_shapes, their_count) = trained(method), trained(model)
     if our_shapes != their_shapes:

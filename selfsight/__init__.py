@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from selfsight.pretraining.job import draw_views as draw_views
     from selfsight.pretraining.job import pretrain as pretrain
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 # Importing selfsight must not import torch: names are looked up when they are first used.
 _HOME = {

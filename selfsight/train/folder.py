@@ -5,6 +5,7 @@ import subprocess
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from selfsight import __version__
 from selfsight import config as layers
 from selfsight.errors import UserError
 from selfsight.files import write_text
@@ -51,6 +52,9 @@ def is_claimed(folder: Path, config: TrainConfig) -> bool:
 
 
 def package_version(package: str) -> str:
+    """Of this package or an installed one, else "unknown"."""
+    if package == "selfsight":
+        return __version__
     try:
         return version(package)
     except PackageNotFoundError:

@@ -3,12 +3,11 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.metadata import version
 from typing import Any
 
 import torch
 
-from selfsight import distributed
+from selfsight import __version__, distributed
 from selfsight.errors import UserError
 from selfsight.evaluate.protocols.config import Evaluation
 from selfsight.evaluate.protocols.results import VERSIONS, Result, store
@@ -65,7 +64,7 @@ class EvaluationContext:
             weights_sha256,
             self.splits.describe(self.config),
             self.splits.overlap,
-            version("selfsight"),
+            __version__,
         )
 
     def keep(self, results: list[Result]) -> list[Result]:
