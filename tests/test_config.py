@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from selfsight import config as layers
 from selfsight.errors import UserError
 from selfsight.methods import METHODS
-from selfsight.pretraining.config import RunConfig, compose, json_schema, recipes, to_yaml
+from selfsight.pretraining.config import RunConfig, compose, json_schema, recipes
 
 
 def problems(*overrides: str) -> list[str]:
@@ -28,7 +28,7 @@ def problems(*overrides: str) -> list[str]:
         ("method.name=simcrl", "method.name=simcrl: no such method. Did you mean 'simclr'"),
         ("optimizer.name=sdg", "optimizer.name=sdg: input should be 'sgd'"),
         ("views=simcrl", "views=simcrl: no such preset. Did you mean 'simclr'"),
-        ("views.7.flip=0.5", "'views.7': 'views' is a list with places 0 to 0"),
+        ("views.7.flip=0.5", "'views.7': the items of the list 'views' are 0 to 0"),
         ("views=[]", "views=[]: list should have at least 1 item"),
         ("epochs", "'epochs' is not key=value"),
         ("optimizer.lr=.nan", "optimizer.lr=nan: input should be a finite number"),
@@ -143,7 +143,7 @@ def test_frozen():
 def test_recipes_are_valid_and_survive_a_round_trip(name, tmp_path):
     config = compose(name).config
     path = tmp_path / "again.yaml"
-    path.write_text(to_yaml(config))
+    path.write_text(config.to_yaml())
     assert compose(str(path)).config == config
 
 

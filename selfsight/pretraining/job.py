@@ -1,4 +1,5 @@
-"""Whole jobs as typed functions: pretrain, draw views. The command line only calls them."""
+"""The commands about pretraining as functions: pretrain an encoder, save an untrained one, draw views.
+The command line only calls them."""
 
 import contextlib
 from dataclasses import dataclass, replace
@@ -9,6 +10,7 @@ import torch
 from torch import nn
 
 from selfsight import distributed, randomness
+from selfsight.config import Config
 from selfsight.data.bad import BadImages, read_bad
 from selfsight.data.images import Images
 from selfsight.data.source import cache_beside
@@ -23,32 +25,32 @@ from selfsight.methods.heads import EncoderWithProjection
 from selfsight.pretraining.build import build_method, image_size, with_hash, without_weights
 from selfsight.pretraining.config import RunConfig
 from selfsight.report.sheet import contact_sheet
-from selfsight.train.engine import fit
+from selfsight.train.engine import check_sync_batchnorm, fit
 from selfsight.train.folder import BAD_IMAGES, claim, is_claimed, package_version
 from selfsight.train.loader import ViewLoader, make_loader
 from selfsight.train.log import console, read_metrics
 from selfsight.train.optim import scaled_lr
 from selfsight.train.precision import pick_device, pick_precision
 from selfsight.train.probe import OnlineProbe
-from selfsight.train.session import Check
+from selfsight.train.session import PeriodicEvaluation
 
 
 def pretrain(config: RunConfig, quiet: bool = False) -> Path:
-    """Pretrain as configured, from where an earlier call was stopped; returns the run's folder.
+    """Pretrain as configured, from the newest checkpoint in the run's folder if there is one.
 
+    Returns: the run's folder.
     Raises: UserError for data or options that do not fit, or for a folder that holds another
     configuration; train.signals.Interrupted after SIGTERM or Ctrl-C.
     """
     if config.run is None:
-        raise UserError("run=...: name a folder for the run")
+        raise UserError("run=null: a run needs a folder; set run=FOLDER")
     folder = Path(config.run)
     config = with_hash(config)
     device = distributed.setup(pick_device(config.device))
-    if config.sync_batchnorm and device.type != "cuda":
-        raise UserError(f"sync_batchnorm=true: works on CUDA devices, not on {device.type}")
     first = distributed.rank() == 0
     try:
-        is_claimed(folder, config)  # before broken images are noted there
+        check_sync_batchnorm(config.sync_batchnorm, device)  # as `fit` does, but before any work
+        is_claimed(folder, config)  # before `assemble` notes broken images in it
         job = assemble(config, device)
         if first:
             claim(folder, config)
@@ -70,7 +72,7 @@ def pretrain(config: RunConfig, quiet: bool = False) -> Path:
 
 @dataclass(frozen=True)
 class Job:
-    """All that a pretraining takes."""
+    """What `fit` needs for a pretraining."""
 
     config: RunConfig
     images: Images
@@ -78,31 +80,39 @@ class Job:
     method: Method
     device: torch.device
     probe: OnlineProbe | None
-    check: Check | None
+    check: PeriodicEvaluation | None
 
     def fit(self, folder: Path, quiet: bool = False) -> None:
-        """Train in the folder, from the newest checkpoint there."""
-        extras = {"probe": self.probe, "check": self.check, "resume": self.config.resume}
-        extras["quiet"] = quiet
-        fit(self.method, self.loader, self.config, folder, self.device, **extras)
+        """Train in the folder, from its newest checkpoint."""
+        fit(
+            self.method,
+            self.loader,
+            self.config,
+            folder,
+            self.device,
+            probe=self.probe,
+            evaluation=self.check,
+            resume=self.config.resume,
+            quiet=quiet,
+        )
 
 
 def assemble(config: RunConfig, device: torch.device) -> Job:
-    """Open the images and build the method. Raises: UserError for what does not fit together."""
+    """Open the images and build the method. Raises: UserError if they do not fit together."""
     images = training_images(config, device, Path(config.run) / BAD_IMAGES)
     loader = make_loader(config, images)
-    _check_labels(config, images)
+    _check_labels(config.method, images.classes)
     method, probe = build_method(config), None
     if config.evaluate.probe and images.classes is not None:
         probe = OnlineProbe(method.backbone.num_features, len(images.classes))
-    check = _knn_check(config, images, device)
+    check = _knn(config, images, device)
     if config.save_best:
         check = replace(check, after=lambda record: _keep_best(config, method, images, record))
     return Job(config, images, loader, method, device, probe, check)
 
 
 def _keep_best(config: RunConfig, method: Method, images: Images, record: dict[str, Any]) -> None:
-    """best.safetensors, if no check before scored as high as the one of this record."""
+    """Save best.safetensors if no earlier kNN accuracy is as high as that of this record."""
     folder = Path(config.run)
     before = (r for r in read_metrics(folder / "metrics.jsonl") if r["step"] < record["step"])
     if record["knn"] > max((r["knn"] for r in before if "knn" in r), default=-1.0):
@@ -119,8 +129,8 @@ def _tell_bad(file: Path) -> None:
 
 
 def untrained(config: RunConfig) -> Path:
-    """A run folder whose encoder is the configuration's before its first step: the row that every
-    table of results needs."""
+    """Save the encoder as it is before the first step, in a run folder of its own. Tables of results
+    compare the trained encoders with it."""
     folder = Path(config.run)
     images = training_images(config, torch.device("cpu"))
     method = build_method(without_weights(config))
@@ -132,23 +142,27 @@ def untrained(config: RunConfig) -> Path:
     return folder
 
 
-def _check_labels(config: RunConfig, images: Images) -> None:
-    """Methods that read labels get them, and as many classes as they expect."""
-    name = config.method.name
-    if "labels" not in METHODS[name].needs:
+def _check_labels(method: Config, classes: list[str] | None) -> None:
+    """A method that reads labels gets them, and as many classes as it expects."""
+    if "labels" not in METHODS[method.name].needs:
         return
-    if images.classes is None:
+    if classes is None:
         raise UserError(
-            f"method.name={name}: learns from labels, and these images have none; name labelled "
-            f"data with data.path=..., or another method (see: selfsight methods)"
+            f"method.name={method.name}: learns from labels, and these images have none; name "
+            f"labelled data with data.path=..., or another method (see: selfsight methods)"
         )
-    expected, there = getattr(config.method, "classes", None), len(images.classes)
-    if expected not in (None, there):
-        raise UserError(f"method.classes={expected}: the data have {there}; set {there}")
+    expected = getattr(method, "classes", None)
+    if expected not in (None, len(classes)):
+        raise UserError(f"method.classes={expected}: the data have {len(classes)}; set that")
 
 
 def draw_views(config: RunConfig, output: Path, rows: int, epochs: int) -> None:
-    """Write a contact sheet of the first images of epoch 0 and their views, as a PNG file."""
+    """Write a PNG file that shows the first images of epoch 0 and their views.
+
+    Args:
+        rows: images, one in each row.
+        epochs: how many epochs' views to show.
+    """
     images = training_images(config, torch.device("cpu"))
     loader = make_loader(config.model_copy(update={"batch_size": min(rows, len(images))}), images)
     sheet = contact_sheet(loader, config.data.mean, config.data.std, rows, epochs)
@@ -161,7 +175,7 @@ def training_images(
     """The images of the training split.
 
     Args:
-        bad_images: where broken ones are written down; without it they are errors.
+        bad_images: the file that lists broken images; without it, a broken image is an error.
     """
     source = open_source(config.data, "train", cache_beside(config.run))
     bad = bad_images and BadImages(bad_images, len(source), config.data.max_bad)
@@ -182,10 +196,11 @@ def _announce(config: RunConfig, images: Images, device: torch.device) -> None:
     )
 
 
-def _knn_check(config: RunConfig, images: Images, device: torch.device) -> Check | None:
-    """kNN within the training split: a fifth of its images ask the others."""
+def _knn(config: RunConfig, images: Images, device: torch.device) -> PeriodicEvaluation | None:
+    """kNN accuracy within the training split: a fifth of the images are queries, and the others are
+    what is searched."""
     if config.save_best and images.labels is None:
-        raise UserError("save_best=true: needs the kNN check, and these images have no labels")
+        raise UserError("save_best=true: needs kNN accuracy, and these images have no labels")
     if config.evaluate.every_epochs == 0 or images.labels is None:
         return None
     order = randomness.permutation(len(images), randomness.SPLIT, config.seed)
@@ -196,26 +211,25 @@ def _knn_check(config: RunConfig, images: Images, device: torch.device) -> Check
     def measure(backbone: nn.Module) -> dict[str, float]:
         data = config.data
         x = extract(backbone, images, image_size(config), data.mean, data.std, order, amp)
-        labels = images.labels[
-            torch.from_numpy(images.replace_bad(order))
-        ]  # of those that were shown
+        shown = torch.from_numpy(images.replace_bad(order))  # others stand in for broken images
+        labels = images.labels[shown]
         accuracy = knn_accuracy(x[cut:], labels[cut:], x[:cut], labels[:cut], ks=(20,))
         return {"knn": accuracy[20]}
 
-    return Check(config.evaluate.every_epochs, measure)
+    return PeriodicEvaluation(config.evaluate.every_epochs, measure)
 
 
 def describe(config: RunConfig, method: Method, images: Images) -> dict[str, Any]:
-    """What encoder.safetensors says of itself: only what two equal runs share."""
+    """The description in encoder.safetensors. It holds no times or paths, so that two equal runs write
+    equal files."""
+    width = method.backbone.num_features
     started = {"weights_sha256": config.weights_sha256} if config.weights else {}
     return {
         "format": 1,
-        "method": config.method.model_dump(mode="json"),
-        "backbone": config.backbone.model_dump(mode="json"),
-        "head_dim": method.backbone.num_features
-        if isinstance(method.backbone, EncoderWithProjection)
-        else None,
-        "num_features": method.backbone.num_features,
+        "method": config.method.tree(),
+        "backbone": config.backbone.tree(),
+        "head_dim": width if isinstance(method.backbone, EncoderWithProjection) else None,
+        "num_features": width,
         "image_size": image_size(config),
         "mean": list(config.data.mean),
         "std": list(config.data.std),

@@ -2,7 +2,6 @@
 
 from collections import deque
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 import torch
@@ -13,6 +12,7 @@ from selfsight.batch import Batch, SampleKey
 from selfsight.data.crops import CropDecoder, PendingCrops
 from selfsight.data.images import Images
 from selfsight.errors import UserError
+from selfsight.train.config import TrainConfig
 from selfsight.views.make import (
     CROP_DRAWS,
     Compile,
@@ -145,8 +145,8 @@ class ViewLoader:
         return [v.to(device, non_blocking=True).permute(0, 3, 1, 2) for v in crops.views]
 
 
-def make_loader(config: Any, images: Images) -> ViewLoader:
-    """Batches as a RunConfig, or whatever else has its views, data, seed and batch, asks for."""
+def make_loader(config: TrainConfig, images: Images) -> ViewLoader:
+    """The loader that a configuration describes."""
     return ViewLoader(
         images,
         config.views,

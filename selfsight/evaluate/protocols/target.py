@@ -96,7 +96,7 @@ def _before(encoder: Network) -> nn.Module:
     if not width:
         return backbone
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(randomness.key(randomness.WEIGHTS, described["seed"], 1) >> 1)
+        torch.manual_seed(randomness.torch_seed(randomness.WEIGHTS, described["seed"], 1))
         return EncoderWithProjection(backbone, width)
 
 
@@ -111,10 +111,7 @@ class _Foreign(layers.Config):
 
 
 def _foreign(path: Path, overrides: list[str], folder: Path) -> EvaluationTarget:
-    tree: Tree = {}
-    for layer in layers.parse_overrides(overrides):
-        tree = layers.merge(tree, layer)
-    keys = layers.validate(_Foreign, tree)
+    keys = layers.validate(_Foreign, layers.fold({}, overrides))
     if keys.backbone is None:
         raise UserError(
             f"'{path}': does not say which encoder it holds; add backbone.name=... (a timm model) "
