@@ -1,5 +1,4 @@
-"""Typed configuration: layers of YAML and key=value, merged, validated once, with the origin of each
-value.
+"""Typed configuration: layers of YAML and key=value, merged, then validated once.
 
 A configuration class derives from `Config` and sits beside the code that reads it. Instances are
 frozen, and an unknown key is an error. `pretraining.config` composes a whole run from them.
@@ -47,10 +46,8 @@ class Config(BaseModel):
     @classmethod
     def key_may_change(cls, key: str) -> bool:
         """Whether this dotted key, or a section that it is in, `may_change`."""
-        return any(
-            field.json_schema_extra == _MAY_CHANGE and f"{key}.".startswith(f"{path}.")
-            for path, field in _fields(cls)
-        )
+        free = [path for path, field in _fields(cls) if field.json_schema_extra == _MAY_CHANGE]
+        return any(is_inside(key, path) for path in free)
 
 
 def _identity(value: Any, plain: Any) -> Any:
@@ -145,15 +142,21 @@ def _set(tree: Tree, parts: list[str], value: Any) -> bool:
 def merge(below: Tree, above: Tree) -> Tree:
     """`above` over `below`: mappings merge, all other values are replaced. A mapping with numbers
     as keys changes items of a list, as in 'views.0.size'."""
-    result = dict(below)
-    for key, value in above.items():
-        old = result.get(key)
-        if isinstance(value, dict) and isinstance(old, list):
-            result[key] = _merge_into_list(old, value, key)
-        elif isinstance(value, dict) and isinstance(old, dict):
-            result[key] = merge(old, value)
-        else:
-            result[key] = value
+    return {**below, **{key: _merged(below.get(key), above[key], key) for key in above}}
+
+
+def _merged(old: Any, new: Any, key: str) -> Any:
+    if isinstance(new, dict) and isinstance(old, dict):
+        return merge(old, new)
+    if not isinstance(new, dict) or not isinstance(old, list):
+        return new
+    result = list(old)
+    for number, value in new.items():
+        if not str(number).isdigit() or int(number) >= len(old):
+            raise UserError(
+                f"'{key}.{number}': the items of the list '{key}' are 0 to {len(old) - 1}"
+            )
+        result[int(number)] = _merged(old[int(number)], value, f"{key}.{number}")
     return result
 
 
@@ -164,19 +167,6 @@ def fold(tree: Tree, overrides: Iterable[str], lay: Callable[[Tree, Tree], Tree]
         lay: merges one layer into the tree, for keys that need more than `merge`.
     """
     return functools.reduce(lay, parse_overrides(overrides), tree)
-
-
-def _merge_into_list(old: list, above: Tree, key: str) -> list:
-    result = list(old)
-    for position, value in above.items():
-        if not str(position).isdigit() or int(position) >= len(old):
-            raise UserError(
-                f"'{key}.{position}': the items of the list '{key}' are 0 to {len(old) - 1}"
-            )
-        at = int(position)
-        both = isinstance(value, dict) and isinstance(old[at], dict)
-        result[at] = merge(old[at], value) if both else value
-    return result
 
 
 def flatten(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -191,6 +181,11 @@ def flatten(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield from flatten(value, path + ".")
         else:
             yield path, value
+
+
+def is_inside(key: str, section: str) -> bool:
+    """Whether a dotted key is the section or one of the keys in it."""
+    return f"{key}.".startswith(f"{section}.")
 
 
 def differences(old: Tree, new: Tree) -> list[str]:
@@ -248,13 +243,11 @@ def near(name: str, known: Iterable[str]) -> str:
 def _suggest(root: type[Config], model: type[Config] | None, name: str) -> str:
     if model is None:
         return ""
-    hint = near(name, model.model_fields)
-    if hint:
-        return hint
     elsewhere = [path for path, _ in _fields(root) if path.rpartition(".")[2] == name]
-    if elsewhere:
-        return f" Did you mean '{elsewhere[0]}'?"
-    return f" Known: {', '.join(model.model_fields)}."
+    other = f" Did you mean '{elsewhere[0]}'?" if elsewhere else ""
+    return (
+        near(name, model.model_fields) or other or f" Known keys: {', '.join(model.model_fields)}."
+    )
 
 
 def _fields(model: type[Config], prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
@@ -301,31 +294,3 @@ def _tag(model: type[Config]) -> str | None:
     field = model.model_fields.get("name")
     values = typing.get_args(field.annotation) if field else ()
     return values[0] if values else None
-
-
-# Origins ------------------------------------------------------------------------------------------
-
-
-class Origins:
-    """The origin of each value: the last layer that set it, or that replaced a section it is in."""
-
-    def __init__(self) -> None:
-        self._by_key: dict[str, str] = {}
-
-    def record(self, tree: Tree, origin: str) -> None:
-        for key, _ in flatten(tree):
-            self._by_key = {k: o for k, o in self._by_key.items() if not k.startswith(key + ".")}
-            self._by_key[key] = origin
-
-    def forget(self, key: str) -> None:
-        self._by_key = {
-            k: o for k, o in self._by_key.items() if k != key and not k.startswith(key + ".")
-        }
-
-    def of(self, key: str) -> str:
-        parts = key.split(".")
-        for end in range(len(parts), 0, -1):
-            origin = self._by_key.get(".".join(parts[:end]))
-            if origin:
-                return origin
-        return "default"

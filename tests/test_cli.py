@@ -61,7 +61,6 @@ def test_from_pretraining_to_the_table(tmp_path):
         (["pretrain", "digits/simclr", "backbone.name=resnet81"], "timm has no such model. Did"),
         (["pretrain", "digits/simclr", "device=tpu9"], "device=tpu9"),
         (["pretrain", "digits/simclr", "batch_size=5000"], "only 1437 images"),
-        (["pretrain", "digits/simclr", "sync_batchnorm=true", "device=cpu"], "sync_batchnorm=true"),
         (["pretrain", "digits/simclr", "data.path=nowhere"], "data.path=nowhere: no such"),
         (["knn", "nowhere"], "'nowhere': no such run folder or file of weights"),
         (["linear", "nowhere", "fraction=0.1"], "'nowhere': no such run folder"),

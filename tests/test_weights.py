@@ -92,7 +92,10 @@ def test_another_librarys_weights(tmp_path):
             ["weights={first}", "backbone.options={{layers: [1, 1, 1, 1]}}"],
             "weights do not fit resnet18",
         ),
-        (["weights={first}", "weights_sha256=abc"], "the file changed since weights_sha256 was noted"),
+        (
+            ["weights={first}", "weights_sha256=abc"],
+            "the file changed since weights_sha256 was noted",
+        ),
         (
             ["save_best=true", "evaluate.every_epochs=0"],
             "needs kNN accuracy: set evaluate.every_epochs",
@@ -146,7 +149,9 @@ def test_what_cannot_be_resumed(first, tmp_path):
         with pytest.raises(UserError, match=re.escape(f"resume={resume}: {says}")):
             jobs.pretrain(config, quiet=True)
     other = config_of(tmp_path / "run2", "max_steps=9", f"resume={first}", method="byol")
-    with pytest.raises(UserError, match="its state does not fit this method, encoder or optimizer: "):
+    with pytest.raises(
+        UserError, match="its state does not fit this method, encoder or optimizer "
+    ):
         jobs.pretrain(other, quiet=True)
 
 

@@ -15,8 +15,8 @@ from selfsight.pretraining.config import RunConfig
 
 
 def build_method(config: RunConfig) -> Method:
-    """The method with its encoder. All weights follow from the seed, except those of an encoder that
-    starts from `weights`.
+    """The method with its encoder. All weights follow from the seed, except those of an encoder
+    that starts from `weights`.
 
     Raises: UserError for views or an encoder that the method does not work with.
     """
@@ -77,8 +77,8 @@ def with_hash(config: RunConfig) -> RunConfig:
         raise UserError(f"weights={config.weights}: {error.strerror}") from None
     if config.weights_sha256 not in (None, sha):
         raise UserError(
-            f"weights={config.weights}: the file changed since weights_sha256 was noted; restore it, "
-            f"or start another run"
+            f"weights={config.weights}: the file changed since weights_sha256 was noted; restore "
+            f"it, or start another run"
         )
     return config.model_copy(update={"weights_sha256": sha})
 

@@ -1,5 +1,5 @@
-"""The configuration of a pretraining run, composed once from layers: defaults, recipe, file, command
-line; each replaces values of those before it."""
+"""The configuration of a pretraining run, composed once from layers: defaults, recipe, file,
+command line; each replaces values of those before it."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,7 +8,7 @@ from typing import Annotated, Any, Union
 from pydantic import Field, field_validator, model_validator
 
 from selfsight import config as layers
-from selfsight.config import Config, Origins, Tree, may_change, near
+from selfsight.config import Config, Tree, is_inside, may_change, near
 from selfsight.data.sources.open import with_source
 from selfsight.encoders.artifact import NAMED_BY, named
 from selfsight.encoders.backbones import BackboneConfig
@@ -67,6 +67,22 @@ class RunConfig(TrainConfig):
         if self.save_best and not self.evaluate.every_epochs:
             raise ValueError("save_best=true: needs kNN accuracy: set evaluate.every_epochs")
         return self
+
+
+class Origins:
+    """The origin of each value: the last layer that set it, or that replaced a section it is in."""
+
+    def __init__(self) -> None:
+        self._records: list[tuple[str, str]] = []
+
+    def record(self, tree: Tree, origin: str) -> None:
+        self._records += [(key, origin) for key, _ in layers.flatten(tree)]
+
+    def forget(self, section: str) -> None:
+        self._records = [(k, o) for k, o in self._records if not is_inside(k, section)]
+
+    def of(self, key: str) -> str:
+        return next((o for k, o in reversed(self._records) if is_inside(key, k)), "default")
 
 
 @dataclass(frozen=True)
@@ -206,8 +222,8 @@ def recipe_title(name: str) -> str:
 
 
 def _default_run(what: str | None, config: RunConfig, changed: bool) -> str:
-    """runs/<recipe>, with the fingerprint if keys were changed, so that no two configurations share a
-    folder."""
+    """runs/<recipe>, with the fingerprint if keys were changed, so that no two configurations share
+    a folder."""
     name = "default"
     if what:
         path = recipe_file(what)

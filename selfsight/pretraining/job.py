@@ -1,5 +1,5 @@
-"""The commands about pretraining as functions: pretrain an encoder, save an untrained one, draw views.
-The command line only calls them."""
+"""The commands about pretraining as functions: pretrain an encoder, save an untrained one, draw
+views. The command line only calls them."""
 
 import contextlib
 from dataclasses import dataclass, replace
@@ -129,8 +129,8 @@ def _tell_bad(file: Path) -> None:
 
 
 def untrained(config: RunConfig) -> Path:
-    """Save the encoder as it is before the first step, in a run folder of its own. Tables of results
-    compare the trained encoders with it."""
+    """Save the encoder as it is before the first step, in a run folder of its own. Tables of
+    results compare the trained encoders with it."""
     folder = Path(config.run)
     images = training_images(config, torch.device("cpu"))
     method = build_method(without_weights(config))
@@ -220,8 +220,8 @@ def _knn(config: RunConfig, images: Images, device: torch.device) -> PeriodicEva
 
 
 def describe(config: RunConfig, method: Method, images: Images) -> dict[str, Any]:
-    """The description in encoder.safetensors. It holds no times or paths, so that two equal runs write
-    equal files."""
+    """The description in encoder.safetensors. It holds no times or paths, so that two equal runs
+    write equal files."""
     width = method.backbone.num_features
     started = {"weights_sha256": config.weights_sha256} if config.weights else {}
     return {

@@ -1,5 +1,5 @@
-"""Checkpoints that survive a crash at any moment: each is written to a temporary file, flushed to the
-disk, then renamed; its checksum is tested when it is read.
+"""Checkpoints that survive a crash at any moment: each is written to a temporary file, flushed to
+the disk, then renamed; its checksum is tested when it is read.
 
 The checksum is part of the name, so one rename makes content and checksum visible together.
 """
@@ -90,8 +90,8 @@ def load_from(where: str, device: torch.device) -> tuple[int, dict[str, Any]]:
     name = _NAME.fullmatch(path.name)
     if name is None or not path.is_file():
         raise UserError(
-            f"resume={where}: not a checkpoint of Selfsight; give a run's folder or a step-*.pt file "
-            f"in it, or start from an encoder's weights alone with weights=..."
+            f"resume={where}: not a checkpoint of Selfsight; give a run's folder or a step-*.pt "
+            f"file in it, or start from an encoder's weights alone with weights=..."
         )
     if _checksum(path) != name[2]:
         raise UserError(f"resume={where}: this file is damaged; take an earlier one")

@@ -31,7 +31,7 @@ class TrainConfig(Config):
     batch_size: int = Field(256, ge=2)  # images of a step, over all processes and accumulated parts
     accumulate: int = Field(1, ge=1)  # parts of a batch, computed one after the other
     clip_gradient: float | None = Field(None, gt=0)  # largest L2 norm of all gradients together
-    # the encoder's batch statistics span all processes, which have to run on GPUs if they are several
+    # the encoder's batch statistics span all processes; several processes need GPUs for it
     sync_batchnorm: bool = False
     log_every: int = may_change(10, ge=1)  # steps
     log: LogConfig = may_change(LogConfig())

@@ -93,8 +93,8 @@ def place(
     several = distributed.world_size() > 1
     if sync_batchnorm and several:  # changes the method itself, its teacher too
         nn.SyncBatchNorm.convert_sync_batchnorm(method)
-    # channels_last is the fast layout of convolutions, except on MPS, where torch has been slow with
-    # it and at times wrong
+    # channels_last is the fast layout of convolutions, except on MPS, where torch's have been slow
+    # with it and at times wrong.
     layout = torch.preserve_format if device.type == "mps" else torch.channels_last
     method.to(device=device, memory_format=layout)
     if compile is True or (compile == "auto" and device.type == "cuda"):

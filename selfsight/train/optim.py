@@ -13,8 +13,8 @@ from selfsight.config import Config
 
 
 class OptimizerConfig(Config):
-    """How weights are updated. Tensors with fewer than two dimensions (biases, gains of normalisation)
-    have no weight decay."""
+    """How weights are updated. Tensors with fewer than two dimensions (biases, norms) have no weight
+    decay."""
 
     name: Literal["sgd", "adamw", "lars", "lamb"] = "sgd"
     lr: float = Field(0.03, gt=0)  # the peak learning rate, before lr_scaling
@@ -52,16 +52,16 @@ class ScheduleConfig(Config):
     gamma: float = Field(0.1, gt=0, le=1)  # step: the rate is multiplied by this at each milestone
     # weight decay at the end, reached along half a cosine as in DINO (default: it stays constant)
     final_weight_decay: float | None = Field(None, ge=0)
-    # (lowest, highest) momentum, or betas[0]: it falls during the warm-up and rises afterwards, each
-    # along half a cosine, as in the 1cycle policy (arXiv 1803.09820) (default: it stays constant)
+    # (lowest, highest) momentum, or betas[0]: it falls during the warm-up and rises afterwards,
+    # along half a cosine each, as in the 1cycle policy (arXiv 1803.09820) (default: it stays constant)
     momentum_cycle: tuple[float, float] | None = None
 
     @model_validator(mode="after")
     def _milestones(self) -> "ScheduleConfig":
         if (self.name == "step") != bool(self.milestones):
             raise ValueError(
-                f"milestones={list(self.milestones)}: with name=step, give the epochs after which the "
-                f"rate is lowered; with another schedule, give none"
+                f"milestones={list(self.milestones)}: with name=step, give the epochs after which "
+                f"the rate is lowered; with another schedule, give none"
             )
         return self
 
@@ -95,9 +95,9 @@ def parameter_groups(
 ) -> list[dict]:
     """All trainable parameters, grouped by weight decay, schedule and factor on the rate.
 
-    Without weight decay are tensors with fewer than two dimensions and those that a timm model lists
-    in no_weight_decay(). LARS and LAMB adapt the rate of the other tensors only; they do so at
-    weight_decay=0, too.
+    Without weight decay are tensors with fewer than two dimensions and those that a timm model
+    lists in no_weight_decay(). LARS and LAMB adapt the rate of the other tensors only; they do so
+    at weight_decay=0, too.
 
     Args:
         constant_lr: members whose parameters keep the peak rate throughout.

@@ -70,9 +70,8 @@ class Session:
         self.folder, self.probe, self.evaluation = folder, probe, evaluation
         steps = config.epochs * loader.steps_per_epoch
         self.steps = min(steps, config.max_steps or steps)
-        self.checkpoints = Checkpoints(
-            folder / "checkpoints", config.checkpoint.keep, console.print
-        )
+        keep = config.checkpoint.keep
+        self.checkpoints = Checkpoints(folder / "checkpoints", keep, console.print)
         self.start, self.seconds = 0, 0.0
         self._monitor = CollapseMonitor(method) if method.remedy else None
         self._device = next(method.parameters()).device
@@ -85,22 +84,22 @@ class Session:
         found = self.checkpoints.load(self._device)
         if found is not None:
             self._load(*found)
-        elif other_run is not None:
-            found = load_from(other_run, self._device)
-            if found[0] >= self.steps:
-                raise UserError(
-                    f"resume={other_run}: that run is already at step {found[0]} and this one ends "
-                    f"at {self.steps}: raise epochs (or max_steps)"
-                )
-            try:
-                self._load(*found)
-            except (RuntimeError, ValueError, KeyError) as error:
-                reason = " ".join(str(error).split())
-                raise UserError(
-                    f"resume={other_run}: its state does not fit this method, encoder or "
-                    f"optimizer: {reason}; give both runs the same, or take only the encoder with "
-                    f"weights={other_run}"
-                ) from None
+        if found is not None or other_run is None:
+            return
+        step, state = load_from(other_run, self._device)
+        if step >= self.steps:
+            raise UserError(
+                f"resume={other_run}: that run is already at step {step} and this one ends at "
+                f"{self.steps}: raise epochs (or max_steps)"
+            )
+        try:
+            self._load(step, state)
+        except (RuntimeError, ValueError, KeyError) as error:
+            reason = " ".join(str(error).split())
+            raise UserError(
+                f"resume={other_run}: its state does not fit this method, encoder or optimizer "
+                f"({reason}); use the same ones, or start from the encoder alone with weights="
+            ) from None
 
     def _load(self, start: int, state: dict[str, Any]) -> None:
         self.start, self.seconds = start, state["seconds"]
@@ -141,9 +140,8 @@ class Session:
         main = distributed.rank() == 0
         self._metrics = MetricsFile(self.folder / "metrics.jsonl", self.start) if main else None
         self._loggers = self._open_loggers() if main else []
-        self._display = Display(
-            self.steps, self.loader.steps_per_epoch, self.start, quiet or not main
-        )
+        epoch, silent = self.loader.steps_per_epoch, quiet or not main
+        self._display = Display(self.steps, epoch, self.start, silent)
         self._since, self._images = time.perf_counter(), 0
         self._seconds_before, self._began = self.seconds, time.perf_counter()
         try:
@@ -185,8 +183,8 @@ class Session:
             write_json(path, cost)
 
     def guard(self, step: int, loss: Tensor) -> None:
-        """Note the first loss that is not finite. The CPU stops at once; a GPU stops at the next log
-        or checkpoint, since to read the loss after every step would make it wait."""
+        """Note the first loss that is not finite. The CPU stops at once; a GPU stops at the next
+        log or checkpoint, since reading the loss after every step would make it wait."""
         loss = distributed.mean(loss.detach())
         bad = ~torch.isfinite(loss) & (self._first_bad < 0)
         self._first_bad.masked_fill_(bad, step)
@@ -198,23 +196,21 @@ class Session:
         if step < 0:
             return
         saved = self.checkpoints.files()
-        report = self.folder / "nonfinite.json"
+        path = self.folder / "nonfinite.json"
         if distributed.rank() == 0:
-            write_json(
-                report,
-                {
-                    "step": step,
-                    "epoch": step // self.loader.steps_per_epoch,
-                    "seed": self.config.seed,
-                    "images": self.loader.indices(step).tolist(),
-                    "lr": [group["lr"] for group in self.optimizer.param_groups],
-                    "last_checkpoint": str(saved[-1][1]) if saved else None,
-                },
-            )
+            report = {
+                "step": step,
+                "epoch": step // self.loader.steps_per_epoch,
+                "seed": self.config.seed,
+                "images": self.loader.indices(step).tolist(),
+                "lr": [group["lr"] for group in self.optimizer.param_groups],
+                "last_checkpoint": str(saved[-1][1]) if saved else None,
+            }
+            write_json(path, report)
         kept = f"the checkpoint of step {saved[-1][0]} is kept" if saved else "no checkpoint yet"
         raise UserError(
             f"The loss of step {step} is not finite; {kept}. The step's images and seed are in "
-            f"{report}. Try a lower optimizer.lr, more schedule.warmup_epochs, clip_gradient=1 or "
+            f"{path}. Try a lower optimizer.lr, more schedule.warmup_epochs, clip_gradient=1 or "
             f"precision=fp32"
         )
 
@@ -266,12 +262,7 @@ class Session:
         return values
 
     def _log(
-        self,
-        done: int,
-        lr: float,
-        output: Output,
-        accuracy: Tensor | None,
-        measured: dict[str, float],
+        self, done: int, lr: float, output: Output, accuracy: Tensor | None, measured: dict
     ) -> None:
         self._stop_if_not_finite()
         loss = float(distributed.mean(output.loss.detach()))
