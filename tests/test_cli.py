@@ -82,7 +82,7 @@ def test_from_pretraining_to_the_table(tmp_path):
             ["pretrain", "digits/simclr", "method.name=simmim", "views.0.count=1"],
             "simmim: works on the patches of a plain Vision Transformer; set for example",
         ),
-        (["pretrain", "digits/ibot", "views.0.size=18"], "views.0.size=18: no multiple of"),
+        (["pretrain", "digits/ibot", "views.0.size=18"], "views.0.size=18: not a multiple of"),
         (["pretrain", "digits/mae", "method.decoder_dim=66"], "that 4 divides, not 66"),
         (["pretrain", "digits/mae", "method.decoder_heads=5"], "decoder_heads=5 does not divide"),
         (["pretrain", "digits/ijepa", "method.predictor_heads=5"], "predictor_heads=5 does not"),

@@ -94,7 +94,7 @@ def test_another_librarys_weights(tmp_path):
         ),
         (
             ["weights={first}", "weights_sha256=abc"],
-            "the file changed since weights_sha256 was noted",
+            "the hash of this file is not weights_sha256",
         ),
         (
             ["save_best=true", "evaluate.every_epochs=0"],

@@ -193,4 +193,5 @@ def check(protocol: Protocol, config: RunConfig) -> Any:
         cls = {"knn": KnnConfig, "linear": LinearConfig}[protocol.kind]
         return compose_cached(cls, base, protocol.arguments())
     name = protocol.protocol or protocol.kind
-    return compose_trained(name, protocol.kind, base, image_size(config), protocol.arguments())
+    size = image_size(config.views)
+    return compose_trained(name, protocol.kind, base, size, protocol.arguments())

@@ -12,6 +12,7 @@ from selfsight.encoders.foreign import load_foreign
 from selfsight.errors import UserError
 from selfsight.methods import METHODS, Method
 from selfsight.pretraining.config import RunConfig
+from selfsight.views.recipe import ViewGroup
 
 
 def build_method(config: RunConfig) -> Method:
@@ -20,11 +21,10 @@ def build_method(config: RunConfig) -> Method:
 
     Raises: UserError for views or an encoder that the method does not work with.
     """
-    sizes = {group.size for group in config.views}
-    backbone = build_backbone(config.backbone, image_size(config), config.seed, len(sizes) > 1)
-    name = config.method.name
+    name, sizes = config.method.name, [group.size for group in config.views]
+    backbone = build_backbone(config.backbone, max(sizes), config.seed, len(set(sizes)) > 1)
     _check_view_count(name, sum(group.count for group in config.views))
-    _check_view_sizes([group.size for group in config.views], backbone, config.backbone.name)
+    _check_view_sizes(sizes, backbone, config.backbone.name)
     if config.weights is not None:
         _fill(backbone, config.weights, config.backbone.name)
     with torch.random.fork_rng(devices=[]):
@@ -77,12 +77,12 @@ def with_hash(config: RunConfig) -> RunConfig:
         raise UserError(f"weights={config.weights}: {error.strerror}") from None
     if config.weights_sha256 not in (None, sha):
         raise UserError(
-            f"weights={config.weights}: the file changed since weights_sha256 was noted; restore "
-            f"it, or start another run"
+            f"weights={config.weights}: the hash of this file is not weights_sha256; restore the "
+            f"file, or start another run without weights_sha256"
         )
     return config.model_copy(update={"weights_sha256": sha})
 
 
-def image_size(config: RunConfig) -> int:
+def image_size(views: list[ViewGroup]) -> int:
     """The side in pixels of the images in an evaluation: that of the largest views."""
-    return max(group.size for group in config.views)
+    return max(group.size for group in views)

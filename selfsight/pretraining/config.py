@@ -29,9 +29,7 @@ MethodChoice = Annotated[
 class EvaluateConfig(Config):
     """What is measured during pretraining, on training images only: the test split is not read."""
 
-    every_epochs: int = Field(
-        10, ge=0
-    )  # kNN accuracy of the features, if there are labels; 0: never
+    every_epochs: int = Field(10, ge=0)  # kNN accuracy, if there are labels (0: never)
     images: int = Field(10_000, ge=10)  # the kNN accuracy uses at most this many training images
     probe: bool = True  # train a linear probe beside the method, if there are labels
 
@@ -127,8 +125,9 @@ def compose(
     config = layers.validate(RunConfig, tree)
     if config.run is None:
         keys = [key for key, _ in layers.flatten(layers.fold({}, overrides))]
-        changed = not all(map(RunConfig.key_may_change, keys))
-        config = config.model_copy(update={"run": _default_run(what, config, changed)})
+        same = all(map(RunConfig.key_may_change, keys))
+        folder = _default_run(what, "" if same else f"-{config.fingerprint()}")
+        config = config.model_copy(update={"run": folder})
     return Composed(config, origins)
 
 
@@ -221,17 +220,14 @@ def recipe_title(name: str) -> str:
         return file.readline().removeprefix("#").strip()
 
 
-def _default_run(what: str | None, config: RunConfig, changed: bool) -> str:
-    """runs/<recipe>, with the fingerprint if keys were changed, so that no two configurations share
-    a folder."""
+def _default_run(what: str | None, suffix: str) -> str:
+    """runs/<recipe><suffix>: the suffix tells changed configurations of one recipe apart."""
     name = "default"
     if what:
         path = recipe_file(what)
         inside = path.relative_to(RECIPES) if path.is_relative_to(RECIPES) else Path(path.name)
         name = "-".join(inside.with_suffix("").parts)
-    if not changed:
-        return f"runs/{name}"
-    return f"runs/{name}-{config.fingerprint()}"
+    return f"runs/{name}{suffix}"
 
 
 def read_run_config(folder: Path) -> RunConfig:
@@ -248,14 +244,8 @@ def json_schema() -> Tree:
     properties = schema["properties"]
     groups = properties["views"]
     properties["views"] = {"anyOf": [{"type": "string", "enum": list(PRESETS)}, groups]}
-    properties["base"] = {
-        "type": "string",
-        "enum": recipes(),
-        "description": "the recipe that this one changes",
-    }
+    about = "the recipe that this one changes"
+    properties["base"] = {"type": "string", "enum": recipes(), "description": about}
     schema["required"] = [key for key in schema.get("required", []) if key != "views"]
-    return {
-        "$schema": "https://json-schema.org/draft/2020-12/schema",
-        **schema,
-        "title": "Selfsight",
-    }
+    version = "https://json-schema.org/draft/2020-12/schema"
+    return {"$schema": version, **schema, "title": "Selfsight"}

@@ -197,8 +197,7 @@ def _announce(config: RunConfig, images: Images, device: torch.device) -> None:
 
 
 def _knn(config: RunConfig, images: Images, device: torch.device) -> PeriodicEvaluation | None:
-    """kNN accuracy within the training split: a fifth of the images are queries, and the others are
-    what is searched."""
+    """kNN accuracy within the training split: a fifth of its images is classified by the rest."""
     if config.save_best and images.labels is None:
         raise UserError("save_best=true: needs kNN accuracy, and these images have no labels")
     if config.evaluate.every_epochs == 0 or images.labels is None:
@@ -208,9 +207,10 @@ def _knn(config: RunConfig, images: Images, device: torch.device) -> PeriodicEva
     cut = max(1, len(order) // 5)
     amp = pick_precision(config.precision, device) == "bf16"
 
+    data, size = config.data, image_size(config.views)
+
     def measure(backbone: nn.Module) -> dict[str, float]:
-        data = config.data
-        x = extract(backbone, images, image_size(config), data.mean, data.std, order, amp)
+        x = extract(backbone, images, size, data.mean, data.std, order, amp)
         shown = torch.from_numpy(images.replace_bad(order))  # others stand in for broken images
         labels = images.labels[shown]
         accuracy = knn_accuracy(x[cut:], labels[cut:], x[:cut], labels[:cut], ks=(20,))
@@ -230,7 +230,7 @@ def describe(config: RunConfig, method: Method, images: Images) -> dict[str, Any
         "backbone": config.backbone.tree(),
         "head_dim": width if isinstance(method.backbone, EncoderWithProjection) else None,
         "num_features": width,
-        "image_size": image_size(config),
+        "image_size": image_size(config.views),
         "mean": list(config.data.mean),
         "std": list(config.data.std),
         "seed": config.seed,

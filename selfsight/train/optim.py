@@ -13,8 +13,7 @@ from selfsight.config import Config
 
 
 class OptimizerConfig(Config):
-    """How weights are updated. Tensors with fewer than two dimensions (biases, norms) have no weight
-    decay."""
+    """How weights are updated. Tensors with fewer than two dimensions (biases, norms) do not decay."""
 
     name: Literal["sgd", "adamw", "lars", "lamb"] = "sgd"
     lr: float = Field(0.03, gt=0)  # the peak learning rate, before lr_scaling
@@ -53,7 +52,7 @@ class ScheduleConfig(Config):
     # weight decay at the end, reached along half a cosine as in DINO (default: it stays constant)
     final_weight_decay: float | None = Field(None, ge=0)
     # (lowest, highest) momentum, or betas[0]: it falls during the warm-up and rises afterwards,
-    # along half a cosine each, as in the 1cycle policy (arXiv 1803.09820) (default: it stays constant)
+    # along half a cosine each, as in the 1cycle policy (arXiv 1803.09820); default: constant
     momentum_cycle: tuple[float, float] | None = None
 
     @model_validator(mode="after")
