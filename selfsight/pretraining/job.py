@@ -151,9 +151,9 @@ def _check_labels(method: Config, classes: list[str] | None) -> None:
             f"method.name={method.name}: learns from labels, and these images have none; name "
             f"labelled data with data.path=..., or another method (see: selfsight methods)"
         )
-    expected = getattr(method, "classes", None)
-    if expected not in (None, len(classes)):
-        raise UserError(f"method.classes={expected}: the data have {len(classes)}; set that")
+    expected, found = getattr(method, "classes", None), len(classes)
+    if expected not in (None, found):
+        raise UserError(f"method.classes={expected}: the data have {found}; set {found}")
 
 
 def draw_views(config: RunConfig, output: Path, rows: int, epochs: int) -> None:

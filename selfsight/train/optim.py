@@ -13,7 +13,7 @@ from selfsight.config import Config
 
 
 class OptimizerConfig(Config):
-    """How weights are updated. Tensors with fewer than two dimensions (biases, norms) do not decay."""
+    """How weights are updated. Tensors with under two dimensions (biases, norms) do not decay."""
 
     name: Literal["sgd", "adamw", "lars", "lamb"] = "sgd"
     lr: float = Field(0.03, gt=0)  # the peak learning rate, before lr_scaling
