@@ -421,7 +421,7 @@ def test_a_misspelt_key_anywhere_is_an_error_that_names_the_right_one(name, tmp_
         said = refused(wrong, tmp_path).splitlines()
         for leaf in keys[part::6]:
             (line,) = (one for one in said if f": unknown key '{leaf}x'." in one)
-            assert "Did you mean" in line or "Known keys" in line
+            assert "Did you mean" in line or "Known here" in line
             assert "file.yaml:" in line
 
 
