@@ -47,7 +47,7 @@ from selfsight.batch import Batch, SampleKey
 from selfsight.encoders.backbones import BackboneConfig, build_backbone
 from selfsight.errors import UserError
 from selfsight.methods import METHODS
-from selfsight.train.engine import TrainConfig, _forward_backward, place
+from selfsight.train.engine import _forward_backward, place
 from selfsight.train.optim import OptimizerConfig, build_optimizer
 from selfsight.train.precision import pick_device, pick_precision
 from selfsight.views.make import make_views
@@ -164,11 +164,9 @@ def selfsights(name: str, views: list[Tensor], alike: bool, device: torch.device
     backbone = build_backbone(BackboneConfig(name="resnet18", small_images=True), 32, seed=0)
     method = METHODS[name](backbone, METHODS[name].Config(**SIZES[name]))
     precision, compiled = ("fp32", False) if alike else ("auto", "auto")
-    config = TrainConfig(
-        optimizer=OptimizerConfig(name="sgd", **SGD), precision=precision, compile=compiled
-    )
-    module = place(method, config, device)
-    optimizer = build_optimizer(method, config.optimizer, SGD["lr"], method.constant_lr)
+    module = place(method, device, compiled)
+    config = OptimizerConfig(name="sgd", **SGD)
+    optimizer = build_optimizer(method, config, SGD["lr"], method.constant_lr)
     amp = pick_precision(precision, device) == "bf16"
     batch = Batch(views, None, SampleKey(0, 0, torch.arange(len(views[0]), device=device)))
     method.train()

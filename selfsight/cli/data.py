@@ -37,9 +37,7 @@ def data_config(arguments: list[str]) -> "DataConfig":
     paths = [text for text in arguments if text not in keys]
     if len(paths) > 1:
         raise UserError(f"'{paths[0]}' and '{paths[1]}': give one path, and keys like data.labels=")
-    tree: layers.Tree = {"data": {"path": paths[0]} if paths else {}}
-    for layer in layers.parse_overrides(keys):
-        tree = layers.merge(tree, layer)
+    tree = layers.fold({"data": {"path": paths[0]} if paths else {}}, keys)
     return layers.validate(Keys, tree).data
 
 

@@ -237,7 +237,7 @@ class Network:
         if described.get("head_dim"):
             # the first thing that a method initialises, so the generator starts as in build_method
             with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(randomness.key(randomness.WEIGHTS, described["seed"], 1) >> 1)
+                torch.manual_seed(randomness.torch_seed(randomness.WEIGHTS, described["seed"], 1))
                 backbone = EncoderWithProjection(backbone, described["head_dim"])
         return backbone
 

@@ -1,4 +1,5 @@
-"""Whole jobs as typed functions: pretrain, draw views. The command line only calls them."""
+"""The commands about pretraining as functions: pretrain an encoder, save an untrained one, draw
+views. The command line only calls them."""
 
 import contextlib
 from dataclasses import dataclass, replace
@@ -9,6 +10,7 @@ import torch
 from torch import nn
 
 from selfsight import distributed, randomness
+from selfsight.config import Config
 from selfsight.data.bad import BadImages, read_bad
 from selfsight.data.images import Images
 from selfsight.data.source import cache_beside
@@ -29,32 +31,32 @@ from selfsight.methods import METHODS, Method
 from selfsight.pretraining.build import build_method, image_size, with_hash, without_weights
 from selfsight.pretraining.config import RunConfig
 from selfsight.report.sheet import contact_sheet
-from selfsight.train.engine import fit
+from selfsight.train.engine import check_sync_batchnorm, fit
 from selfsight.train.folder import BAD_IMAGES, claim, is_claimed
 from selfsight.train.loader import ViewLoader, make_loader
 from selfsight.train.log import console, read_metrics
 from selfsight.train.optim import scaled_lr
 from selfsight.train.precision import pick_device, pick_precision
 from selfsight.train.probe import OnlineProbe
-from selfsight.train.session import Check, total_steps
+from selfsight.train.session import PeriodicEvaluation, total_steps
 
 
 def pretrain(config: RunConfig, quiet: bool = False) -> Path:
-    """Pretrain as configured, from where an earlier call was stopped; returns the run's folder.
+    """Pretrain as configured, from the newest checkpoint in the run's folder if there is one.
 
+    Returns: the run's folder.
     Raises: UserError for data or options that do not fit, or for a folder that holds another
     configuration; train.signals.Interrupted after SIGTERM or Ctrl-C.
     """
     if config.run is None:
-        raise UserError("run=...: name a folder for the run")
+        raise UserError("run=null: a run needs a folder; set run=FOLDER")
     folder = Path(config.run)
     config = with_hash(config)
     device = distributed.setup(pick_device(config.device))
-    if config.sync_batchnorm and device.type != "cuda":
-        raise UserError(f"sync_batchnorm=true: works on CUDA devices, not on {device.type}")
     first = distributed.rank() == 0
     try:
-        is_claimed(folder, config)  # before broken images are noted there
+        check_sync_batchnorm(config.sync_batchnorm, device)  # as `fit` does, but before any work
+        is_claimed(folder, config)  # before `assemble` notes broken images in it
         job = assemble(config, device)
         if first:
             claim(folder, config)
@@ -78,7 +80,7 @@ def pretrain(config: RunConfig, quiet: bool = False) -> Path:
 
 @dataclass(frozen=True)
 class Job:
-    """All that a pretraining takes."""
+    """What `fit` needs for a pretraining."""
 
     config: RunConfig
     images: Images
@@ -86,7 +88,7 @@ class Job:
     method: Method
     device: torch.device
     probe: OnlineProbe | None
-    check: Check | None
+    check: PeriodicEvaluation | None
 
     def description(self) -> dict[str, Any]:
         """What encoder.safetensors says of the encoder."""
@@ -105,21 +107,29 @@ class Job:
         )
 
     def fit(self, folder: Path, quiet: bool = False) -> None:
-        """Train in the folder, from the newest checkpoint there."""
-        extras = {"probe": self.probe, "check": self.check, "resume": self.config.resume}
-        extras["quiet"] = quiet
-        fit(self.method, self.loader, self.config, folder, self.device, **extras)
+        """Train in the folder, from its newest checkpoint."""
+        fit(
+            self.method,
+            self.loader,
+            self.config,
+            folder,
+            self.device,
+            probe=self.probe,
+            evaluation=self.check,
+            resume=self.config.resume,
+            quiet=quiet,
+        )
 
 
 def assemble(config: RunConfig, device: torch.device) -> Job:
-    """Open the images and build the method. Raises: UserError for what does not fit together."""
+    """Open the images and build the method. Raises: UserError if they do not fit together."""
     images = training_images(config, device, Path(config.run) / BAD_IMAGES)
     loader = make_loader(config, images)
-    _check_labels(config, images)
+    _check_labels(config.method, images.classes)
     method, probe = build_method(config), None
     if config.evaluate.probe and images.classes is not None:
         probe = OnlineProbe(method.backbone.num_features, len(images.classes))
-    check = _knn_check(config, images, device)
+    check = _knn(config, images, device)
     if config.save_best:
         check = replace(check, after=lambda record: _keep_best(job, record))
     job = Job(config, images, loader, method, device, probe, check)
@@ -144,8 +154,8 @@ def _tell_bad(file: Path) -> None:
 
 
 def untrained(config: RunConfig) -> Path:
-    """A run folder whose encoder is the configuration's before its first step: the row that every
-    table of results needs."""
+    """Save the encoder as it is before the first step, in a run folder of its own. Tables of
+    results compare the trained encoders with it."""
     folder = Path(config.run)
     job = assemble(without_weights(config), torch.device("cpu"))
     description = job.description()
@@ -156,23 +166,27 @@ def untrained(config: RunConfig) -> Path:
     return folder
 
 
-def _check_labels(config: RunConfig, images: Images) -> None:
-    """Methods that read labels get them, and as many classes as they expect."""
-    name = config.method.name
-    if "labels" not in METHODS[name].needs:
+def _check_labels(method: Config, classes: list[str] | None) -> None:
+    """A method that reads labels gets them, and as many classes as it expects."""
+    if "labels" not in METHODS[method.name].needs:
         return
-    if images.classes is None:
+    if classes is None:
         raise UserError(
-            f"method.name={name}: learns from labels, and these images have none; name labelled "
-            f"data with data.path=..., or another method (see: selfsight methods)"
+            f"method.name={method.name}: learns from labels, and these images have none; name "
+            f"labelled data with data.path=..., or another method (see: selfsight methods)"
         )
-    expected, there = getattr(config.method, "classes", None), len(images.classes)
-    if expected not in (None, there):
-        raise UserError(f"method.classes={expected}: the data have {there}; set {there}")
+    expected, found = getattr(method, "classes", None), len(classes)
+    if expected not in (None, found):
+        raise UserError(f"method.classes={expected}: the data have {found}; set {found}")
 
 
 def draw_views(config: RunConfig, output: Path, rows: int, epochs: int) -> None:
-    """Write a contact sheet of the first images of epoch 0 and their views, as a PNG file."""
+    """Write a PNG file that shows the first images of epoch 0 and their views.
+
+    Args:
+        rows: images, one in each row.
+        epochs: how many epochs' views to show.
+    """
     images = training_images(config, torch.device("cpu"))
     loader = make_loader(config.model_copy(update={"batch_size": min(rows, len(images))}), images)
     sheet = contact_sheet(loader, config.data.mean, config.data.std, rows, epochs)
@@ -185,7 +199,7 @@ def training_images(
     """The images of the training split.
 
     Args:
-        bad_images: where broken ones are written down; without it they are errors.
+        bad_images: the file that lists broken images; without it, a broken image is an error.
     """
     source = open_source(config.data, "train", cache_beside(config.run))
     bad = bad_images and BadImages(bad_images, len(source), config.data.max_bad)
@@ -206,10 +220,10 @@ def _announce(config: RunConfig, images: Images, device: torch.device) -> None:
     )
 
 
-def _knn_check(config: RunConfig, images: Images, device: torch.device) -> Check | None:
-    """kNN within the training split: a fifth of its images ask the others."""
+def _knn(config: RunConfig, images: Images, device: torch.device) -> PeriodicEvaluation | None:
+    """kNN accuracy within the training split: a fifth of its images is classified by the rest."""
     if config.save_best and images.labels is None:
-        raise UserError("save_best=true: needs the kNN check, and these images have no labels")
+        raise UserError("save_best=true: needs kNN accuracy, and these images have no labels")
     if config.evaluate.every_epochs == 0 or images.labels is None:
         return None
     order = randomness.permutation(len(images), randomness.SPLIT, config.seed)
@@ -217,13 +231,13 @@ def _knn_check(config: RunConfig, images: Images, device: torch.device) -> Check
     cut = max(1, len(order) // 5)
     amp = pick_precision(config.precision, device) == "bf16"
 
+    data, size = config.data, image_size(config.views)
+
     def measure(backbone: nn.Module) -> dict[str, float]:
-        data = config.data
-        x = extract(backbone, images, image_size(config), data.mean, data.std, order, amp)
-        labels = images.labels[
-            torch.from_numpy(images.replace_bad(order))
-        ]  # of those that were shown
+        x = extract(backbone, images, size, data.mean, data.std, order, amp)
+        shown = torch.from_numpy(images.replace_bad(order))  # others stand in for broken images
+        labels = images.labels[shown]
         accuracy = knn_accuracy(x[cut:], labels[cut:], x[:cut], labels[:cut], ks=(20,))
         return {"knn": accuracy[20]}
 
-    return Check(config.evaluate.every_epochs, measure)
+    return PeriodicEvaluation(config.evaluate.every_epochs, measure)

@@ -16,7 +16,7 @@ from selfsight import config as layers
 from selfsight.data.sources.open import LOADING_KEYS
 from selfsight.errors import UserError
 from selfsight.evaluate.protocols import read_results
-from selfsight.pretraining.config import FREE, read_run_config
+from selfsight.pretraining.config import RunConfig, read_run_config
 from selfsight.train.log import read_metrics
 
 ABSENT = "-"
@@ -69,7 +69,7 @@ def compare(runs: list[Path]) -> Comparison:
         raise UserError("compare needs two runs or more: selfsight compare RUN RUN ...")
     config = _different_keys([read_run_config(run).tree() for run in runs])
     records = [_newest(run) for run in runs]
-    keys = {key for key, _ in config} - set(FREE)
+    keys = {key for key, _ in config if not RunConfig.key_may_change(key)}
     same_task = not any(key.startswith(TASK) for key in keys)
     lines, apart = _evaluations(records)
     return Comparison(

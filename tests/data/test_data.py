@@ -327,7 +327,7 @@ def _rows(n: int, step: int, batch: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize(
-    ("batch_size", "parts", "message"), [(2000, 1, "only 1437 images"), (30, 4, "no multiple")]
+    ("batch_size", "parts", "message"), [(2000, 1, "only 1437 images"), (30, 4, "not a multiple")]
 )
 def test_impossible_batches(batch_size, parts, message):
     with pytest.raises(UserError, match=message):

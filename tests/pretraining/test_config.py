@@ -6,8 +6,9 @@ from hypothesis import strategies as st
 
 from selfsight import config as layers
 from selfsight.errors import UserError
+from selfsight.evaluate.protocols.config import compose_trained
 from selfsight.methods import METHODS
-from selfsight.pretraining.config import RunConfig, compose, json_schema, recipes, to_yaml
+from selfsight.pretraining.config import RunConfig, compose, json_schema, recipes
 
 
 def problems(*overrides: str) -> list[str]:
@@ -28,7 +29,7 @@ def problems(*overrides: str) -> list[str]:
         ("method.name=simcrl", "method.name=simcrl: no such method. Did you mean 'simclr'"),
         ("optimizer.name=sdg", "optimizer.name=sdg: input should be 'sgd'"),
         ("views=simcrl", "views=simcrl: no such preset. Did you mean 'simclr'"),
-        ("views.7.flip=0.5", "'views.7': 'views' is a list with places 0 to 0"),
+        ("views.7.flip=0.5", "'views.7': the items of the list 'views' are 0 to 0"),
         ("views=[]", "views=[]: list should have at least 1 item"),
         ("epochs", "'epochs' is not key=value"),
         ("optimizer.lr=.nan", "optimizer.lr=nan: input should be a finite number"),
@@ -143,7 +144,7 @@ def test_frozen():
 def test_recipes_are_valid_and_survive_a_round_trip(name, tmp_path):
     config = compose(name).config
     path = tmp_path / "again.yaml"
-    path.write_text(to_yaml(config))
+    path.write_text(config.to_yaml())
     assert compose(str(path)).config == config
 
 
@@ -158,6 +159,76 @@ def test_another_config_is_another_default_folder():
     assert compose("digits/simclr", ["seed=1"]).config.run in runs
     same = compose("digits/simclr", ["checkpoint.keep=5"]).config.run
     assert same == compose("digits/simclr").config.run
+
+
+# What these were in revision 1c0a771: the folders of older runs stay those of the same configuration.
+FINGERPRINTS = {
+    "digits/simclr": "107935",
+    "digits/dino": "092f06",
+    "cifar10/moco_v2": "02da71",
+    "cifar10/vicreg": "72bd5f",
+    "cifar10/ijepa": "08579a",
+    "imagenet/byol": "354ef6",
+    "imagenet/swav": "06b3e4",
+    "imagenet/mae": "063294",
+}
+PROTOCOLS = {"linear-augmented": "a4c4ec", "finetune": "e77236"}
+FREE = ["run=x", "device=cpu", "compile=false", "log_every=3", "checkpoint.keep=5", "resume=r"]
+FREE += ["start_epoch=2", "save_as=a", "log.csv=true", "weights=w.pt", "save_best=true"]
+FREE += ["data.workers=3", "data={max_bad: 0.5}"]
+FREE_MEASURED = ["untrained=false", "allow_overlap=true", "format=timm", *FREE[1:5], FREE[-2]]
+
+
+@pytest.mark.parametrize("name", FINGERPRINTS)
+def test_runs_of_older_versions_keep_their_fingerprint(name):
+    assert compose(name).config.fingerprint() == FINGERPRINTS[name]
+    assert compose(name, FREE).config.fingerprint() == FINGERPRINTS[name]
+    assert compose(name, ["batch_size=32"]).config.fingerprint() != FINGERPRINTS[name]
+
+
+@pytest.mark.parametrize("name", PROTOCOLS)
+def test_evaluations_of_older_versions_keep_their_fingerprint(name):
+    base = {"data": {"source": "folder"}, "seed": 1}
+    for keys in ([], FREE_MEASURED):
+        assert compose_trained(name, name, base, 224, keys).fingerprint() == PROTOCOLS[name]
+
+
+class Inner(layers.Config):
+    kept: int = 1
+    free: int = layers.may_change(2)
+
+
+class Outer(layers.Config):
+    one: Inner = Inner()
+    many: list[Inner] = []
+    maybe: Inner | None = None
+    section: Inner = layers.may_change(Inner())
+
+
+def test_fields_that_may_change_are_left_out_at_any_depth():
+    outer = Outer(many=[Inner(), Inner(kept=3)], maybe=Inner())
+    one = {"kept": 1}
+    assert outer.identity() == {"one": one, "many": [one, {"kept": 3}], "maybe": one}
+    assert Outer().identity()["maybe"] is None
+    free = ("one.free", "maybe.free", "section", "section.kept")
+    assert all(map(Outer.key_may_change, free))
+    assert not any(map(Outer.key_may_change, ("one", "one.kept", "many", "fre", "sectio")))
+
+
+@pytest.mark.parametrize("key", FREE[1:])
+def test_free_keys_keep_the_default_folder(key):
+    assert compose("digits/simclr", [key]).config.run == "runs/digits-simclr"
+
+
+def test_folded_overrides_go_over_the_tree_one_after_the_other():
+    tree = {"a": {"b": 1, "c": 2}, "l": [{"x": 1}, {"x": 2}]}
+    assert layers.fold(tree, ["a.b=3", "l.1.x=4"]) == {
+        "a": {"b": 3, "c": 2},
+        "l": [{"x": 1}, {"x": 4}],
+    }
+    assert layers.fold(
+        {}, ["v=name", "v.0.x=1"], lambda a, b: {**a, "seen": [*a.get("seen", []), b]}
+    ) == {"seen": [{"v": "name"}, {"v": {"0": {"x": 1}}}]}
 
 
 def test_schema_knows_every_key():

@@ -53,7 +53,7 @@ def shrunk(config: RunConfig, images: Path, run: Path) -> RunConfig:
     tree["data"] |= {"source": "arrays", "path": str(images)}
     tree["evaluate"]["every_epochs"] = 0
     small = {"run": str(run), "batch_size": 8, "max_steps": 2, "log_every": 1}
-    here = {"device": "cpu", "precision": "fp32", "compile": False, "sync_batchnorm": False}
+    here = {"device": "cpu", "precision": "fp32", "compile": False}
     return layers.validate(RunConfig, {**tree, **small, **here})
 
 

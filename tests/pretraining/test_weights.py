@@ -91,10 +91,13 @@ def test_another_librarys_weights(tmp_path):
             ["weights={first}", "backbone.options={{layers: [1, 1, 1, 1]}}"],
             "weights do not fit resnet18",
         ),
-        (["weights={first}", "weights_sha256=abc"], "is not the file of weights_sha256 any more"),
+        (
+            ["weights={first}", "weights_sha256=abc"],
+            "the hash of this file is not weights_sha256",
+        ),
         (
             ["save_best=true", "evaluate.every_epochs=0"],
-            "needs the kNN check: set evaluate.every_epochs",
+            "needs kNN accuracy: set evaluate.every_epochs",
         ),
         (["save_best=true", "evaluate.every_epochs=1", "data.labels=false"], "have no labels"),
         (["save_as=best"], "is no name for a file beside"),
@@ -135,17 +138,19 @@ def test_what_cannot_be_resumed(first, tmp_path):
     (damaged,) = (copied / "checkpoints").glob("step-00000003.*")
     damaged.write_bytes(damaged.read_bytes()[:-1] + b"?")
     for resume, says in (
-        (tmp_path / "ckpt.pth", "no checkpoint of Selfsight's"),
-        (tmp_path / "nowhere", "no checkpoint of Selfsight's"),
-        (tmp_path, "no run with checkpoints"),
-        (damaged, "is damaged; take an earlier one"),
-        (first, "has all of this run's 3 steps"),
+        (tmp_path / "ckpt.pth", "not a checkpoint of Selfsight"),
+        (tmp_path / "nowhere", "not a checkpoint of Selfsight"),
+        (tmp_path, "this folder is no run with checkpoints"),
+        (damaged, "this file is damaged; take an earlier one"),
+        (first, "that run is already at step 3 and this one ends at 3: raise epochs"),
     ):
         config = config_of(tmp_path / "run", "max_steps=3", f"resume={resume}")
         with pytest.raises(UserError, match=re.escape(f"resume={resume}: {says}")):
             jobs.pretrain(config, quiet=True)
     other = config_of(tmp_path / "run2", "max_steps=9", f"resume={first}", method="byol")
-    with pytest.raises(UserError, match="is of another kind of run: "):
+    with pytest.raises(
+        UserError, match="its state does not fit this method, encoder or optimizer "
+    ):
         jobs.pretrain(other, quiet=True)
 
 

@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from selfsight.errors import UserError
-from selfsight.pretraining.config import compose, to_yaml
+from selfsight.pretraining.config import compose
 from selfsight.report.compare import compare, render
 
 DATA = {"source": "digits", "path": None, "train": 1437, "test": 360, "mean": [0.3], "workers": 1}
@@ -34,7 +34,7 @@ def make(tmp_path):
         folder = tmp_path / name
         folder.mkdir()
         config = compose("digits/simclr", list(overrides), run=str(folder)).config
-        (folder / "config.yaml").write_text(to_yaml(config))
+        (folder / "config.yaml").write_text(config.to_yaml())
         (folder / "results.json").write_text(json.dumps(list(records) or [record()]))
         (folder / "metrics.jsonl").write_text("".join(json.dumps(m) + "\n" for m in metrics))
         return folder

@@ -26,6 +26,7 @@ from selfsight.train.log import read_metrics
 from selfsight.train.optim import OptimizerConfig, build_optimizer, parameter_groups
 from selfsight.train.precision import pick_device, pick_precision
 from tests.conftest import TINY, heads
+from tests.processes import two_ranks
 
 CPU = torch.device("cpu")
 
@@ -376,13 +377,35 @@ def test_compile_reaches_what_runs(tmp_path, method):
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_sync_batchnorm_reaches_every_network(tmp_path, method):
-    """On one process it computes what batch norm does, so that only the conversion can be seen."""
-    config = config_of(tmp_path, "sync_batchnorm=true", method=method)
-    built = build_method(config)
-    before = built.state_dict()
-    engine.place(built, config, CPU)
+def test_sync_batchnorm_reaches_every_network(tmp_path, method, monkeypatch):
+    """One process keeps its batch norm; as one of two on GPUs all of it is converted."""
+    built = build_method(config_of(tmp_path, method=method))
+    names = built.state_dict().keys()
+    engine.place(built, CPU, sync_batchnorm=True)
+    assert not any(isinstance(m, nn.SyncBatchNorm) for m in built.modules())
+    monkeypatch.setattr(engine.distributed, "world_size", lambda: 2)
+    monkeypatch.setattr(engine, "check_sync_batchnorm", lambda *_: None)
+    monkeypatch.setattr(engine, "DistributedDataParallel", lambda module, **_: module)
+    engine.place(built, CPU, sync_batchnorm=True)
     norms = [m for m in built.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     assert norms or "ViT" in METHODS[method].needs
     assert all(isinstance(m, nn.SyncBatchNorm) for m in norms)
-    assert before.keys() == built.state_dict().keys()
+    assert names == built.state_dict().keys()
+
+
+def test_one_process_synchronises_nothing(tmp_path):
+    """The key that the recipes for ImageNet have changes no bit on one CPU."""
+    for name, key in (("plain", "false"), ("sync", "true")):
+        config = config_of(tmp_path / name, "max_steps=2", f"sync_batchnorm={key}")
+        jobs.pretrain(config, quiet=True)
+    assert weights(tmp_path / "plain") == weights(tmp_path / "sync")
+
+
+def test_two_processes_without_gpus_synchronise_no_batchnorm(tmp_path):
+    keys = [*TINY, *heads("simclr"), "max_steps=1", "sync_batchnorm=true", "--run", "r"]
+    for done in two_ranks("pretrain", "digits/simclr", *keys, cwd=tmp_path):
+        assert done.returncode == 2
+        assert "sync_batchnorm=true: torch's SyncBatchNorm works on GPUs only" in done.stderr
+        assert "set sync_batchnorm=false" in done.stderr
+        assert "Traceback" not in done.stderr
+    assert not (tmp_path / "r").exists()

@@ -34,9 +34,7 @@ def retest(
     home = _folder(Path(classifier))
     tree = layers.validate(TrainedConfig, layers.read_yaml(home / "config.yaml")).tree()
     given = [text for text in overrides or [] if text.startswith(KEYS)]
-    for layer in layers.parse_overrides(given):
-        tree = layers.merge(tree, layer)
-    config = layers.validate(TrainedConfig, tree)
+    config = layers.validate(TrainedConfig, layers.fold(tree, given))
     if config.weights_sha256 != target.weights_sha256:
         raise UserError(f"'{classifier}': was trained on another encoder than '{where}'")
     if len(getattr(config.method, "lr_factors", (1,))) > 1:

@@ -150,10 +150,7 @@ class _Foreign(layers.Config):
 
 
 def _foreign(path: Path, overrides: list[str], folder: Path) -> EvaluationTarget:
-    tree: Tree = {}
-    for layer in layers.parse_overrides(overrides):
-        tree = layers.merge(tree, layer)
-    keys = layers.validate(_Foreign, tree)
+    keys = layers.validate(_Foreign, layers.fold({}, overrides))
     if keys.backbone is None:
         raise UserError(
             f"'{path}': does not say which encoder it holds; add backbone.name=... (a timm model) "

@@ -179,7 +179,7 @@ def _classifier(network: Network, config: TrainedConfig, classes: int) -> Classi
     """The network under new heads, whose weights follow from the seed."""
     backbone = network.build(config.drop_path)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(randomness.key(randomness.WEIGHTS, config.seed, 2) >> 1)
+        torch.manual_seed(randomness.torch_seed(randomness.WEIGHTS, config.seed, 2))
         return CLASSIFIERS[config.method.name](backbone, config.method, classes)
 
 
