@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from selfsight.interop import convert as convert
     from selfsight.pretraining.config import RunConfig as RunConfig
     from selfsight.pretraining.config import compose as compose
-    from selfsight.pretraining.job import draw_views as draw_views
     from selfsight.pretraining.job import pretrain as pretrain
+    from selfsight.report.sheet import draw_views as draw_views
 
 __version__ = "0.2.0"
 
@@ -37,7 +37,7 @@ _HOME = {
     "pretrain": "selfsight.pretraining.job",
     "RunConfig": "selfsight.pretraining.config",
     "compose": "selfsight.pretraining.config",
-    "draw_views": "selfsight.pretraining.job",
+    "draw_views": "selfsight.report.sheet",
 }
 __all__ = list(_HOME)
 

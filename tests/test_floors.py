@@ -15,7 +15,8 @@ PACKAGE = Path(selfsight.__file__).parent
 # each other.
 FLOORS = [
     ["__main__", "__init__"],
-    ["cli", "interop.cli"],
+    ["interop.cli"],
+    ["cli"],
     ["interop"],
     ["grid"],
     ["report"],

@@ -26,11 +26,10 @@ from selfsight.encoders.artifact import (
 from selfsight.errors import UserError
 from selfsight.evaluate.features import extract
 from selfsight.evaluate.knn import knn_accuracy
-from selfsight.files import locked, write_atomically, write_json
+from selfsight.files import locked, write_json
 from selfsight.methods import METHODS, Method
 from selfsight.pretraining.build import build_method, image_size, with_hash, without_weights
 from selfsight.pretraining.config import RunConfig
-from selfsight.report.sheet import contact_sheet
 from selfsight.train.engine import check_sync_batchnorm, fit
 from selfsight.train.folder import BAD_IMAGES, claim, is_claimed
 from selfsight.train.loader import ViewLoader, make_loader
@@ -38,7 +37,7 @@ from selfsight.train.log import console, read_metrics
 from selfsight.train.optim import scaled_lr
 from selfsight.train.precision import pick_device, pick_precision
 from selfsight.train.probe import OnlineProbe
-from selfsight.train.session import PeriodicEvaluation, total_steps
+from selfsight.train.session import PeriodicEvaluation
 
 
 def pretrain(config: RunConfig, quiet: bool = False) -> Path:
@@ -94,13 +93,13 @@ class Job:
         """What encoder.safetensors says of the encoder."""
         config, method = self.config, self.method
         started = {"weights_sha256": config.weights_sha256} if config.weights else {}
-        steps = total_steps(config.epochs, config.max_steps, self.loader)
+        steps = config.steps(self.loader.steps_per_epoch)
         return describe(
             method.backbone,
             config.backbone,
             config.method.model_dump(mode="json"),
             config.data,
-            image_size(config),
+            image_size(config.views),
             config.seed,
             config.precision,
             {"images": len(self.images), "epochs": config.epochs, "steps": steps, **started},
@@ -178,19 +177,6 @@ def _check_labels(method: Config, classes: list[str] | None) -> None:
     expected, found = getattr(method, "classes", None), len(classes)
     if expected not in (None, found):
         raise UserError(f"method.classes={expected}: the data have {found}; set {found}")
-
-
-def draw_views(config: RunConfig, output: Path, rows: int, epochs: int) -> None:
-    """Write a PNG file that shows the first images of epoch 0 and their views.
-
-    Args:
-        rows: images, one in each row.
-        epochs: how many epochs' views to show.
-    """
-    images = training_images(config, torch.device("cpu"))
-    loader = make_loader(config.model_copy(update={"batch_size": min(rows, len(images))}), images)
-    sheet = contact_sheet(loader, config.data.mean, config.data.std, rows, epochs)
-    write_atomically(output, lambda path: sheet.save(path, "PNG"))
 
 
 def training_images(

@@ -46,6 +46,11 @@ class TrainConfig(Config):
         text = json.dumps(self.identity(), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:6]
 
+    def steps(self, per_epoch: int) -> int:
+        """The number of steps of the whole training."""
+        steps = self.epochs * per_epoch
+        return min(steps, self.max_steps or steps)
+
     def to_yaml(self) -> str:
         """The text of config.yaml."""
         return yaml.safe_dump(self.tree(), sort_keys=False, allow_unicode=True)

@@ -68,8 +68,7 @@ class Session:
         """
         self.method, self.optimizer, self.loader, self.config = method, optimizer, loader, config
         self.folder, self.probe, self.evaluation = folder, probe, evaluation
-        steps = config.epochs * loader.steps_per_epoch
-        self.steps = min(steps, config.max_steps or steps)
+        self.steps = config.steps(loader.steps_per_epoch)
         keep = config.checkpoint.keep
         self.checkpoints = Checkpoints(folder / "checkpoints", keep, console.print)
         self.start, self.seconds = 0, 0.0

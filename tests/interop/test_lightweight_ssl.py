@@ -25,12 +25,12 @@ from selfsight.evaluate.protocols import read_results
 from selfsight.evaluate.protocols.target import open_target
 from selfsight.interop import native
 from selfsight.interop.cli import processes
-from selfsight.interop.cli.jobs import composed, read_job
 from selfsight.interop.lightweight_tables import SSL_ARGS
 from selfsight.interop.report import Converted, Fate
 from selfsight.train.log import read_metrics
 from selfsight.train.optim import lr_factor, scaled_lr
 from tests.conftest import ROOT, selfsight
+from tests.interop.opened import composed, converted
 from tests.interop.test_ini import dump
 from tests.processes import Started
 
@@ -374,7 +374,7 @@ def test_convert_then_run_equals_run(tmp_path, command):
     flat = {**FLAT, "pretrain_ckpt_path": "ckpts/simclr"}
     path = write(tmp_path, flat, "linear_eval")
     command("convert", str(path), "-o", str(out), cwd=tmp_path)
-    direct, written = read_job(path), read_job(out)
+    direct, written = converted(path), converted(out)
     for key in ("phase", "subject", "protocol", "classifier", "run"):
         assert getattr(written, key) == getattr(direct, key)
     assert native.arguments(written.tree) == native.arguments(direct.tree)
@@ -662,7 +662,7 @@ def test_its_own_checkpoints_are_measured(tmp_path):
     more |= {"optimizer_states": [], "lr_schedulers": [], "hyper_parameters": {}, "loops": {}}
     torch.save({"state_dict": state, **more}, tmp_path / "x.ckpt")
     flat = {**SMALL, "ssl_method": "nnclr", "pretrain_ckpt_path": str(tmp_path / "x.ckpt")}
-    job = read_job(write(tmp_path, flat, "linear_eval"))
+    job = converted(write(tmp_path, flat, "linear_eval"))
     subject = open_target(job.subject, native.arguments(job.tree), job.run)
     torch.manual_seed(0)
     x = torch.randn(2, 3, 32, 32)

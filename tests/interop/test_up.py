@@ -22,7 +22,7 @@ from selfsight.encoders.artifact import load_encoder
 from selfsight.errors import UserError
 from selfsight.evaluate.protocols.config import TrainedConfig, compose_trained
 from selfsight.interop import native
-from selfsight.interop.cli.jobs import composed, paired
+from selfsight.interop.cli.plugin import paired
 from selfsight.interop.report import Converted, Fate
 from selfsight.pretraining import job as jobs
 from selfsight.pretraining.config import RunConfig, compose
@@ -30,6 +30,7 @@ from selfsight.train.checkpoint import Checkpoints
 from selfsight.train.log import read_metrics
 from selfsight.train.optim import build_optimizer, lr_factor, scaled_lr
 from selfsight.views.recipe import preset
+from tests.interop.opened import composed
 from tests.interop.up_files import (
     FLIP,
     NORMALIZE,
