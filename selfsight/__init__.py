@@ -9,7 +9,7 @@ encoder = selfsight.load_encoder(run)
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from selfsight.encoders.artifact import load_encoder as load_encoder
+    from selfsight.encoders.encoder import load_encoder as load_encoder
     from selfsight.errors import UserError as UserError
     from selfsight.evaluate.protocols import finetune as finetune
     from selfsight.evaluate.protocols import knn as knn
@@ -33,7 +33,7 @@ _HOME = {
     "linear": "selfsight.evaluate.protocols",
     "linear_augmented": "selfsight.evaluate.protocols",
     "retest": "selfsight.evaluate.protocols",
-    "load_encoder": "selfsight.encoders.artifact",
+    "load_encoder": "selfsight.encoders.encoder",
     "pretrain": "selfsight.pretraining.job",
     "RunConfig": "selfsight.pretraining.config",
     "compose": "selfsight.pretraining.config",

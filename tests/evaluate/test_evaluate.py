@@ -20,7 +20,8 @@ import selfsight
 from selfsight import metrics
 from selfsight.data.images import Images
 from selfsight.data.sources.open import DataConfig, open_source
-from selfsight.encoders.artifact import load_encoder, read_network, weights_hash
+from selfsight.encoders.artifact import read_network, weights_hash
+from selfsight.encoders.encoder import load_encoder
 from selfsight.errors import UserError
 from selfsight.evaluate import knn as knn_module
 from selfsight.evaluate.features import extract, plain_views, raw_pixels

@@ -19,7 +19,7 @@ from PIL import Image
 
 from selfsight import config as layers
 from selfsight import interop as dialects
-from selfsight.encoders.artifact import load_encoder
+from selfsight.encoders.encoder import load_encoder
 from selfsight.errors import UserError
 from selfsight.evaluate.protocols import read_results
 from selfsight.evaluate.protocols.target import open_target

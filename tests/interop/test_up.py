@@ -18,11 +18,11 @@ from PIL import Image
 from selfsight import config as layers
 from selfsight import interop as dialects
 from selfsight.data.sources.open import open_source
-from selfsight.encoders.artifact import load_encoder
+from selfsight.encoders.encoder import load_encoder
 from selfsight.errors import UserError
 from selfsight.evaluate.protocols.config import TrainedConfig, compose_trained
 from selfsight.interop import native
-from selfsight.interop.cli.plugin import paired
+from selfsight.interop.cli.converted_file import paired
 from selfsight.interop.report import Converted, Fate
 from selfsight.pretraining import job as jobs
 from selfsight.pretraining.config import RunConfig, compose

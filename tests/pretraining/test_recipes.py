@@ -11,8 +11,8 @@ import timm
 import yaml
 
 from selfsight import config as layers
-from selfsight.encoders.artifact import load_encoder
 from selfsight.encoders.backbones import BackboneConfig
+from selfsight.encoders.encoder import load_encoder
 from selfsight.errors import UserError
 from selfsight.methods import METHODS
 from selfsight.pretraining import job as jobs

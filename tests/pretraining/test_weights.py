@@ -8,7 +8,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from selfsight.encoders.artifact import load_encoder, weights_hash
+from selfsight.encoders.artifact import weights_hash
+from selfsight.encoders.encoder import load_encoder
 from selfsight.errors import UserError
 from selfsight.evaluate.protocols.target import open_target
 from selfsight.methods import METHODS

@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from selfsight.encoders.artifact import load_encoder, weights_hash
+from selfsight.encoders.artifact import weights_hash
+from selfsight.encoders.encoder import load_encoder
 from selfsight.errors import UserError
 from selfsight.files import locked
 from selfsight.methods import METHODS

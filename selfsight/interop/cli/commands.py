@@ -12,7 +12,7 @@ from selfsight.cli.app import OTHER, continuing, print_from_first
 from selfsight.cli.files import Opts, open_file
 from selfsight.cli.pretraining import pretrain_file
 from selfsight.errors import UserError
-from selfsight.interop.cli.plugin import paired, validate_converted
+from selfsight.interop.cli.converted_file import paired, validate_converted
 
 
 def add_to(app: typer.Typer) -> None:
