@@ -1,8 +1,8 @@
-"""The typed INI language: `key = value@type` lines, flat ones first, then sections.
+"""The typed INI format: lines `key = value@type`, first without a section, then in sections.
 
 Types are int, float, str, bool, list and dict; the last two are Python literals. `#` starts a
-comment: a line of its own, or after a type. An empty bool is false. A string that would be read
-otherwise (with spaces at its ends, a line break, or `@type #` in it) stands in quotes.
+comment, on its own line or after a type. An empty bool is false. A string with spaces at its ends,
+a line break, or a part that looks like `@type` must be in quotes.
 """
 
 import ast
@@ -19,98 +19,86 @@ _TYPED = re.compile(rf"@({'|'.join(TYPES)})\s*(?=#|$)")
 _ANY_TYPE = re.compile(r"@(\w+)\s*(?:#.*)?$")
 _SECTION = re.compile(r"\[\s*([A-Za-z_][\w-]*)\s*\]\s*(?:#.*)?")
 _KEY = re.compile(r"[A-Za-z_][\w-]*")
-NO_LITERAL = (ValueError, SyntaxError, MemoryError, RecursionError)
 
 
 @dataclass
 class Ini:
-    """A parsed file.
+    """A parsed file."""
 
-    Attributes:
-        tree: keys and values; a section is a mapping.
-        lines: dotted key -> number of its line.
-    """
-
-    tree: Tree = field(default_factory=dict)
-    lines: dict[str, int] = field(default_factory=dict)
+    tree: Tree = field(default_factory=dict)  # a section is a mapping
+    lines: dict[str, int] = field(default_factory=dict)  # dotted key -> its line number
 
 
 def is_typed(line: str) -> bool:
-    """Whether a line is of this language and of no other."""
+    """Whether a line has the form `key = value@type`."""
     key, equals, value = line.strip().partition("=")
     return bool(equals and _KEY.fullmatch(key.strip()) and _TYPED.search(value))
 
 
 def parse(text: str, name: str) -> Ini:
-    """All keys of a file.
+    """Parse a file; `name` is its path, for messages.
 
-    Raises: UserError for the lines that are wrong, each with the file's name, its number, and why.
+    Raises: UserError that lists each wrong line with the file, its number, and the reason.
     """
-    ini, problems, section = Ini(), [], ""
-    here = ini.tree
+    ini, problems, prefix = Ini(), [], ""
+    node = ini.tree
     for number, line in enumerate(re.split(r"\r\n|\r|\n", text.removeprefix("\ufeff")), 1):
         line = line.strip()
         if not line or line.startswith("#"):
             continue
         try:
             if line.startswith("["):
-                section, here = "", ini.tree
-                key, value = _parse_section(line), {}
-            else:
-                key, value = _parse_line(line)
-            if f"{section}{key}" in ini.lines:
-                first = ini.lines[f"{section}{key}"]
+                prefix, node = "", ini.tree
+            key, value = _parse_line(line)
+            if f"{prefix}{key}" in ini.lines:
+                first = ini.lines[f"{prefix}{key}"]
                 raise ValueError(f"'{key}' is given twice, first in line {first}")
         except ValueError as error:
             problems.append(f"{name}:{number}: {error}")
             continue
-        here[key] = value
-        ini.lines[f"{section}{key}"] = number
+        node[key] = value
+        ini.lines[f"{prefix}{key}"] = number
         if line.startswith("["):
-            section, here = f"{key}.", value
+            prefix, node = f"{key}.", value
     if problems:
         raise UserError("\n".join(problems))
     return ini
 
 
-def _parse_section(line: str) -> str:
-    found = _SECTION.fullmatch(line)
-    if not found:
-        raise ValueError(f"'{line}' is no section; write [name]")
-    return found[1]
-
-
 def _parse_line(line: str) -> tuple[str, Any]:
+    """Key and value; the name of a section and an empty mapping."""
+    if line.startswith("["):
+        if found := _SECTION.fullmatch(line):
+            return found[1], {}
+        raise ValueError(f"'{line}' is not a section; write [name]")
     key, equals, rest = line.partition("=")
     key = key.strip()
     if not equals:
-        raise ValueError(f"'{line}' is neither key = value@type, nor [section], nor # a comment")
+        raise ValueError(f"'{line}': write key = value@type, [section], or # and a comment")
     if not _KEY.fullmatch(key):
-        raise ValueError(f"'{key}' is no name of a key")
+        raise ValueError(f"'{key}' is not a key; use letters, digits, _ and -, first a letter or _")
     return key, parse_value(key, rest.strip())
 
 
 def parse_value(key: str, text: str) -> Any:
-    """The value of `value@type`. Raises: ValueError that says what is wrong with it."""
-    problem = _untyped(key, text)
-    quoted = text[:1] in ("'", '"')
-    plain = []
+    """The value of `value@type`. Raises: ValueError with the reason if it is wrong."""
+    problem, fallback = "", []
     for found in _TYPED.finditer(text):
         raw, kind = text[: found.start()].strip(), found[1]
         try:
             value = _convert(raw, kind)
         except ValueError as error:
-            problem = problem if plain else f"{key} = {raw}@{kind}: {error}"
+            problem = f"{key} = {raw}@{kind}: {error}"
             continue
-        if not quoted or (kind == "str" and _literal(raw) is not None):
+        if text[:1] not in ("'", '"') or (kind == "str" and _quoted(raw) is not None):
             return value
-        plain.append(value)
-    if plain:  # a string that begins with a quotation mark and is no literal
-        return plain[0]
-    raise ValueError(problem)
+        fallback.append(value)  # the type may be inside the quotes: look for a later one
+    if fallback:  # a string that starts with a quotation mark and does not end with it
+        return fallback[0]
+    raise ValueError(problem or _type_problem(key, text))
 
 
-def _untyped(key: str, text: str) -> str:
+def _type_problem(key: str, text: str) -> str:
     named = _ANY_TYPE.search(text)
     if named and named[1] not in TYPES:
         hint = near(named[1], TYPES) or f" Known: {', '.join(TYPES)}"
@@ -119,10 +107,10 @@ def _untyped(key: str, text: str) -> str:
 
 
 def _convert(raw: str, kind: str) -> Any:
-    """Raises: ValueError if the text is no such value."""
+    """Raises: ValueError if the text is not a value of the type."""
     if kind == "str":
-        literal = _literal(raw)
-        return raw if literal is None else literal
+        quoted = _quoted(raw)
+        return raw if quoted is None else quoted
     if kind == "bool":
         if raw.lower() not in _BOOLS:
             raise ValueError("is neither True nor False")
@@ -133,32 +121,35 @@ def _convert(raw: str, kind: str) -> Any:
         except ValueError:
             what = "a whole number" if kind == "int" else "a number"
             raise ValueError(f"is not {what}") from None
+    value = _literal(raw) if raw else TYPES[kind]()
+    if isinstance(value, TYPES[kind]):
+        return value
+    found = f": found a {type(value).__name__}" if value is not None else ""
+    raise ValueError(f"is not a Python {kind}{found}")
+
+
+def _literal(text: str) -> Any:
+    """A Python literal; None if the text is not one."""
     try:
-        value = ast.literal_eval(raw) if raw else TYPES[kind]()
-    except NO_LITERAL:
-        raise ValueError(f"is no Python {kind}") from None
-    if not isinstance(value, TYPES[kind]):
-        raise ValueError(f"is a Python {type(value).__name__}, no {kind}")
-    return value
+        return ast.literal_eval(text)
+    except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
+        return None
 
 
-def _literal(raw: str) -> str | None:
-    """The string in quotes, if that is what the text is."""
+def _quoted(raw: str) -> str | None:
+    """The string inside quotes; None if the text is not a quoted string."""
     if len(raw) < 2 or raw[0] not in "'\"" or raw[0] != raw[-1]:
         return None
-    try:
-        value = ast.literal_eval(raw)
-    except NO_LITERAL:
-        return None
+    value = _literal(raw)
     return value if isinstance(value, str) else None
 
 
 def override(ini: Ini, arguments: list[str]) -> None:
-    """Lay `key=value` or `section.key=value@type` over a file's keys.
+    """Replace keys by `key=value` or `section.key=value@type`.
 
-    Without a type the value has that of the key in the file; a list or a mapping is one in any
-    case, and a new key's type is guessed.
-    Raises: UserError for what is no override, or for a value that is not of its type.
+    A value without a type gets the type of the key in the file, except that a list or dict stays
+    one; the type of a new key is guessed.
+    Raises: UserError for an argument that is not an override, or whose value has another type.
     """
     for argument in arguments:
         key, equals, text = argument.partition("=")
@@ -169,28 +160,24 @@ def override(ini: Ini, arguments: list[str]) -> None:
         for parent in parents:
             node = node.setdefault(parent, {})
             if not isinstance(node, dict):
-                raise UserError(f"'{argument}': '{parent}' holds no keys")
+                raise UserError(f"'{argument}': '{parent}' has no keys below it")
         try:
-            node[leaf] = _given(leaf, text.strip(), node.get(leaf))
+            node[leaf] = _override_value(leaf, text.strip(), node.get(leaf))
         except ValueError as error:
             raise UserError(f"'{argument}': {error}") from None
         ini.lines.pop(key, None)
 
 
-def _given(key: str, text: str, old: Any) -> Any:
+def _override_value(key: str, text: str, old: Any) -> Any:
     if _TYPED.search(text):
         return parse_value(key, text)
-    guess = _guess(text)
-    if old is None or isinstance(guess, (list, dict)):  # a path may become a mapping
-        return guess
-    return _convert(text, type(old).__name__)
-
-
-def _guess(text: str) -> Any:
+    guess = _literal(text)
     if text.lower() in ("true", "false"):
-        return text.lower() == "true"
-    try:
-        value = ast.literal_eval(text)
-    except NO_LITERAL:
-        return text
-    return value if type(value) in TYPES.values() else text
+        guess = text.lower() == "true"
+    guess = guess if type(guess) in TYPES.values() else text
+    # a list or dict may replace a value of another type: data_dir is a path or a dict
+    return (
+        guess
+        if old is None or isinstance(guess, (list, dict))
+        else _convert(text, type(old).__name__)
+    )

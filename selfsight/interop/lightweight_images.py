@@ -1,104 +1,105 @@
-"""Lightweight-SSL's keys of the images: which they are, and what is made of them."""
+"""Lightweight-SSL's keys of the images: where they are, and how they are augmented."""
 
 from pathlib import Path
 
 from selfsight.config import Tree
 from selfsight.data.source import TRAIN_NAMES
-from selfsight.interop.lightweight_file import File
-from selfsight.interop.lightweight_tables import AUGMENTATION, DATA_SETS, KINDS, DataSet
-from selfsight.interop.report import Fate, Reader, put
+from selfsight.interop.lightweight_tables import AUGMENTATION, CUSTOM, DATA_SETS, DataSet
+from selfsight.interop.report import Converted
+from selfsight.interop.section import REPLACED, TAKEN, Section
+
+Keys = Section[Converted]
 
 
-def images(c: File) -> int:
-    """Where the images are and what is made of them; returns the side of the views."""
-    name = c.choice("dataset", DATA_SETS)
-    known = DATA_SETS[name or "imagenet"]
-    custom = c.reader.inside("custom_ds_cfg")
-    c.give(c.reader, "dataset", "data.source", known.source)
-    put(c.tree, "data.mean", list(known.mean))
-    put(c.tree, "data.std", list(known.std))
-    _where(c, name, known, custom)
+def read_images(r: Keys) -> int:
+    """All keys of the images; returns the side of the views in pixels."""
+    name, out = r.choose("dataset", DATA_SETS, "dataset", needed=True), r.out
+    known, custom = DATA_SETS[name or "imagenet"], r.inside("custom_ds_cfg")
+    r.set("dataset", "data.source", known.source)
+    out.put("data.mean", list(known.mean))
+    out.put("data.std", list(known.std))
+    _place(r, name, known, custom)
     group: Tree = {**AUGMENTATION, "size": known.size}
     if name == "custom":
-        _custom(c, custom, group)
+        _custom(custom, group)
     else:
-        c.ignore(custom, custom.tree, "is for dataset=custom")
-    _crops(c, group)
+        custom.ignore("only for dataset=custom", *custom.tree)
+    _crops(r, group)
     return group["size"]
 
 
-def _where(c: File, name: str | None, known: DataSet, custom: Reader) -> None:
-    """data_dir: a path, or a mapping with train and test; or custom_ds_cfg's own."""
-    place = c.reader.tree.get("data_dir")
+def _place(r: Keys, name: str | None, known: DataSet, custom: Keys) -> None:
+    """data_dir is a path or {'train': ..., 'test': ...}; custom_ds_cfg may hold the two instead."""
     torchvision = known.source.startswith("torchvision:")
     own = [key for key in ("train", "test") if name == "custom" and key in custom]
-    if place:
-        for key in own:
-            custom.refuse(key, "data_dir says where the images are; remove one of the two")
+    place = r.tree.get("data_dir")
+    for key in own if place else ():
+        custom.refuse(key, "data_dir also names the images; remove one of the two")
     if isinstance(place, dict) and place:
-        return _two_places(c, c.reader.inside("data_dir"), torchvision)
-    place = c.value(c.reader, "data_dir", str, dict)
+        return _two_places(r.inside("data_dir"), torchvision)
+    place = r.value("data_dir", "@str or @dict")
     if place:
         path, why = Path(place), ""
         if not torchvision and path.name.lower() in TRAIN_NAMES:
             path = path.parent
-            why = "train and the test images beside it; there, evaluation read train as well"
-        return c.give(c.reader, "data_dir", "data.path", str(path), why)
-    if own:
-        c.ignore(c.reader, ["data_dir"], "custom_ds_cfg names the folders")
-        return _two_places(c, custom, torchvision)
-    if known.path:
-        why = "the usual place, as it is empty"
-        return c.give(c.reader, "data_dir", "data.path", known.path, why)
-    return c.reader.refuse("data_dir", f"missing key; where the images of {name} are")
+            why = "the folder of both splits; Lightweight-SSL also evaluated on train"
+        r.set("data_dir", "data.path", str(path), why)
+    elif own:
+        r.ignore("custom_ds_cfg names the folders", "data_dir")
+        _two_places(custom, torchvision)
+    elif known.path:
+        r.set("data_dir", "data.path", known.path, "the default path of this data set")
+    else:
+        r.refuse("data_dir", f"missing key; write the path of the images of {name}")
+    return None
 
 
-def _two_places(c: File, both: Reader, torchvision: bool) -> None:
-    train, test = c.same(both, "train", "data.path", str), c.value(both, "test", str)
+def _two_places(both: Keys, torchvision: bool) -> None:
+    train, test = both.copy("train", "data.path", "@str"), both.value("test", "@str")
     if not train:
-        both.refuse("train", "missing key; the folder of the training images")
+        both.refuse("train", "missing key; write the folder of the training images")
     elif not torchvision and test:
-        c.give(both, "test", "data.test_path", test)
+        both.set("test", "data.test_path", test)
     elif test == train:
-        both.tell("test", Fate.REPLACED, f"data.path={train}", "one folder holds both splits")
+        both.record("test", REPLACED, f"data.path={train}", "one folder holds both splits")
     elif test:
-        both.refuse("test", "torchvision keeps both splits in one folder; name it twice")
+        both.refuse("test", f"torchvision keeps both splits in one folder; write {train}")
 
 
-def _custom(c: File, cfg: Reader, group: Tree) -> None:
-    """custom_ds_cfg: pixels and augmentations of a data set of one's own."""
+def _custom(r: Keys, group: Tree) -> None:
+    """custom_ds_cfg: pixels and augmentations of the user's own data set."""
     for key in ("mean", "std"):
-        value = c.value(cfg, key, list, tuple)
+        value = r.value(key, "@list")
         if value is not None:
-            c.give(cfg, key, f"data.{key}", list(value))
+            r.set(key, f"data.{key}", list(value))
     limits = zip(("min_scale", "max_scale"), group["crop_scale"], strict=True)
-    group["crop_scale"] = [c.value(cfg, key, float, default=usual) for key, usual in limits]
+    group["crop_scale"] = [r.value(key, "@float", default) for key, default in limits]
     for key in ("min_scale", "max_scale"):
-        cfg.tell(key, Fate.TAKEN, f"views.0.crop_scale={group['crop_scale']}")
-    for key, (native, kind) in KINDS.items():
-        value = c.value(cfg, key, kind)
+        r.record(key, TAKEN, f"views.0.crop_scale={group['crop_scale']}")
+    for key, native in CUSTOM.items():
+        value = r.value(key, "@int" if key == "crop_size" else "@float")
         if value is None:
             continue
         group[native] = value
-        if c.pretraining or key in ("crop_size", "horizontal_flip_prob"):
-            cfg.tell(key, Fate.TAKEN, f"views.0.{native}={value}")
+        if r.out.pretrains or key in ("crop_size", "horizontal_flip_prob"):
+            r.record(key, TAKEN, f"views.0.{native}={value}")
         else:
-            c.ignore(cfg, [key], "a classifier is trained on crops and flips")
+            r.ignore("a classifier is trained on crops and flips only", key)
 
 
-def _crops(c: File, group: Tree) -> None:
-    """aug_crop_lst: so many crops of each view recipe; there is one recipe."""
-    counts = c.value(c.reader, "aug_crop_lst", list, default=[2] if c.pretraining else [1])
+def _crops(r: Keys, group: Tree) -> None:
+    """aug_crop_lst: the number of crops of each view recipe; there is one recipe."""
+    out = r.out
+    counts = r.value("aug_crop_lst", "@list", [2] if out.pretrains else [1])
     if not counts or any(type(count) is not int or count < 1 for count in counts):
-        c.reader.refuse("aug_crop_lst", "is a list of numbers of crops, such as [2]")
+        r.refuse("aug_crop_lst", "expected a list of numbers of crops, such as [2]")
         return
     why = ""
-    if c.pretraining:
-        put(c.tree, "views", [{"count": count, **group} for count in counts])
-        why = f"with the crops and colours that its code has, at {group['size']} px"
+    if out.pretrains:
+        why = f"with the crops and colours of Lightweight-SSL's code, at {group['size']} px"
     else:
-        crops = {key: group[key] for key in ("size", "flip", "crop_scale")}
+        group = {key: group[key] for key in ("size", "flip", "crop_scale")}
         counts = [sum(counts)]
-        put(c.tree, "views", [{"count": counts[0], **crops}])
-    said = f"views.0.count={counts[0]}" if len(counts) == 1 else f"{len(counts)} views.*"
-    c.reader.tell("aug_crop_lst", Fate.REPLACED if why else Fate.TAKEN, said, why)
+    out.put("views", [{"count": count, **group} for count in counts])
+    by = f"views.0.count={counts[0]}" if len(counts) == 1 else f"{len(counts)} views.*"
+    r.record("aug_crop_lst", REPLACED if why else TAKEN, by, why)

@@ -1,27 +1,24 @@
-"""Lightweight-SSL's names and their values here, as data."""
+"""Lightweight-SSL's keys and values, and Selfsight's in their place."""
 
 from dataclasses import dataclass, field
-from typing import Any
 
 from selfsight.config import Tree
 
 LOGGERS = ("wandb", "csv", "tensorboard")
-# [wandb_args] -> key below log.wandb
-WANDB_ARGS = {key: key for key in ("name", "project", "entity", "offline")} | {"save_dir": "folder"}
+WANDB_ARGS = (
+    ("copy", "save_dir", "log.wandb.folder", "@str"),
+    *(("copy", key, f"log.wandb.{key}", "@str") for key in ("name", "project", "entity")),
+    ("copy", "offline", "log.wandb.offline", "@bool"),
+)
 
 
 @dataclass(frozen=True)
 class DataSet:
-    """What `dataset` stands for.
-
-    Attributes:
-        path: where it lies if data_dir does not say; "": it must.
-        size: side of the crops that its code takes.
-    """
+    """A value of `dataset`."""
 
     source: str
-    path: str
-    size: int
+    path: str  # the default of data_dir; "": data_dir is required
+    size: int  # side of the crops in pixels
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
 
@@ -42,7 +39,7 @@ DATA_SETS = {
     "custom": DataSet("auto", "", 224),
 }
 
-# The one view recipe of its code, for every data set.
+# The view recipe in its code, the same for every data set.
 AUGMENTATION: Tree = {
     "crop_scale": [0.08, 1.0],
     "flip": 0.5,
@@ -54,50 +51,44 @@ AUGMENTATION: Tree = {
     "grayscale": 0.2,
     "blur": 0.5,
 }
-# Keys of custom_ds_cfg: the arguments of that recipe -> key of a view group, type.
-KINDS: dict[str, tuple[str, type]] = {
-    "crop_size": ("size", int),
-    "horizontal_flip_prob": ("flip", float),
-    "color_jitter_prob": ("jitter", float),
-    "brightness": ("brightness", float),
-    "contrast": ("contrast", float),
-    "saturation": ("saturation", float),
-    "hue": ("hue", float),
-    "gray_scale_prob": ("grayscale", float),
-    "gaussian_prob": ("blur", float),
-    "solarization_prob": ("solarize", float),
+# custom_ds_cfg: arguments of that recipe -> key of a view group
+CUSTOM = {
+    "crop_size": "size",
+    "horizontal_flip_prob": "flip",
+    "color_jitter_prob": "jitter",
+    **{key: key for key in ("brightness", "contrast", "saturation", "hue")},
+    "gray_scale_prob": "grayscale",
+    "gaussian_prob": "blur",
+    "solarization_prob": "solarize",
 }
 
-# compute_cfg: arguments of Lightning's Trainer -> native key, types.
-COMPUTE: dict[str, tuple[Any, ...]] = {
-    "accumulate_grad_batches": ("accumulate", int),
-    "gradient_clip_val": ("clip_gradient", float),
-    "log_every_n_steps": ("log_every", int),
-    "max_steps": ("max_steps", int),
-    "sync_batchnorm": ("sync_batchnorm", bool),
-}
-# ... -> native key, its value -> the value here, and why it is another.
+# compute_cfg: arguments of Lightning's Trainer
+COMPUTE = (
+    ("copy", "accumulate_grad_batches", "accumulate", "@int"),
+    ("copy", "gradient_clip_val", "clip_gradient", "@float"),
+    ("copy", "log_every_n_steps", "log_every", "@int"),
+    ("copy", "max_steps", "max_steps", "@int"),
+    ("copy", "sync_batchnorm", "sync_batchnorm", "@bool"),
+    ("ignore", "torchrun gives each process its device", "auto_select_gpus"),
+    ("ignore", "every run can be repeated", "deterministic"),
+    ("ignore", "Selfsight chooses it by the device", "benchmark"),
+    ("ignore", "a terminal shows a bar, a pipe gets lines", "enable_progress_bar"),
+    ("ignore", "checkpoints are always written", "enable_checkpointing"),
+)
+# ... -> native key, {value: native value}, reason for another value
 NAMED: dict[str, tuple[str, dict[str, str], str]] = {
     "accelerator": (
         "device",
         {"auto": "auto", "gpu": "cuda", "cuda": "cuda", "cpu": "cpu", "mps": "mps"},
-        "the device's name here",
+        "Selfsight's name of the device",
     ),
     "precision": (
         "precision",
         {"16": "auto", "16-mixed": "auto", "bf16": "bf16", "bf16-mixed": "bf16", "32": "fp32"},
-        "bfloat16 where the hardware has it, which needs no scaling of the loss, else float32",
+        "bfloat16 where the hardware supports it (it needs no scaling of the loss), else float32",
     ),
 }
-WITHOUT_EFFECT = {
-    "auto_select_gpus": "torchrun gives each process its device",
-    "deterministic": "runs are repeatable as they are",
-    "benchmark": "is chosen here by the device",
-    "enable_progress_bar": "a bar in a terminal, lines in a pipe",
-    "enable_checkpointing": "checkpoints are always written",
-}
-
-# [ssl_args] -> native key; "" of what only some methods have.
+# [ssl_args] -> native key; "": only some methods have it, see Method.arguments
 SSL_ARGS = {
     "lr": "optimizer.lr",
     "weight_decay": "optimizer.weight_decay",
@@ -115,22 +106,16 @@ SSL_ARGS = {
 
 @dataclass(frozen=True)
 class Method:
-    """What `ssl_method` stands for.
-
-    Attributes:
-        optimizer: as the papers have it; a file's own keys come over it.
-        arguments: more of SSL_ARGS that it has.
-        teacher: it has a slow teacher, whose momentum is close to 1.
-    """
+    """A value of `ssl_method`."""
 
     name: str
-    optimizer: Tree
-    arguments: dict[str, str] = field(default_factory=dict)
-    teacher: bool = False
+    optimizer: Tree  # of the paper; the file's keys replace its values
+    arguments: dict[str, str] = field(default_factory=dict)  # replace entries of SSL_ARGS
+    teacher: bool = False  # has a slow teacher, whose momentum is close to 1
 
 
 def _lars(lr: float, weight_decay: float) -> Tree:
-    """lr: for 256 images."""
+    """`lr` is for 256 images."""
     return {"name": "lars", "lr": lr, "lr_scaling": "linear", "weight_decay": weight_decay}
 
 

@@ -1,217 +1,215 @@
-"""UP's `trainer`: how long, and how the learning rate goes."""
+"""UP's `trainer`: the length of training, the learning rate over time, and checkpoints."""
 
 from collections.abc import Callable
 
-from selfsight.interop.up_optim import read_optimizer, tell_lr
-from selfsight.interop.up_values import NOTHING, REPLACED, TAKEN, Draft, Keys
+from selfsight.interop.section import REPLACED, TAKEN, UNUSED
+from selfsight.interop.up_draft import Keys
+from selfsight.interop.up_optim import read_optimizer, set_lr
 
-EPOCHS = 100  # native default
-STEPLESS = "in one line, where it moved once an epoch"
+EPOCHS = 100  # Selfsight's default
 SHAPES = {"linear": "linear", "exp": "exponential", "cosine": "cosine"}
 WARMUP = ("warmup_iter", "warmup_epochs", "warmup_type", "warmup_ratio")
+CYCLE = (
+    ("fixed", "anneal_strategy", ("cos",), "the rate follows half a cosine"),
+    ("fixed", "three_phase", (False,), "the cycle has two phases"),
+)
 
 
 def read_trainer(r: Keys) -> None:
-    """Epochs, optimizer, scheduler, and when to save."""
+    """Epochs, optimizer, scheduler, checkpoints."""
     _length(r)
     optimizer, scheduler = r.inside("optimizer"), r.inside("lr_scheduler")
     read_optimizer(optimizer)
     key = "warmup_register_type"
-    register = scheduler.choose(key, ("no_scale_lr", "base"), key, "base")
-    r.d.per_image = register == "base"
-    tell_lr(optimizer)
+    r.out.per_image = scheduler.choose(key, ("no_scale_lr", "base"), key, "base") == "base"
+    set_lr(optimizer)
     if scheduler:
         _scheduler(scheduler, optimizer)
-    scaling = f"optimizer.lr_scaling={r.d.tree.get('optimizer', {}).get('lr_scaling')}"
-    scheduler.tell(key, TAKEN, scaling, "whether lr is absolute or that of one image")
+    scaling = f"optimizer.lr_scaling={r.out.tree.get('optimizer', {}).get('lr_scaling')}"
+    scheduler.record(key, TAKEN, scaling, "whether lr is absolute, or the rate for one image")
     _saving(r)
-    measured = "pretraining measures on training images, see evaluate.every_epochs"
-    once = measured if r.d.pretrains else "the test images are classified once, at the end"
-    r.ignore(once, "test_freq", "test_start", "is_eval")
+    why = "pretraining measures on training images, see evaluate.every_epochs"
+    why = why if r.out.pretrains else "the test images are classified once, at the end"
+    r.ignore(why, "test_freq", "test_start", "is_eval")
 
 
 def _length(r: Keys) -> None:
-    epochs, steps = r.whole("max_epoch"), r.whole("max_iter")
+    epochs, steps = r.value("max_epoch", "whole"), r.value("max_iter", "whole")
     if steps is not None:
-        r.d.put("epochs", int(steps))  # an epoch is a step at least
-        r.tell("max_iter", TAKEN, r.d.put("max_steps", int(steps)))
-        r.tell("max_epoch", NOTHING, why="max_iter counts")
+        r.out.put("epochs", int(steps))  # an epoch has at least one step
+        r.set("max_iter", "max_steps", int(steps))
+        r.ignore("max_iter has precedence", "max_epoch")
     elif epochs is not None:
-        r.d.epochs = int(epochs)
-        r.tell("max_epoch", TAKEN, r.d.put("epochs", int(epochs)))
+        r.out.epochs = int(epochs)
+        r.set("max_epoch", "epochs", int(epochs))
 
 
 def _saving(r: Keys) -> None:
-    every = r.whole("save_freq", 1) or 1
-    if r.flag("only_save_latest", False):
-        r.d.put("checkpoint.every_epochs", 1)
-        r.tell("only_save_latest", TAKEN, r.d.put("checkpoint.keep", 1), "saved after each epoch")
-        r.tell("save_freq", NOTHING, why="only_save_latest saves after each epoch")
+    every = r.value("save_freq", "whole", 1) or 1
+    if r.value("only_save_latest", "flag", False):
+        why = "saved after each epoch"
+        r.out.put("checkpoint.every_epochs", 1)
+        r.set("only_save_latest", "checkpoint.keep", 1, why, TAKEN)
+        r.ignore("only_save_latest saves after each epoch", "save_freq")
     else:
-        r.tell("save_freq", TAKEN, r.d.put("checkpoint.every_epochs", every))
-        keep = -(-r.d.tree.get("epochs", EPOCHS) // every) + 1
-        r.tell("only_save_latest", TAKEN, r.d.put("checkpoint.keep", keep), "all are kept")
-    r.whole("save_start")
-    r.tell("save_start", NOTHING, why="saved from the first epoch on")
+        r.set("save_freq", "checkpoint.every_epochs", every)
+        keep = -(-r.out.tree.get("epochs", EPOCHS) // every) + 1
+        r.set("only_save_latest", "checkpoint.keep", keep, "all are kept", TAKEN)
+    r.value("save_start", "whole")
+    r.ignore("checkpoints are saved from the first epoch on", "save_start")
 
 
-# The rate -----------------------------------------------------------------------------------------
+# Learning rate ------------------------------------------------------------------------------------
 
 
 def _scheduler(r: Keys, optimizer: Keys) -> None:
-    r.only("lr_register_type", ("base",), "the one way to build it", "only base is here")
+    r.fixed("lr_register_type", ("base",), "there is one way to build the scheduler")
     kind = r.kind(SCHEDULERS, "scheduler")
     if kind is None:
         return
     name, read = SCHEDULERS[kind]
-    r.tell("type", TAKEN, r.d.put("schedule.name", name))
+    r.set("type", "schedule.name", name)
     read(r.inside("kwargs"), r)
     if kind == "OneCycleLR":
         r.ignore("the cycle has its own warm-up", *WARMUP)
-        optimizer.inside("kwargs").tell("lr", NOTHING, why="max_lr is the rate")
+        optimizer.inside("kwargs").ignore("max_lr is the learning rate", "lr")
     else:
         _warmup(r)
 
 
-def _batch(d: Draft) -> int:
-    return d.tree.get("batch_size") or 256
-
-
 def _warmup(r: Keys) -> None:
-    """Iterations or epochs, of which the longer counts, there as here."""
-    d = r.d
-    steps, epochs = r.whole("warmup_iter", 0), r.number("warmup_epochs", 0)
-    epochs = max(epochs, d.tree["schedule"].get("warmup_epochs", 0)) if epochs >= 0 else epochs
+    """In iterations or epochs; the longer one counts, in UP and in Selfsight."""
+    out = r.out
+    steps, epochs = r.value("warmup_iter", "whole", 0), r.value("warmup_epochs", "number", 0)
+    epochs = max(epochs, out.tree["schedule"].get("warmup_epochs", 0)) if epochs >= 0 else epochs
     for key, native, found in (
         ("warmup_iter", "schedule.warmup_steps", steps),
         ("warmup_epochs", "schedule.warmup_epochs", epochs),
     ):
         if found:
-            r.tell(key, TAKEN, d.put(native, found))
+            r.set(key, native, found)
         else:
-            r.tell(key, NOTHING, why="none")
+            r.ignore("no warm-up", key)
     shape = r.choose("warmup_type", SHAPES, "warmup_type", "exp")
-    ratio = r.number("warmup_ratio", -1)
+    ratio = r.value("warmup_ratio", "number", -1)
     if not steps and not epochs:
         r.ignore("there is no warm-up", "warmup_type", "warmup_ratio")
         return
-    start = ratio if ratio >= 0 else (1 / _batch(d) if d.per_image else 1.0)
+    start = ratio if ratio >= 0 else (1 / out.batch if out.per_image else 1.0)
     if shape == "exp" and not start:
-        r.refuse("warmup_ratio", "an exponential warm-up begins above 0; use warmup_type: linear")
-    r.tell("warmup_ratio", TAKEN, d.put("schedule.warmup_start", start))
+        r.refuse("warmup_ratio", "an exponential warm-up starts above 0; use warmup_type: linear")
+    r.set("warmup_ratio", "schedule.warmup_start", start)
     if shape:
-        r.tell("warmup_type", TAKEN, d.put("schedule.warmup_shape", SHAPES[shape]))
+        r.set("warmup_type", "schedule.warmup_shape", SHAPES[shape])
 
 
 def _multi_step(k: Keys, r: Keys) -> None:
-    k.tell("milestones", TAKEN, _steps(k, r, k.numbers("milestones", [])))
+    k.record("milestones", TAKEN, _milestones(k, r, k.value("milestones", "numbers", [])))
 
 
 def _step(k: Keys, r: Keys) -> None:
-    every = k.positive("step_size", 1)
-    if r.d.epochs is None and "max_steps" in r.d.tree:
-        k.refuse("step_size", "needs max_epoch, since it counts epochs")
-    epochs = r.d.epochs or EPOCHS
+    every = k.value("step_size", "positive", 1)
+    if r.out.epochs is None and "max_steps" in r.out.tree:
+        k.refuse("step_size", "counts epochs, and therefore needs trainer.max_epoch")
+    epochs = r.out.epochs or EPOCHS
     at = [every * n for n in range(1, int(epochs / every) + 1) if every * n < epochs]
-    k.tell("step_size", REPLACED, _steps(k, r, at))
+    k.record("step_size", REPLACED, _milestones(k, r, at))
 
 
-def _steps(k: Keys, r: Keys, at: list[float]) -> str:
+def _milestones(k: Keys, r: Keys, at: list[float]) -> str:
     if not at:
-        r.tell("type", TAKEN, k.d.put("schedule.name", "constant"))
-    k.carry("gamma", "schedule.gamma", default=0.1)
-    return k.d.put("schedule.milestones", at)
+        r.set("type", "schedule.name", "constant")
+    k.copy("gamma", "schedule.gamma", default=0.1)
+    return k.out.put("schedule.milestones", at)
 
 
 def _cosine(k: Keys, r: Keys) -> None:
-    _until(k, "T_max")
-    _end(k, "eta_min")
-    why = "the cosine begins where the warm-up ends; theirs jumped there"
-    k.take("warmup_iter")
-    k.tell("warmup_iter", REPLACED, "schedule.warmup_steps", why)
+    _decay_end(k, "T_max")
+    _final_lr(k, "eta_min")
+    why = "the cosine starts at the end of the warm-up; in UP the rate jumped there"
+    k.value("warmup_iter")
+    k.record("warmup_iter", REPLACED, "schedule.warmup_steps", why)
 
 
 def _cosine_epochs(k: Keys, r: Keys) -> None:
     _cosine(k, r)
-    r.tell("type", REPLACED, "schedule.name=cosine", STEPLESS)
-    if k.number("warm_epoch"):
-        k.carry("warm_epoch", "schedule.warmup_epochs")
+    why = "changes at every step; in UP it changed once per epoch"
+    r.record("type", REPLACED, "schedule.name=cosine", why)
+    if k.value("warm_epoch", "number"):
+        k.copy("warm_epoch", "schedule.warmup_epochs")
     else:
-        k.tell("warm_epoch", NOTHING, why="no warm-up of its own")
+        k.ignore("no warm-up of its own", "warm_epoch")
 
 
 def _simsiam(k: Keys, r: Keys) -> None:
     _cosine_epochs(k, r)
-    if r.d.wrapper != "simsiam":
+    if r.out.wrapper != "simsiam":
         r.refuse("type", "is for SimSiam's constant predictor; use CosineAnnealingLR")
 
 
 def _poly(k: Keys, r: Keys) -> None:
-    k.carry("power", "schedule.power", default=1.0)
-    _end(k, "min_lr")
-    _until(k, "max_epoch")
-    steps = r.d.tree.get("max_steps", -1)
-    k.only("max_iter", (-1, steps), "all steps", "give max_epoch here")
+    k.copy("power", "schedule.power", default=1.0)
+    _final_lr(k, "min_lr")
+    _decay_end(k, "max_epoch")
+    steps = r.out.tree.get("max_steps", -1)
+    k.fixed("max_iter", (-1, steps), "the decay ends with training, or at max_epoch")
 
 
-def _until(k: Keys, key: str) -> None:
-    """The epochs that the decay takes, where they are not all."""
-    end, epochs = k.positive(key), k.d.epochs
+def _decay_end(k: Keys, key: str) -> None:
+    """The number of epochs that the decay takes, if not all."""
+    end, epochs = k.value(key, "positive"), k.out.epochs
     if end is None:
         return
     if end == epochs:
-        k.tell(key, TAKEN, why="all epochs")
+        k.record(key, TAKEN, why="all epochs")
         return
     rises = epochs is not None and end < epochs
-    why = "the rate then stays, where theirs rose again" if rises else ""
-    k.tell(key, REPLACED if rises else TAKEN, k.d.put("schedule.decay_epochs", end), why)
+    why = "the rate then stays constant; in UP it rose again" if rises else ""
+    k.set(key, "schedule.decay_epochs", end, why)
 
 
-def _end(k: Keys, key: str) -> None:
-    """An absolute rate as a fraction of lr."""
-    end, d = k.number(key), k.d
-    if end is None or not d.lr:
+def _final_lr(k: Keys, key: str) -> None:
+    """An absolute learning rate, as a fraction of lr."""
+    end, out = k.value(key, "number"), k.out
+    if end is None or not out.lr:
         return
-    peak = d.lr * (_batch(d) if d.per_image else 1)
-    if not 0 <= end <= peak:
-        k.refuse(key, f"expected a rate from 0 to lr, {peak:g}")
-        return
-    by = d.put("schedule.final_lr", float(f"{end / peak:.10g}"))
-    k.tell(key, REPLACED if end else TAKEN, by, "as a fraction of lr" if end else "")
+    peak = out.lr * (out.batch if out.per_image else 1)
+    if 0 <= end <= peak:
+        final = float(f"{end / peak:.10g}")
+        k.set(key, "schedule.final_lr", final, "as a fraction of lr" if end else "")
+    else:
+        k.refuse(key, f"expected a learning rate from 0 to lr, {peak:g}")
 
 
 def _one_cycle(k: Keys, r: Keys) -> None:
-    """Half a cosine up over pct_start of all epochs, and half a cosine down."""
-    d = r.d
-    r.tell("type", REPLACED, "schedule.name=cosine", "as a warm-up and a decay")
-    epochs = k.positive("max_epoch", d.epochs)
-    if epochs is None or d.epochs not in (None, epochs):
-        k.refuse("max_epoch", "the cycle takes all epochs: give it trainer.max_epoch")
-    _until(k, "max_epoch")
-    if k.positive("max_lr") is None:
-        k.refuse("max_lr", "name the highest rate")
-    k.carry("max_lr", "optimizer.lr")
-    d.put("optimizer.lr_scaling", "none")
-    up, down = k.positive("div_factor", 25.0), k.positive("final_div_factor", 1e4)
-    part = k.number("pct_start", 0.3)
+    """Half a cosine up over pct_start of all epochs, then half a cosine down."""
+    out = r.out
+    r.record("type", REPLACED, "schedule.name=cosine", "as a warm-up and a decay")
+    epochs = k.value("max_epoch", "positive", out.epochs)
+    if epochs is None or out.epochs not in (None, epochs):
+        k.refuse("max_epoch", "the cycle takes all epochs: write the number of trainer.max_epoch")
+    _decay_end(k, "max_epoch")
+    if k.copy("max_lr", "optimizer.lr", "positive") is None:
+        k.refuse("max_lr", "missing; write the highest learning rate")
+    up, down = k.value("div_factor", "positive", 25.0), k.value("final_div_factor", "positive", 1e4)
+    part = k.value("pct_start", "number", 0.3)
     if not 0 <= part <= 1:
-        k.refuse("pct_start", "expected a part of all epochs, from 0 to 1")
-    k.tell("pct_start", TAKEN, d.put("schedule.warmup_epochs", part * (epochs or EPOCHS)))
-    k.tell("div_factor", TAKEN, d.put("schedule.warmup_start", 1 / up))
-    k.tell("final_div_factor", TAKEN, d.put("schedule.final_lr", 1 / (up * down)))
-    d.put("schedule.warmup_shape", "cosine")
-    ends = [k.number("base_momentum", 0.85), k.number("max_momentum", 0.95)]
-    by, why = "", "momentum does not change"
-    if k.flag("cycle_momentum", True):
-        by, why = d.put("schedule.momentum_cycle", ends), ""
-    k.tell("cycle_momentum", TAKEN, by)
+        k.refuse("pct_start", "expected a fraction of all epochs, from 0 to 1")
+    k.set("pct_start", "schedule.warmup_epochs", part * (epochs or EPOCHS))
+    k.set("div_factor", "schedule.warmup_start", 1 / up)
+    k.set("final_div_factor", "schedule.final_lr", 1 / (up * down))
+    out.put("optimizer.lr_scaling", "none")
+    out.put("schedule.warmup_shape", "cosine")
+    ends = [k.value("base_momentum", "number", 0.85), k.value("max_momentum", "number", 0.95)]
+    cycles = k.value("cycle_momentum", "flag", True)
+    by = out.put("schedule.momentum_cycle", ends) if cycles else ""
+    k.record("cycle_momentum", TAKEN, by)
     for key in ("base_momentum", "max_momentum"):
-        k.tell(key, NOTHING if why else TAKEN, by, why)
-    k.only("anneal_strategy", ("cos",), "half a cosine", "only cos is here")
-    k.only("three_phase", (False,), "two phases", "only two phases are here")
+        k.record(key, TAKEN if cycles else UNUSED, by, "" if cycles else "momentum is constant")
+    k.read(CYCLE)
 
 
-# type -> ours, and what reads its kwargs; the scheduler's own keys are in the second argument
+# type -> schedule.name, and what reads its kwargs (first argument) beside its own keys (second)
 SCHEDULERS: dict[str, tuple[str, Callable[[Keys, Keys], None]]] = {
     "MultiStepLR": ("step", _multi_step),
     "StepLR": ("step", _step),

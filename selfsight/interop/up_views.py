@@ -1,21 +1,40 @@
-"""UP's transforms as view groups."""
+"""UP's transforms as groups of views."""
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 from selfsight.config import Tree
-from selfsight.interop.up_values import REPLACED, TAKEN, Keys
+from selfsight.interop.section import REPLACED, TAKEN, Rows
+from selfsight.interop.up_draft import Keys
 from selfsight.views.recipe import preset
 
-# Whole recipes for two views -> view groups, read from UP's code.
-WHOLE: dict[str, list[Tree]] = {
+# Recipes that make two views by themselves -> groups of views, read from UP's code.
+WHOLE_RECIPES: dict[str, list[Tree]] = {
     "torch_mocov1": preset("moco_v1"),
     "torch_mocov2": preset("moco_v2"),
     "torch_mocov3": [{**group, "crop_scale": [0.2, 1.0]} for group in preset("byol")],
-    "torch_simclrv1": [{**preset("simclr")[0], "blur": 1.0}],  # all views are blurred there
+    "torch_simclrv1": [{**preset("simclr")[0], "blur": 1.0}],  # UP blurs every view
 }
 TWO_VIEWS = ("moco", "moco_vit", "simclr", "simsiam")
-RESIZED = 0.875  # of the shorter side, what an evaluation sees here: 224 of 256
+RESIZED = 0.875  # an evaluation sees this fraction of the shorter side: 224 of 256
 _SQUARE = "images are cut to their central square"
+
+
+class Step(NamedTuple):
+    """A transform.
+
+    Attributes:
+        native: key of the view group that turns it on, and its value (None: one of `rows` does).
+        rows: its kwargs; keys below `views.0`.
+        special: reads kwargs that are no plain copies.
+        why: how Selfsight differs.
+    """
+
+    native: str = ""
+    on: float | None = None
+    rows: Rows = ()
+    special: Callable[[Keys], None] | None = None
+    why: str = ""
 
 
 def read_views(r: Keys) -> None:
@@ -23,42 +42,44 @@ def read_views(r: Keys) -> None:
     steps = r.each("transformer")
     if not steps:
         return
-    d = r.d
-    two = {"count": 2} if d.wrapper in TWO_VIEWS else {}
-    # the central square, unless there is a crop; the steps find it under views.0
+    out = r.out
+    two = {"count": 2} if out.wrapper in TWO_VIEWS else {}
+    # the central square, unless a step crops; the steps write to views.0
     group = {"crop_scale": [1.0, 1.0], "crop_ratio": [1.0, 1.0], **two}
-    d.tree["views"] = {"0": group}
+    out.tree["views"] = {"0": group}
     kinds: list[str] = []
-    for step in steps:
-        kind = step.kind((*WHOLE, *STEPS), "transform")
-        if kind in WHOLE and len(steps) > 1:
-            step.refuse("type", "makes the views alone: remove the other transforms, or this one")
-        elif kind in WHOLE:
-            step.tell("type", TAKEN, "views=[...]", "two views, each of its own")
-            step.ignore(f"{kind} reads none", "kwargs")
+    for section in steps:
+        kind = section.kind((*WHOLE_RECIPES, *STEPS), "transform")
+        if kind in WHOLE_RECIPES and len(steps) > 1:
+            why = "makes the views by itself: remove the other transforms, or this one"
+            section.refuse("type", why)
+        elif kind in WHOLE_RECIPES:
+            section.record("type", TAKEN, "views=[...]", "two views, each with its own transforms")
+            section.ignore(f"{kind} has no arguments", "kwargs")
         elif kind in kinds and kind not in RESIZING:
-            step.refuse("type", "stands here twice; keep one")
-            step.skip()
+            section.refuse("type", "is given twice; keep one")
+            section.skip()
         elif kind:
-            why, native, read = STEPS[kind]
-            step.tell("type", REPLACED if why else TAKEN, native, why)
-            read(step.inside("kwargs"))
+            _step(section, STEPS[kind])
         kinds.append(kind)
-    d.tree["views"] = [dict(one) for one in WHOLE.get(kinds[0], [group])]
-    if kinds[0] not in WHOLE and "normalize" not in kinds:
-        d.put("data.mean", [0.0, 0.0, 0.0])
-        d.put("data.std", [1.0, 1.0, 1.0])
+    out.tree["views"] = [dict(one) for one in WHOLE_RECIPES.get(kinds[0], [group])]
+    if kinds[0] not in WHOLE_RECIPES and "normalize" not in kinds:
+        out.put("data.mean", [0.0, 0.0, 0.0])
+        out.put("data.std", [1.0, 1.0, 1.0])
 
 
-def _crop(k: Keys) -> None:
-    k.tell("size", TAKEN, k.d.put("views.0.size", _side(k)))
-    k.carry("scale", "views.0.crop_scale", Keys.pair, [0.08, 1.0])
-    k.carry("ratio", "views.0.crop_ratio", Keys.pair, [3 / 4, 4 / 3])
-    _interpolation(k)
+def _step(section: Keys, step: Step) -> None:
+    section.record("type", REPLACED if step.why else TAKEN, step.native, step.why)
+    if step.on is not None:
+        section.out.put(step.native, step.on)
+    k = section.inside("kwargs")
+    if step.special:
+        step.special(k)
+    k.read(step.rows)
 
 
 def _side(k: Keys) -> int:
-    """The side of a square in pixels; whoever asks tells what became of it."""
+    """The side of a square in pixels; the caller records the key."""
     size = k.value("size")
     if isinstance(size, list) and len(size) == 2 and size[0] == size[1]:
         size = size[0]
@@ -69,131 +90,151 @@ def _side(k: Keys) -> int:
 
 
 def _interpolation(k: Keys) -> None:
-    if k.value("interpolation") == "bilinear":
-        k.tell("interpolation", TAKEN)
-    else:
-        k.tell("interpolation", REPLACED, why="resized bilinearly with antialiasing, always")
+    same = k.value("interpolation") == "bilinear"
+    why = "" if same else "images are always resized bilinearly, with antialiasing"
+    k.record("interpolation", TAKEN if same else REPLACED, why=why)
 
 
-def _flip(k: Keys) -> None:
-    k.carry("p", "views.0.flip", default=0.5)
-
-
-def _jitter(k: Keys) -> None:
-    k.d.put("views.0.jitter", 1.0)
-    for key in ("brightness", "contrast", "saturation", "hue"):
-        k.carry(key, f"views.0.{key}", default=0.0)
-
-
-def _middle(k: Keys) -> None:
-    size = _side(k)
-    size = min(size, k.d.tree["views"]["0"].get("size", size))
-    k.tell("size", REPLACED, k.d.put("views.0.size", size), _SQUARE)
+def _crop(k: Keys) -> None:
+    k.set("size", "views.0.size", _side(k))
     _interpolation(k)
 
 
-def _blur(k: Keys) -> None:
-    k.d.put("views.0.blur", 1.0)
-    k.carry("sigma", "views.0.blur_sigma", Keys.pair, [0.1, 2.0])
+def _centre(k: Keys) -> None:
+    size = _side(k)
+    size = min(size, k.out.tree["views"]["0"].get("size", size))
+    k.set("size", "views.0.size", size, _SQUARE)
+    _interpolation(k)
 
 
 def _solarize(k: Keys) -> None:
-    k.d.put("views.0.solarize", 1.0)
-    by = k.d.put("views.0.solarize_threshold", k.number("threshold", 128) / 256)
-    k.tell("threshold", TAKEN, by)
-
-
-def _normalize(k: Keys) -> None:
-    k.carry("mean", "data.mean", Keys.triple, [0.485, 0.456, 0.406])
-    k.carry("std", "data.std", Keys.triple, [0.229, 0.224, 0.225])
-
-
-def _rand_augment(k: Keys) -> None:
-    k.carry("n", "views.0.rand_augment", Keys.whole, 2)
-    k.carry("m", "views.0.rand_magnitude", default=9.0)
-    k.carry("magnitude_std", "views.0.rand_magnitude_std", default=0.0)
+    threshold = k.value("threshold", "number", 128) / 256
+    k.set("threshold", "views.0.solarize_threshold", threshold)
 
 
 def _erase(k: Keys) -> None:
-    k.carry("probability", "views.0.erase", default=0.5)
-    area = [k.positive("min_area", 0.02), k.positive("max_area", 1 / 3)]
-    thin = k.positive("min_aspect", 0.3)
-    ratio = [thin, k.positive("max_aspect", 1 / thin)]
+    area = [k.value("min_area", "positive", 0.02), k.value("max_area", "positive", 1 / 3)]
+    thin = k.value("min_aspect", "positive", 0.3)
+    ratio = [thin, k.value("max_aspect", "positive", 1 / thin)]
     for key, native, found in (("area", "erase_area", area), ("aspect", "erase_ratio", ratio)):
-        by = k.d.put(f"views.0.{native}", found)
-        k.tell(f"min_{key}", TAKEN, by)
-        k.tell(f"max_{key}", TAKEN, by)
-    k.only("mode", ("pixel",), "normal noise in each pixel", "only mode=pixel is here")
-    for key in ("min_count", "max_count"):
-        k.only(key, (1,), "one box", "one box is erased here; remove it")
+        for end in ("min", "max"):
+            k.set(f"{end}_{key}", f"views.0.{native}", found)
+
+
+MIXING = ("ignore", "the number of classes is known from the data", "num_classes")
+# type -> its kwargs
+MIXERS: dict[str, Rows] = {
+    "batch_mixup": (("copy", "alpha", "method.mixup", "number", 1.0), MIXING),
+    "batch_cutmixup": (
+        ("copy", "mixup_alpha", "method.mixup", "number", 1.0),
+        ("copy", "cutmix_alpha", "method.cutmix", "number", 1.0),
+        ("copy", "switch_prob", "method.switch_probability", "number", 0.5),
+        MIXING,
+    ),
+}
 
 
 def read_mixing(k: Keys, kind: str) -> None:
-    """mixup and CutMix, as `batch_fn` of the data loader or as the transform of older files."""
-    if k.d.phase != "finetune":
-        k.refuse("num_classes", "mixed labels are only for fine-tuning; remove the mixing")
+    """mixup and CutMix: `batch_fn` of the data loader, or the transform of older files."""
+    if k.out.phase != "finetune":
+        k.refuse("num_classes", "mixing labels is only for fine-tuning; remove it")
         k.skip()
         return
     if kind == "batch_mixup":
-        k.d.put("method.cutmix", 0.0)
-        k.carry("alpha", "method.mixup", default=1.0)
-    else:
-        k.carry("mixup_alpha", "method.mixup", default=1.0)
-        k.carry("cutmix_alpha", "method.cutmix", default=1.0)
-        k.carry("switch_prob", "method.switch_probability", default=0.5)
-    k.ignore("the data say how many classes there are", "num_classes")
+        k.out.put("method.cutmix", 0.0)
+    k.read(MIXERS[kind])
 
 
 def _mix(k: Keys) -> None:
-    read_mixing(k, "torch_cutmix_mixup")
-    k.ignore("images of one batch are mixed", "extra_input", "transform")
+    read_mixing(k, "batch_cutmixup")
+    k.ignore("images of the same batch are mixed", "extra_input", "transform")
 
 
-_RESIZED = (_SQUARE, "views.0.size", _middle)
-RESIZING = {"torch_resize": _RESIZED, "torch_center_crop": _RESIZED}
-# type -> why it is not quite the same here, the key that turns it on, and what reads its kwargs
-STEPS: dict[str, tuple[str, str, Callable[[Keys], None]]] = {
-    "torch_random_resized_crop": ("", "views.0.size", _crop),
-    "torch_random_horizontal_flip": ("", "views.0.flip", _flip),
-    "torch_color_jitter": ("", "views.0.jitter", _jitter),
+_COLOURS = tuple(
+    ("copy", key, f"views.0.{key}", "number", 0.0)
+    for key in ("brightness", "contrast", "saturation", "hue")
+)
+RESIZING = dict.fromkeys(
+    ("torch_resize", "torch_center_crop"), Step("views.0.size", special=_centre, why=_SQUARE)
+)
+STEPS: dict[str, Step] = {
+    "torch_random_resized_crop": Step(
+        "views.0.size",
+        rows=(
+            ("copy", "scale", "views.0.crop_scale", "pair", [0.08, 1.0]),
+            ("copy", "ratio", "views.0.crop_ratio", "pair", [3 / 4, 4 / 3]),
+        ),
+        special=_crop,
+    ),
+    "torch_random_horizontal_flip": Step(
+        "views.0.flip", rows=(("copy", "p", "views.0.flip", "number", 0.5),)
+    ),
+    "torch_color_jitter": Step("views.0.jitter", 1.0, _COLOURS),
     **RESIZING,
-    "torch_gaussian_blur": ("", "views.0.blur", _blur),
-    "torch_solarize": ("", "views.0.solarize", _solarize),
-    "to_tensor": ("", "", lambda k: None),
-    "normalize": ("", "data.mean, data.std", _normalize),
-    "torch_random_augmentationIncre": ("", "views.0.rand_augment", _rand_augment),
-    "torch_randerase": ("", "views.0.erase", _erase),
-    "torch_cutmix_mixup": ("mixed inside a batch, not with images from anywhere", "", _mix),
+    "torch_gaussian_blur": Step(
+        "views.0.blur", 1.0, (("copy", "sigma", "views.0.blur_sigma", "pair", [0.1, 2.0]),)
+    ),
+    "torch_solarize": Step("views.0.solarize", 1.0, special=_solarize),
+    "to_tensor": Step(),
+    "normalize": Step(
+        "data.mean, data.std",
+        rows=(
+            ("copy", "mean", "data.mean", "triple", [0.485, 0.456, 0.406]),
+            ("copy", "std", "data.std", "triple", [0.229, 0.224, 0.225]),
+        ),
+    ),
+    "torch_random_augmentationIncre": Step(
+        "views.0.rand_augment",
+        rows=(
+            ("copy", "n", "views.0.rand_augment", "whole", 2),
+            ("copy", "m", "views.0.rand_magnitude", "number", 9.0),
+            ("copy", "magnitude_std", "views.0.rand_magnitude_std", "number", 0.0),
+        ),
+    ),
+    "torch_randerase": Step(
+        "views.0.erase",
+        rows=(
+            ("copy", "probability", "views.0.erase", "number", 0.5),
+            ("fixed", "mode", ("pixel",), "each pixel of the box becomes normal noise"),
+            ("fixed", "min_count", (1,), "one box is erased"),
+            ("fixed", "max_count", (1,), "one box is erased"),
+        ),
+        special=_erase,
+    ),
+    "torch_cutmix_mixup": Step(
+        special=_mix, why="images of one batch are mixed; UP drew images from the whole data set"
+    ),
 }
 
 
 def read_test_views(r: Keys) -> None:
-    """`transformer` of the test images: an evaluation sees 0.875 of the shorter side, squared."""
+    """`transformer` of the test images: an evaluation sees 0.875 of the shorter side."""
     resized = None
     for step in r.each("transformer"):
         kind = step.kind((*RESIZING, "to_tensor", "normalize"), "transform of test images")
         if kind is None:
             continue
-        step.tell("type", TAKEN)
+        step.record("type", TAKEN)
         k = step.inside("kwargs")
         if kind == "normalize":
             _same_normalization(k)
         elif kind == "torch_resize":
             resized = _side(k)
-            k.tell("size", REPLACED, why="0.875 of the shorter side is seen: 224 of 256")
+            why = "a test always uses 0.875 of the shorter side: 224 of 256"
+            k.record("size", REPLACED, why=why)
             _interpolation(k)
         elif kind == "torch_center_crop":
             size = _side(k)
             fits = resized and abs(size / resized - RESIZED) < 0.005
-            why = "" if fits else "0.875 of the shorter side is seen"
-            k.tell("size", TAKEN if fits else REPLACED, k.d.put("image_size", size), why)
+            why = "" if fits else "a test always uses 0.875 of the shorter side"
+            k.set("size", "image_size", size, why)
             _interpolation(k)
 
 
 def _same_normalization(k: Keys) -> None:
-    ours = k.d.tree.get("data", {})
+    train = k.out.tree.get("data", {})
     for key in ("mean", "std"):
-        found = k.triple(key)
-        if found is not None and found != ours.get(key, found):
-            k.refuse(key, f"test images are normalised as training images are, {ours[key]}")
-        k.tell(key, TAKEN)
+        found = k.value(key, "triple")
+        if found is not None and found != train.get(key, found):
+            k.refuse(key, f"must be as for training images: {train[key]}")
+        k.record(key, TAKEN)

@@ -108,7 +108,7 @@ def test_values(line, value):
 @pytest.mark.parametrize(
     ("line", "reason"),
     [
-        ("epochs", "'epochs' is neither key = value@type, nor [section], nor # a comment"),
+        ("epochs", "'epochs': write key = value@type, [section], or # and a comment"),
         ("epochs = 100", "epochs = 100: has no type; write epochs = value@type"),
         ("epochs = 100@in", "no such type 'in'. Did you mean 'int'?"),
         ("epochs = 100@int extra", "has no type"),
@@ -117,11 +117,11 @@ def test_values(line, value):
         ("epochs = @int", "is not a whole number"),
         ("lr = fast@float", "lr = fast@float: is not a number"),
         ("offline = maybe@bool", "is neither True nor False"),
-        ("crops = (2,)@list", "is a Python tuple, no list"),
-        ("crops = [2@list", "is no Python list"),
-        ("cfg = {'a': open('x')}@dict", "is no Python dict"),
-        ("2nd = 1@int", "'2nd' is no name of a key"),
-        ("[ssl args]", "'[ssl args]' is no section; write [name]"),
+        ("crops = (2,)@list", "is not a Python list: found a tuple"),
+        ("crops = [2@list", "is not a Python list"),
+        ("cfg = {'a': open('x')}@dict", "is not a Python dict"),
+        ("2nd = 1@int", "'2nd' is not a key; use letters"),
+        ("[ssl args]", "'[ssl args]' is not a section; write [name]"),
         ("seed = 2@int", "'seed' is given twice, first in line 1"),
     ],
 )

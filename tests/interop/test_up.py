@@ -188,7 +188,7 @@ def test_net_in_any_order(name, tmp_path):
     [
         ("AdamW", 0.5, Fate.WITHOUT_EFFECT),
         ("SGD", 0.3, Fate.TAKEN),
-        ("SGD", 0.5, "tau=0.5: the loss is scaled"),
+        ("SGD", 0.5, "tau=0.5: the loss is multiplied"),
     ],
 )
 def test_tau(optimizer, tau, fate, tmp_path):
@@ -255,11 +255,11 @@ def test_anchors_aliases_and_merge_keys(tmp_path):
     ("text", "says"),
     [
         ("runtime: {task_names: ssl\nnet: [", "line 2: not valid YAML"),
-        ("net: &a\n  - *a\n", "an alias stands inside its own anchor"),
+        ("net: &a\n  - *a\n", "an anchor contains its own alias"),
         ("net: [*nowhere]\n", "line 1: not valid YAML: found undefined alias"),
         ("runtime: {}\nnet: []\nnet: []\n", "line 3: not valid YAML: key 'net' is given twice"),
-        ("net:\n  - type: ssl\n    ...\n", "line 3: '...': write what it stands for"),
-        ("a: &a {<<: *a}\nnet: []\n", "an alias stands inside its own anchor"),
+        ("net:\n  - type: ssl\n    ...\n", "line 3: '...': write the missing lines"),
+        ("a: &a {<<: *a}\nnet: []\n", "an anchor contains its own alias"),
         ("trainer: 5\n", "trainer=5: expected keys below it"),
         ("trainer: {}\nnet: 5\n", "net=5: expected a list of mappings"),
     ],
@@ -726,7 +726,7 @@ def test_simsiams_scheduler_and_group(tmp_path):
     other = pretraining("moco") | {"trainer": trainer(100, SIMSIAM)}
     assert "SimSiam's constant predictor" in refused(other, tmp_path)
     tree["trainer"]["optimizer"]["special_param_group"][0]["lr"] = 0.1
-    assert "special_param_group.0.lr=0.1: of one group" in refused(tree, tmp_path)
+    assert "special_param_group.0.lr=0.1: cannot be set for one group" in refused(tree, tmp_path)
 
 
 def test_layer_decay_and_what_finetuning_adds(tmp_path):
@@ -791,7 +791,7 @@ def test_precedence_of_the_saver(tmp_path, monkeypatch):
     assert read(tree, tmp_path).subject == "ckpt.pth"
     assert read(tree, tmp_path, "saver.pretrain_model=b.pth").subject == "b.pth"
     tree["saver"]["resume_model"] = "elsewhere.pth"
-    assert "resume_model=elsewhere.pth: an evaluation goes on in its own" in refused(tree, tmp_path)
+    assert "resume_model=elsewhere.pth: an evaluation continues in its own" in refused(tree, tmp_path)
     tree["saver"]["resume_model"] = "out/linear/ckpt_e3.pth"
     became = fates(read(tree, tmp_path))
     assert became["saver.resume_model"] == Fate.REPLACED
@@ -837,46 +837,46 @@ REFUSED = [
         "moco",
         "hooks",
         [{"type": "grad_clipper", "kwargs": {"mode": "average", "max_norm": 1}}],
-        "use pre_defined",
+        "must be pre_defined, or be removed",
     ),
-    ("moco", "runtime.iter_base", True, "runtime.iter_base=True: is not here"),
+    ("moco", "runtime.iter_base", True, "runtime.iter_base=True: must be False"),
     ("moco", "runtime.task_names", "det", "only ssl"),
-    ("moco", "trainer.optimizer.type", "Adagrad", "no such optimizer here"),
-    ("moco", "hooks", [{"kwargs": {"max_norm": 1}}], "hooks.0.type: name the hook"),
+    ("moco", "trainer.optimizer.type", "Adagrad", "no such optimizer. Known: SGD"),
+    ("moco", "hooks", [{"kwargs": {"max_norm": 1}}], "hooks.0.type: missing; name the hook"),
     ("moco", "trainer.max_iter", 2.5, "max_iter=2.5: expected a whole number"),
-    ("moco", "trainer.optimizer.type", None, "name the optimizer: SGD"),
-    ("moco", "trainer.optimizer.kwargs.lr", None, "name the learning rate"),
+    ("moco", "trainer.optimizer.type", None, "missing; name the optimizer: SGD"),
+    ("moco", "trainer.optimizer.kwargs.lr", None, "missing; write the learning rate"),
     ("moco", "trainer.optimizer.kwargs.lr", "high", "lr=high: expected a number"),
-    ("moco", "trainer.lr_scheduler", {"type": "OneCycleLR"}, "max_lr: name the highest rate"),
+    ("moco", "trainer.lr_scheduler", {"type": "OneCycleLR"}, "max_lr: missing; write the highest"),
     ("moco", "trainer.lr_scheduler.type", "CosineAnealingLR", "'CosineAnnealingLR'"),
     ("moco", "net.0.wrappers.0.type", "mocco", "Did you mean 'moco'"),
-    ("moco", "net.0.multi_model.1.type", "resnet18", "is a slow copy of the other"),
-    ("moco", "net.0.multi_model.0.type", "resnet55", "no such encoder here"),
+    ("moco", "net.0.multi_model.1.type", "resnet18", "is a slow copy of the first"),
+    ("moco", "net.0.multi_model.0.type", "resnet55", "no such encoder. Did you mean 'resnet50'"),
     ("moco", "net.0.type", "ssll", "Did you mean 'ssl'"),
     ("moco", "net.0.multi_model.0.name", "encoder", "Did you mean 'encoder_q'"),
-    ("moco", "net.0.multi_model.0.kwargs.out_layers", [3], "only the last layer's"),
+    ("moco", "net.0.multi_model.0.kwargs.out_layers", [3], "must be [4], or be removed"),
     ("moco", "net.0.wrappers.0.kwargs.K", math.inf, "K=inf: expected a whole number"),
     ("moco", "net.1.kwargs.ssl_loss.type", "simsiam_loss", "no such loss of moco"),
-    ("moco", f"{IMAGES}.meta_file", ["a.txt", 1], "a list of texts"),
+    ("moco", f"{IMAGES}.meta_file", ["a.txt", 1], "a list of strings"),
     ("moco", f"{IMAGES}.meta_type", ["moco_imagenet", "moco"], "no such type"),
     ("moco", f"{IMAGES}.image_reader.type", "ceph_opencv", "on disk"),
     ("moco", f"{IMAGES}.image_reader.kwargs.color_mode", "BGR", "RGB"),
     ("moco", f"{IMAGES}.transformer.0.type", "torch_mocov4", "torch_mocov3"),
-    ("moco", f"{IMAGES}.transformer", [{"type": "torch_mocov1"}, FLIP], "makes the views alone"),
+    ("moco", f"{IMAGES}.transformer", [{"type": "torch_mocov1"}, FLIP], "makes the views by itself"),
     (
         "moco",
         f"{IMAGES}.transformer",
         [FLIP, FLIP],
-        "flip: stands here twice",
+        "flip: is given twice",
     ),
     ("moco", f"{IMAGES}.transformer", [{"kwargs": {"size": 8}}], "name the transform"),
-    ("linear", "net.0.kwargs.freeze_patterns", ["backbone.layer1"], "frozen as a whole"),
-    ("linear", "net.0.kwargs.freeze_patterns", ["backbone", "head"], "frozen as a whole"),
+    ("linear", "net.0.kwargs.freeze_patterns", ["backbone.layer1"], "write [backbone]"),
+    ("linear", "net.0.kwargs.freeze_patterns", ["backbone", "head"], "write [backbone]"),
     ("linear", "net.2.type", "bas_cls_head", "Did you mean 'base_cls_head'"),
     ("linear", "net.2.kwargs.dropout", 0.5, "no dropout"),
     ("linear", "saver.pretrain_model", None, "UP measured a random encoder"),
-    ("linear", "dataset.test.dataset.kwargs.evaluator.kwargs.topk", [1, 3], "use [1, 5]"),
-    ("finetune", "trainer.optimizer.kwargs.eps", 1e-6, "eps is 1e-08 here"),
+    ("linear", "dataset.test.dataset.kwargs.evaluator.kwargs.topk", [1, 3], "must be [1, 5] or [5, 1]"),
+    ("finetune", "trainer.optimizer.kwargs.eps", 1e-6, "must be 1e-08, or be removed"),
     ("finetune", "trainer.optimizer.pconfig.nodecay", ["gamma"], "no weight decay"),
     ("finetune", "net.1.kwargs.bn", True, "no batch norm"),
 ]
