@@ -791,7 +791,9 @@ def test_precedence_of_the_saver(tmp_path, monkeypatch):
     assert read(tree, tmp_path).subject == "ckpt.pth"
     assert read(tree, tmp_path, "saver.pretrain_model=b.pth").subject == "b.pth"
     tree["saver"]["resume_model"] = "elsewhere.pth"
-    assert "resume_model=elsewhere.pth: an evaluation continues in its own" in refused(tree, tmp_path)
+    assert "resume_model=elsewhere.pth: an evaluation continues in its own" in refused(
+        tree, tmp_path
+    )
     tree["saver"]["resume_model"] = "out/linear/ckpt_e3.pth"
     became = fates(read(tree, tmp_path))
     assert became["saver.resume_model"] == Fate.REPLACED
@@ -862,7 +864,12 @@ REFUSED = [
     ("moco", f"{IMAGES}.image_reader.type", "ceph_opencv", "on disk"),
     ("moco", f"{IMAGES}.image_reader.kwargs.color_mode", "BGR", "RGB"),
     ("moco", f"{IMAGES}.transformer.0.type", "torch_mocov4", "torch_mocov3"),
-    ("moco", f"{IMAGES}.transformer", [{"type": "torch_mocov1"}, FLIP], "makes the views by itself"),
+    (
+        "moco",
+        f"{IMAGES}.transformer",
+        [{"type": "torch_mocov1"}, FLIP],
+        "makes the views by itself",
+    ),
     (
         "moco",
         f"{IMAGES}.transformer",
@@ -875,7 +882,12 @@ REFUSED = [
     ("linear", "net.2.type", "bas_cls_head", "Did you mean 'base_cls_head'"),
     ("linear", "net.2.kwargs.dropout", 0.5, "no dropout"),
     ("linear", "saver.pretrain_model", None, "UP measured a random encoder"),
-    ("linear", "dataset.test.dataset.kwargs.evaluator.kwargs.topk", [1, 3], "must be [1, 5] or [5, 1]"),
+    (
+        "linear",
+        "dataset.test.dataset.kwargs.evaluator.kwargs.topk",
+        [1, 3],
+        "must be [1, 5] or [5, 1]",
+    ),
     ("finetune", "trainer.optimizer.kwargs.eps", 1e-6, "must be 1e-08, or be removed"),
     ("finetune", "trainer.optimizer.pconfig.nodecay", ["gamma"], "no weight decay"),
     ("finetune", "net.1.kwargs.bn", True, "no batch norm"),
