@@ -1,17 +1,20 @@
 """Commands as a user types them, in real processes."""
 
 import json
+import os
 import re
+import subprocess
+import sys
 
 import pytest
 import yaml
 from PIL import Image
 from typer.testing import CliRunner
 
-from selfsight import cli
+from selfsight import __version__, cli
 from selfsight.cli.progress import ImageProgress
 from selfsight.methods import METHODS
-from tests.conftest import TINY, heads, in_process, selfsight
+from tests.conftest import ROOT, TINY, heads, in_process, selfsight
 
 
 def test_methods_lists_papers_needs_and_recipes(monkeypatch, capsys):
@@ -135,10 +138,95 @@ def test_show_recipes_schema(monkeypatch, capsys):
     assert "temperature" in json.dumps(json.loads(out)["$defs"])
 
 
-def test_help_names_every_command():
-    help_text = CliRunner().invoke(cli.app, ["--help"]).output
-    for command in ("pretrain", "knn", "linear", "views", "show", "recipes", "schema"):
-        assert command in help_text
+def test_help_names_every_command_in_a_panel():
+    help_text = CliRunner().invoke(cli.app, ["--help"], env={"COLUMNS": "200"}).output
+    panels, panel = {}, None
+    for line in help_text.splitlines():
+        if title := re.match(r"╭─ ([\w ]+?) ─", line):
+            panel = title[1]
+        elif row := re.match(r"│ ([a-z][\w-]*) ", line):
+            panels[row[1]] = panel
+    commands = {
+        c.name or c.callback.__name__.replace("_", "-") for c in cli.app.registered_commands
+    }
+    assert len(commands) == 19
+    assert panels.keys() == commands
+    assert list(dict.fromkeys(panels.values())) == [
+        "Train",
+        "Evaluate",
+        "Data",
+        "Compare",
+        "Other systems",
+        "What is shipped",
+    ]
+
+
+def test_the_version(monkeypatch, capsys):
+    assert in_process(monkeypatch, capsys, "--version")[:2] == (0, f"selfsight {__version__}\n")
+
+
+def test_recipes_complete_in_a_shell():
+    """As bash asks for it; torch would take seconds at every press of the key."""
+    code = (
+        "import sys; from selfsight import cli\n"
+        "try:\n    cli.app(prog_name='selfsight')\n"
+        "finally:\n    assert 'torch' not in sys.modules"
+    )
+    asked = {"_SELFSIGHT_COMPLETE": "complete_bash", "COMP_CWORD": "2"}
+    asked["COMP_WORDS"] = "selfsight pretrain digits/moco"
+    done = subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, **asked}, capture_output=True, text=True
+    )
+    assert done.stdout.split() == ["digits/moco_v1", "digits/moco_v2", "digits/moco_v3"], done
+
+
+PLUGIN = """
+import contextlib
+
+def register(app):
+    app.command(name="hello")(lambda: print("from a plug-in"))
+
+class File:
+    phase = "pretrain"
+    translated = contextlib.nullcontext
+
+    def __init__(self, keys):
+        self.keys = keys
+
+    def compose(self, run=None):
+        from selfsight.pretraining.config import compose
+        return compose("digits/simclr", self.keys, run, "the file of a stranger")
+
+    def start_processes(self, device):
+        pass
+
+def open_file(path, keys, opts):
+    return File(keys) if path.suffix == ".mine" else None
+"""
+
+
+def test_any_package_can_plug_in(tmp_path):
+    """Commands and files of a package that selfsight has never heard of."""
+    (tmp_path / "stranger.py").write_text(PLUGIN)
+    (tmp_path / "stranger-1.dist-info").mkdir()
+    entry = "[selfsight.plugins]\nstranger = stranger\n"
+    (tmp_path / "stranger-1.dist-info" / "entry_points.txt").write_text(entry)
+    (tmp_path / "stranger-1.dist-info" / "METADATA").write_text("Name: stranger\nVersion: 1\n")
+
+    def call(*words: str) -> subprocess.CompletedProcess:
+        path = os.pathsep.join([str(tmp_path), str(ROOT), os.environ.get("PYTHONPATH", "")])
+        return subprocess.run(
+            [sys.executable, "-m", "selfsight", *words],
+            env={**os.environ, "PYTHONPATH": path, "COLUMNS": "200"},
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+        )
+
+    assert call("hello").stdout == "from a plug-in\n"
+    shown = call("show", "any.mine", "epochs=7")
+    assert re.search(r"epochs +7 +the file of a stranger", shown.stdout), shown.stderr
+    assert "run" in call("--help").stdout
 
 
 def test_photographs_without_labels(photographs, tmp_path):
