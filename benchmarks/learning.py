@@ -1,8 +1,8 @@
 """Does every method learn? Digits, a small encoder, the same few epochs, several seeds.
 
 Trains recipe digits/<method> for so many epochs and compares the kNN accuracy (k = 20, protocol of
-`selfsight knn`) of its encoder on the 360 test images with that of the same network before its first
-step. Fails if a method's mean gain over the seeds is below the margin.
+`selfsight knn`) of its encoder on the 360 test images with that of the untrained network.
+Fails if a method's mean gain over the seeds is below the margin.
 """
 
 import argparse

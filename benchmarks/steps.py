@@ -1,4 +1,4 @@
-"""The training step of six methods, ResNet-18 on CIFAR-10 at 32 px: Selfsight against lightly's parts.
+"""The training step of six methods, ResNet-18 on CIFAR-10 at 32 px, against lightly's parts.
 
 Both take the same two fixed views of the same real images, made once: no loading, no augmentation,
 no log. Heads have the same widths (those of lightly's CIFAR-10 benchmark), queues the same length,
@@ -8,8 +8,8 @@ optimizer and both hooks, precision `auto`. lightly: its backbone, heads, losses
 `update_momentum` in a plain FP32 loop, as its examples for each method. The backbone is cut from
 ResNetGenerator as lightly does it, which loses the ReLU after the stem; that saves it a little.
 
-On a GPU `auto` means bf16 and torch.compile for Selfsight; --alike turns both off. The switches that
-Selfsight sets there (TF32 products, cudnn.benchmark) hold for both.
+On a GPU `auto` means bf16 and torch.compile for Selfsight; --alike turns both off. The switches
+that Selfsight sets there (TF32 products, cudnn.benchmark) hold for both.
 """
 
 import copy

@@ -48,7 +48,7 @@ def key(*coordinates: int) -> int:
 
 
 def torch_seed(*coordinates: int) -> int:
-    """The key as a seed for torch: without its lowest bit, so that it fits a signed 64-bit number."""
+    """The key as a seed for torch: shifted by a bit, to fit a signed 64-bit number."""
     return key(*coordinates) >> 1
 
 

@@ -19,7 +19,7 @@ EvaluationKeys = Annotated[
 Subject = Annotated[
     Path,
     typer.Argument(
-        help="a run's folder or checkpoint, an encoder.safetensors, or another library's checkpoint "
+        help="a run's folder or checkpoint, encoder.safetensors, or another library's checkpoint "
         "(then with backbone.name=...)"
     ),
 ]

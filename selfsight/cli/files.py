@@ -1,6 +1,6 @@
 """The files that commands take: recipes, and files of other systems that plug-ins read.
 
-A plug-in is any package with an entry point in the group `selfsight.plugins`. It names a module with
+A plug-in is any package with an entry point in the group `selfsight.plugins`. That names a module:
 
     register(app)                adds commands to the Typer application
     open_file(path, keys, opts)  returns a `ConfigFile`, or None if the file is not one of its own

@@ -21,7 +21,7 @@ from selfsight.views.recipe import PRESETS, preset
 RECIPES = Path(__file__).parent.parent / "recipes"
 
 MethodChoice = Annotated[
-    Union[tuple(method.Config for method in METHODS.values())],
+    Union[tuple(method.Config for method in METHODS.values())],  # noqa: UP007 (made at run time)
     Field(discriminator="name"),
 ]
 

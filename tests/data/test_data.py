@@ -211,7 +211,7 @@ def test_mistakes_are_named(tmp_path, monkeypatch, keys, message):
         open_source(DataConfig(**keys), "train")
 
 
-# PendingCrops --------------------------------------------------------------------------------------------
+# Crops ------------------------------------------------------------------------------------------
 
 
 def test_cut_is_torchvisions_resized_crop():

@@ -402,7 +402,8 @@ def test_kill_9(tmp_path):
     files = {f"{i:03}.png": files[f"{i % 7:03}.png"] for i in range(150)}
     write(tmp_path / "in", files)
     whole = packed(tmp_path / "in", tmp_path / "whole", PackConfig(size=64)) / "train"
-    code = "from selfsight import cli; from selfsight.data.pack import journal; journal.FLUSH = 0; cli.main()"
+    code = "from selfsight import cli; from selfsight.data.pack import journal; "
+    code += "journal.FLUSH = 0; cli.main()"
     arguments = ["pack", str(tmp_path / "in"), "-o", str(tmp_path / "out"), "--size", "64"]
     process = subprocess.Popen(
         [sys.executable, "-c", code, *arguments],

@@ -386,5 +386,5 @@ def test_what_is_no_run_is_refused(run, tmp_path):
     with pytest.raises(UserError, match="no such run folder"):
         selfsight.linear(tmp_path / "nowhere")
     shutil.copytree(run / "checkpoints", tmp_path / "checkpoints")
-    with pytest.raises(UserError, match="no encoder.json in"):
+    with pytest.raises(UserError, match=r"no encoder\.json in"):
         selfsight.knn(tmp_path)

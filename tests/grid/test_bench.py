@@ -1,4 +1,4 @@
-"""`selfsight bench` end to end: real pretrainings in real processes, stopped, broken and continued."""
+"""`selfsight bench` end to end: pretrainings in real processes, stopped, broken and continued."""
 
 import csv
 import json

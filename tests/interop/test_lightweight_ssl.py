@@ -388,7 +388,8 @@ def test_a_file_of_the_wrong_phase_is_not_run(tmp_path, command):
     done = command("pretrain", str(path), cwd=tmp_path)
     assert done.returncode == 2
     assert done.stderr == (
-        "selfsight: this file is for `selfsight linear-augmented`; `selfsight run` finds that itself\n"
+        "selfsight: this file is for `selfsight linear-augmented`; "
+        "`selfsight run` finds that itself\n"
     )
 
 
@@ -400,8 +401,8 @@ def test_run_takes_configer_path_and_words_over_it(tmp_path, command, monkeypatc
     for words in ((), ("seed=5",), ("--opts", "seed", "-1")):
         done = command("run", *words, cwd=tmp_path)
         assert done.stderr.splitlines()[-1] == (
-            f"selfsight: {path}:15: pretrain_ckpt_path=nowhere: 'nowhere': no such run folder or file "
-            "of weights"
+            f"selfsight: {path}:15: pretrain_ckpt_path=nowhere: 'nowhere': no such run folder "
+            "or file of weights"
         )
     done = command("run", "sed=5", cwd=tmp_path)
     assert "unknown key 'sed'. Did you mean 'seed'" in done.stderr

@@ -161,7 +161,7 @@ def test_another_config_is_another_default_folder():
     assert same == compose("digits/simclr").config.run
 
 
-# What these were in revision 1c0a771: the folders of older runs stay those of the same configuration.
+# As in revision 1c0a771: folders of older runs stay those of the same configuration.
 FINGERPRINTS = {
     "digits/simclr": "107935",
     "digits/dino": "092f06",
@@ -200,7 +200,7 @@ class Inner(layers.Config):
 
 class Outer(layers.Config):
     one: Inner = Inner()
-    many: list[Inner] = []
+    many: list[Inner] = []  # noqa: RUF012 (pydantic copies it)
     maybe: Inner | None = None
     section: Inner = layers.may_change(Inner())
 

@@ -1,4 +1,4 @@
-"""`selfsight profile`: parts of the time that add up, of training that is the same as without it."""
+"""`selfsight profile`: parts of the time that add up; training is the same as without it."""
 
 import math
 import time

@@ -96,7 +96,7 @@ def read_description(folder: Path) -> dict[str, Any]:
     if about.get("version") != VERSION or about.get("kind") not in BLOB:
         raise UserError(
             f"{where}: a pack of version {about.get('version')} and kind {about.get('kind')}; this "
-            f"Selfsight reads version {VERSION}, {' and '.join(BLOB)}. Update Selfsight, or pack again"
+            f"Selfsight reads version {VERSION}, {' and '.join(BLOB)}. Update it, or pack again"
         )
     return about
 

@@ -36,7 +36,7 @@ def run(
     opts: Opts = False,
     folder: Annotated[str | None, typer.Option("--run", help="folder of the run")] = None,
 ) -> None:
-    """Run what a file describes: pretraining or an evaluation, of Selfsight or of another system."""
+    """Run what a file describes, pretraining or an evaluation; also files of other systems."""
     usual = os.environ.get("CONFIGER_PATH")
     if usual and (file is None or (("=" in file or opts) and not Path(file).exists())):
         file, keys = usual, [*([file] if file else []), *(keys or [])]
