@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALL := $(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python -c constraints.txt
 RUN ?= runs/digits-simclr
 
-.PHONY: run setup test lint bench clean
+.PHONY: run setup test lint dist bench clean
 
 ifdef CONFIGER_PATH
 run: setup            ## with CONFIGER_PATH=path/to/pretrain/simclr.ini: run that file; KEYS="epochs=5" over it
@@ -25,6 +25,10 @@ test: $(VENV)/.installed-test   ## every test; about five minutes on two cores
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+dist: $(BIN)/uv        ## the wheel and the source archive, in dist/
+	rm -rf dist
+	$(BIN)/uv build --quiet --python $(BIN)/python
 
 bench: $(VENV)/.installed-bench ## timings against other libraries, in one run
 	$(BIN)/python -m benchmarks.augment
@@ -50,4 +54,4 @@ $(VENV)/.installed-bench: $(VENV)/.installed
 	touch $@
 
 clean:
-	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis *.egg-info
+	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .hypothesis *.egg-info

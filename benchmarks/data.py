@@ -2,7 +2,7 @@
 DataLoader, webdataset and Hugging Face's datasets.
 
 One thread each unless said; rounds are interleaved, ratios are paired. The peers' transforms end in
-float tensors with colours changed; Selfsight's threads end in uint8 crops, and the device that trains
+float tensors with colours changed; Selfsight's threads end in uint8 crops, and the training device
 does the rest, so "crops and colours" adds that work on the same thread.
 """
 

@@ -1,8 +1,8 @@
 """Does every method learn? Digits, a small encoder, the same few epochs, several seeds.
 
 Trains recipe digits/<method> for so many epochs and compares the kNN accuracy (k = 20, protocol of
-`selfsight knn`) of its encoder on the 360 test images with that of the same network before its first
-step. Fails if a method's mean gain over the seeds is below the margin.
+`selfsight knn`) of its encoder on the 360 test images with that of the untrained network.
+Fails if a method's mean gain over the seeds is below the margin.
 """
 
 import argparse
@@ -68,7 +68,7 @@ def row(runs: list[Learned]) -> tuple[str, float]:
     """A line of the table, and the mean gain."""
 
     def spread(values: list[float]) -> str:
-        return f"{mean(values):.1f} +- {stdev(values) if len(values) > 1 else 0:.1f}"
+        return f"{mean(values):.1f} ± {stdev(values) if len(values) > 1 else 0:.1f}"
 
     encoder, untrained = [r.encoder for r in runs], [r.untrained for r in runs]
     gain = mean(encoder) - mean(untrained)

@@ -5,13 +5,13 @@ random float32 matrices; neither depends on their values. Every case runs in its
 after one small call that loads libraries: on the CPU the rise of the process's peak resident
 memory, on a GPU that of the allocator. Each call is done --repeats times, the median time counts.
 
-    NT-Xent      2 x (N, 128): selfsight.losses.nt_xent against NTXentLoss, at what lightly can hold;
+    NT-Xent      2 x (N, 128): losses.nt_xent against NTXentLoss, at a size that lightly can hold;
                  what it would need at Selfsight's size follows from its square law
     Sinkhorn     (B, K) scores, 3 iterations: selfsight.losses.sinkhorn against SwAV's of lightly
     Barlow Twins 2 x (B, 8192): selfsight.losses.barlow_twins against BarlowTwinsLoss
 
 Then NT-Xent against its plain form, with the whole matrix of logits, in value and gradient; and one
-update of a ViT-B teacher: selfsight.methods.ema.Teacher.ema_update against update_momentum, in turns.
+update of a ViT-B teacher: methods.ema.Teacher.ema_update against update_momentum, in turns.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""The training step of six methods, ResNet-18 on CIFAR-10 at 32 px: Selfsight against lightly's parts.
+"""The training step of six methods, ResNet-18 on CIFAR-10 at 32 px, against lightly's parts.
 
 Both take the same two fixed views of the same real images, made once: no loading, no augmentation,
 no log. Heads have the same widths (those of lightly's CIFAR-10 benchmark), queues the same length,
@@ -8,8 +8,8 @@ optimizer and both hooks, precision `auto`. lightly: its backbone, heads, losses
 `update_momentum` in a plain FP32 loop, as its examples for each method. The backbone is cut from
 ResNetGenerator as lightly does it, which loses the ReLU after the stem; that saves it a little.
 
-On a GPU `auto` means bf16 and torch.compile for Selfsight; --alike turns both off. The switches that
-Selfsight sets there (TF32 products, cudnn.benchmark) hold for both.
+On a GPU `auto` means bf16 and torch.compile for Selfsight; --alike turns both off. The switches
+that Selfsight sets there (TF32 products, cudnn.benchmark) hold for both.
 """
 
 import copy
@@ -47,7 +47,7 @@ from selfsight.batch import Batch, SampleKey
 from selfsight.encoders.backbones import BackboneConfig, build_backbone
 from selfsight.errors import UserError
 from selfsight.methods import METHODS
-from selfsight.train.engine import TrainConfig, _forward_backward, place
+from selfsight.train.engine import _forward_backward, place
 from selfsight.train.optim import OptimizerConfig, build_optimizer
 from selfsight.train.precision import pick_device, pick_precision
 from selfsight.views.make import make_views
@@ -159,16 +159,14 @@ PEERS: dict[str, Callable[[], Pair]] = {
 }
 
 
-def tacits(name: str, views: list[Tensor], alike: bool, device: torch.device) -> tuple:
+def selfsights(name: str, views: list[Tensor], alike: bool, device: torch.device) -> tuple:
     """(the method, its step)."""
     backbone = build_backbone(BackboneConfig(name="resnet18", small_images=True), 32, seed=0)
     method = METHODS[name](backbone, METHODS[name].Config(**SIZES[name]))
     precision, compiled = ("fp32", False) if alike else ("auto", "auto")
-    config = TrainConfig(
-        optimizer=OptimizerConfig(name="sgd", **SGD), precision=precision, compile=compiled
-    )
-    module = place(method, config, device)
-    optimizer = build_optimizer(method, config.optimizer, SGD["lr"], method.constant_lr)
+    module = place(method, device, compiled)
+    config = OptimizerConfig(name="sgd", **SGD)
+    optimizer = build_optimizer(method, config, SGD["lr"], method.constant_lr)
     amp = pick_precision(precision, device) == "bf16"
     batch = Batch(views, None, SampleKey(0, 0, torch.arange(len(views[0]), device=device)))
     method.train()
@@ -224,7 +222,7 @@ def trained(module: nn.Module) -> tuple[Counter, int]:
 def compare(name: str, views: list[Tensor], options, device: torch.device) -> None:
     """Time both in turns and print a row."""
     torch.manual_seed(0)
-    method, ours = tacits(name, views, options.alike, device)
+    method, ours = selfsights(name, views, options.alike, device)
     model, theirs = lightlys(name, views, device)
     (our_shapes, our_count), (their_shapes, their_count) = trained(method), trained(model)
     if our_shapes != their_shapes:

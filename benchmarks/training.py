@@ -84,7 +84,7 @@ def lightlys(decoded: list, steps: int) -> Iterator[float]:
         yield steps * BATCH / (time.perf_counter() - began)
 
 
-def tacits(data: str, images: int, steps: int) -> Iterator[float]:
+def selfsights(data: str, images: int, steps: int) -> Iterator[float]:
     """The same of Selfsight, from the log of real runs."""
     overrides = [f"data.path={data}", f"batch_size={BATCH}", "log_every=1", "device=cpu"]
     overrides += [f"max_steps={steps + 1}", "evaluate.every_epochs=0", "checkpoint.every_epochs=0"]
@@ -109,7 +109,7 @@ def main() -> None:
     print(machine(), "selfsight's precision:", pick_precision("auto", CPU))
     count = BATCH * 8
     theirs = lightlys(pictures(options.data, count), options.steps)
-    ours = tacits(options.data, count, options.steps)
+    ours = selfsights(options.data, count, options.steps)
     pairs = [(next(ours), next(theirs)) for _ in range(options.rounds)]
     report("training", [a for a, _ in pairs], [b for _, b in pairs], "images/s")
 

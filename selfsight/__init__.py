@@ -9,7 +9,7 @@ encoder = selfsight.load_encoder(run)
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from selfsight.encoders.artifact import load_encoder as load_encoder
+    from selfsight.encoders.encoder import load_encoder as load_encoder
     from selfsight.errors import UserError as UserError
     from selfsight.evaluate.protocols import finetune as finetune
     from selfsight.evaluate.protocols import knn as knn
@@ -19,10 +19,10 @@ if TYPE_CHECKING:
     from selfsight.interop import convert as convert
     from selfsight.pretraining.config import RunConfig as RunConfig
     from selfsight.pretraining.config import compose as compose
-    from selfsight.pretraining.job import draw_views as draw_views
     from selfsight.pretraining.job import pretrain as pretrain
+    from selfsight.report.sheet import draw_views as draw_views
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 # Importing selfsight must not import torch: names are looked up when they are first used.
 _HOME = {
@@ -33,11 +33,11 @@ _HOME = {
     "linear": "selfsight.evaluate.protocols",
     "linear_augmented": "selfsight.evaluate.protocols",
     "retest": "selfsight.evaluate.protocols",
-    "load_encoder": "selfsight.encoders.artifact",
+    "load_encoder": "selfsight.encoders.encoder",
     "pretrain": "selfsight.pretraining.job",
     "RunConfig": "selfsight.pretraining.config",
     "compose": "selfsight.pretraining.config",
-    "draw_views": "selfsight.pretraining.job",
+    "draw_views": "selfsight.report.sheet",
 }
 __all__ = list(_HOME)
 

@@ -1,30 +1,64 @@
-"""Typed configuration: YAML and key=value in layers, validated once, each value with its origin.
+"""Typed configuration: layers of YAML and key=value, merged, then validated once.
 
-A configuration class sits beside the code that reads it and derives from `Config`: frozen, unknown
-keys refused. The whole is composed in `run_config`.
+A configuration class derives from `Config` and sits beside the code that reads it. Instances are
+frozen, and an unknown key is an error. `pretraining.config` composes a whole run from them.
 """
 
 import difflib
+import functools
 import re
 import types
 import typing
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic.fields import FieldInfo
 
 from selfsight.errors import UserError
 
 Tree = dict[str, Any]
 C = typing.TypeVar("C", bound="Config")
+_MAY_CHANGE = {"on_resume": "may change"}
+
+
+def may_change(default: Any, **constraints: Any) -> Any:
+    """A field whose value may differ when a run is continued: it moves no result by more than
+    rounding. Every other key must keep its value."""
+    return Field(default, json_schema_extra=_MAY_CHANGE, **constraints)
 
 
 class Config(BaseModel):
     """Base of all configuration classes."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    def tree(self) -> Tree:
+        """As plain data, as YAML and JSON hold it."""
+        return self.model_dump(mode="json")
+
+    def identity(self) -> Tree:
+        """As plain data without the fields that `may_change`: what identifies the run."""
+        return _identity(self, self.tree())
+
+    @classmethod
+    def key_may_change(cls, key: str) -> bool:
+        """Whether this dotted key, or a section that it is in, `may_change`."""
+        free = [path for path, field in _fields(cls) if field.json_schema_extra == _MAY_CHANGE]
+        return any(is_inside(key, path) for path in free)
+
+
+def _identity(value: Any, plain: Any) -> Any:
+    """The plain data of a value without the fields that `may_change`, at any depth."""
+    if isinstance(value, Config):
+        fields = type(value).model_fields
+        kept = [k for k in plain if fields[k].json_schema_extra != _MAY_CHANGE]
+        return {k: _identity(getattr(value, k), plain[k]) for k in kept}
+    if isinstance(value, (list, tuple)):
+        return [_identity(*both) for both in zip(value, plain, strict=True)]
+    return plain
 
 
 # YAML ---------------------------------------------------------------------------------------------
@@ -52,7 +86,7 @@ _Loader.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+.012345
 
 
 def parse_yaml(text: str, name: str) -> Any:
-    """The value of a YAML text; a syntax error is one line with name, line and reason."""
+    """The value of a YAML text. Raises: UserError with the name, the line and the reason."""
     try:
         return yaml.load(text, Loader=_Loader)
     except yaml.YAMLError as error:
@@ -63,7 +97,7 @@ def parse_yaml(text: str, name: str) -> Any:
 
 
 def read_yaml(path: Path) -> Tree:
-    """The mapping in a file."""
+    """The mapping in a YAML file; an empty file is an empty mapping."""
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -77,9 +111,10 @@ def read_yaml(path: Path) -> Tree:
 
 
 def parse_overrides(arguments: Iterable[str]) -> list[Tree]:
-    """['a.b=1', ...] as layers; one, unless a key reaches into a value given before it.
+    """['a.b=1', ...] as layers, to be merged in this order.
 
-    So `views=simclr views.0.size=64` names a preset and then changes it.
+    One layer holds them all, unless a key changes a part of a value that was given before it: in
+    `views=simclr views.0.size=64`, the second key starts a second layer, on top of the preset.
     """
     layers: list[Tree] = [{}]
     for argument in arguments:
@@ -87,14 +122,14 @@ def parse_overrides(arguments: Iterable[str]) -> list[Tree]:
         if not equals or not re.fullmatch(r"[A-Za-z_][\w-]*(\.[\w-]+)*", key):
             raise UserError(f"'{argument}' is not key=value (for example method.temperature=0.2)")
         parsed = parse_yaml(value, f"'{argument}'")
-        if not _place(layers[-1], key.split("."), parsed):
+        if not _set(layers[-1], key.split("."), parsed):
             layers.append({})
-            _place(layers[-1], key.split("."), parsed)
+            _set(layers[-1], key.split("."), parsed)
     return layers
 
 
-def _place(tree: Tree, parts: list[str], value: Any) -> bool:
-    """Put a value at a dotted key; False if something on the way is no mapping."""
+def _set(tree: Tree, parts: list[str], value: Any) -> bool:
+    """Set the value of a dotted key; False if a parent of the key is not a mapping."""
     *parents, leaf = parts
     for part in parents:
         tree = tree.setdefault(part, {})
@@ -105,34 +140,37 @@ def _place(tree: Tree, parts: list[str], value: Any) -> bool:
 
 
 def merge(below: Tree, above: Tree) -> Tree:
-    """`above` over `below`: mappings merge, the rest is replaced; 'views.0' reaches into a list."""
-    result = dict(below)
-    for key, value in above.items():
-        old = result.get(key)
-        if isinstance(value, dict) and isinstance(old, list):
-            result[key] = _merge_into_list(old, value, key)
-        elif isinstance(value, dict) and isinstance(old, dict):
-            result[key] = merge(old, value)
-        else:
-            result[key] = value
-    return result
+    """`above` over `below`: mappings merge, all other values are replaced. A mapping with numbers
+    as keys changes items of a list, as in 'views.0.size'."""
+    return {**below, **{key: _merged(below.get(key), above[key], key) for key in above}}
 
 
-def _merge_into_list(old: list, above: Tree, key: str) -> list:
+def _merged(old: Any, new: Any, key: str) -> Any:
+    if isinstance(new, dict) and isinstance(old, dict):
+        return merge(old, new)
+    if not isinstance(new, dict) or not isinstance(old, list):
+        return new
     result = list(old)
-    for position, value in above.items():
-        if not str(position).isdigit() or int(position) >= len(old):
+    for number, value in new.items():
+        if not str(number).isdigit() or int(number) >= len(old):
             raise UserError(
-                f"'{key}.{position}': '{key}' is a list with places 0 to {len(old) - 1}"
+                f"'{key}.{number}': the items of the list '{key}' are 0 to {len(old) - 1}"
             )
-        at = int(position)
-        both = isinstance(value, dict) and isinstance(old[at], dict)
-        result[at] = merge(old[at], value) if both else value
+        result[int(number)] = _merged(old[int(number)], value, f"{key}.{number}")
     return result
+
+
+def fold(tree: Tree, overrides: Iterable[str], lay: Callable[[Tree, Tree], Tree] = merge) -> Tree:
+    """The tree with 'key=value' overrides merged into it, layer by layer.
+
+    Args:
+        lay: merges one layer into the tree, for keys that need more than `merge`.
+    """
+    return functools.reduce(lay, parse_overrides(overrides), tree)
 
 
 def flatten(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """(dotted key, value) of every leaf; empty containers are leaves."""
+    """(dotted key, value) of every leaf; an empty mapping or list is a leaf, too."""
     items = tree.items() if isinstance(tree, dict) else enumerate(tree)
     for key, value in items:
         path = f"{prefix}{key}"
@@ -143,6 +181,11 @@ def flatten(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield from flatten(value, path + ".")
         else:
             yield path, value
+
+
+def is_inside(key: str, section: str) -> bool:
+    """Whether a dotted key is the section or one of the keys in it."""
+    return f"{key}.".startswith(f"{section}.")
 
 
 def differences(old: Tree, new: Tree) -> list[str]:
@@ -160,7 +203,7 @@ def differences(old: Tree, new: Tree) -> list[str]:
 
 
 def validate(cls: type[C], tree: Tree) -> C:
-    """The typed configuration, or a UserError that lists every problem, a line each."""
+    """The typed configuration. Raises: UserError that lists every problem, one a line."""
     try:
         return cls.model_validate(tree)
     except ValidationError as error:
@@ -192,7 +235,7 @@ def _short(value: Any) -> str:
 
 
 def near(name: str, known: Iterable[str]) -> str:
-    """ " Did you mean ...?" with the nearest names, or nothing."""
+    """ " Did you mean ...?" with the most similar names; empty if none is similar."""
     close = difflib.get_close_matches(name, list(known), n=3, cutoff=0.6)
     return f" Did you mean {', '.join(repr(c) for c in close)}?" if close else ""
 
@@ -200,24 +243,23 @@ def near(name: str, known: Iterable[str]) -> str:
 def _suggest(root: type[Config], model: type[Config] | None, name: str) -> str:
     if model is None:
         return ""
-    hint = near(name, model.model_fields)
-    if hint:
-        return hint
-    elsewhere = [path for path in _paths(root) if path.rpartition(".")[2] == name]
-    if elsewhere:
-        return f" Did you mean '{elsewhere[0]}'?"
-    return f" Known here: {', '.join(model.model_fields)}."
+    elsewhere = [path for path, _ in _fields(root) if path.rpartition(".")[2] == name]
+    other = f" Did you mean '{elsewhere[0]}'?" if elsewhere else ""
+    return (
+        near(name, model.model_fields) or other or f" Known keys: {', '.join(model.model_fields)}."
+    )
 
 
-def _paths(model: type[Config], prefix: str = "") -> Iterator[str]:
+def _fields(model: type[Config], prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
+    """(dotted key, field) of a class and of the classes in it, except those in lists."""
     for name, field in model.model_fields.items():
-        yield prefix + name
+        yield prefix + name, field
         for member in _models(field.annotation):
-            yield from _paths(member, f"{prefix}{name}.")
+            yield from _fields(member, f"{prefix}{name}.")
 
 
 def _models(annotation: Any) -> list[type[Config]]:
-    """The configuration classes that an annotation mentions, lists aside."""
+    """The configuration classes that an annotation names, except those in lists."""
     if isinstance(annotation, type) and issubclass(annotation, Config):
         return [annotation]
     if typing.get_origin(annotation) in (typing.Union, types.UnionType, typing.Annotated):
@@ -226,7 +268,7 @@ def _models(annotation: Any) -> list[type[Config]]:
 
 
 def _walk(cls: type[Config], location: tuple) -> tuple[list[str], type[Config] | None]:
-    """The dotted path of an error, without union tags, and the class of its last key."""
+    """The dotted path of an error, without union tags, and the class that its last key is in."""
     path: list[str] = []
     candidates, owner = [cls], cls
     for part in location:
@@ -252,31 +294,3 @@ def _tag(model: type[Config]) -> str | None:
     field = model.model_fields.get("name")
     values = typing.get_args(field.annotation) if field else ()
     return values[0] if values else None
-
-
-# Origins ------------------------------------------------------------------------------------------
-
-
-class Origins:
-    """Who set each value: the last layer that named it, or that replaced what holds it."""
-
-    def __init__(self) -> None:
-        self._by_key: dict[str, str] = {}
-
-    def record(self, tree: Tree, origin: str) -> None:
-        for key, _ in flatten(tree):
-            self._by_key = {k: o for k, o in self._by_key.items() if not k.startswith(key + ".")}
-            self._by_key[key] = origin
-
-    def forget(self, key: str) -> None:
-        self._by_key = {
-            k: o for k, o in self._by_key.items() if k != key and not k.startswith(key + ".")
-        }
-
-    def of(self, key: str) -> str:
-        parts = key.split(".")
-        for end in range(len(parts), 0, -1):
-            origin = self._by_key.get(".".join(parts[:end]))
-            if origin:
-                return origin
-        return "default"

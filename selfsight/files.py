@@ -34,11 +34,17 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
-    """`write` fills a temporary file beside `path`, which is flushed to disk and then renamed."""
+    """`write` fills a temporary file beside `path`, which is flushed to disk and then renamed.
+
+    The file gets the permissions of any new file here, also where a library would write 0600.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
+        with temporary.open("wb") as file:
+            mode = os.fstat(file.fileno()).st_mode
         write(temporary)
+        os.chmod(temporary, mode)
         rename_durably(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

@@ -47,6 +47,11 @@ def key(*coordinates: int) -> int:
     return state
 
 
+def torch_seed(*coordinates: int) -> int:
+    """The key as a seed for torch: shifted by a bit, to fit a signed 64-bit number."""
+    return key(*coordinates) >> 1
+
+
 def _shift(x: Tensor, bits: int) -> Tensor:
     """Logical right shift; torch's own is arithmetic on int64."""
     return (x >> bits) & ((1 << (64 - bits)) - 1)
@@ -91,7 +96,7 @@ def numbers(index: Tensor, stream: Tensor, slots: int) -> Tensor:
 
 def directions(seed: int, step: int, dim: int, count: int) -> Tensor:
     """(dim, count) unit columns, uniform on the sphere, of a training step: equal on all ranks."""
-    generator = torch.Generator().manual_seed(key(DIRECTIONS, seed, step) >> 1)
+    generator = torch.Generator().manual_seed(torch_seed(DIRECTIONS, seed, step))
     return torch.nn.functional.normalize(torch.randn(dim, count, generator=generator), dim=0)
 
 

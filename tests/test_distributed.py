@@ -19,8 +19,8 @@ from selfsight.methods.method import Batch, Method
 from selfsight.methods.queue import Queue
 from selfsight.train.log import read_metrics
 from tests.conftest import TINY, TinyEncoder, selfsight
+from tests.methods.test_methods import batch_of, build
 from tests.processes import environment, in_ranks
-from tests.test_methods import batch_of, build
 
 
 def part(batch: Batch, rank: int, world: int) -> Batch:

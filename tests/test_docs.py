@@ -11,9 +11,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from selfsight import cli
+from selfsight.pretraining.config import compose
 from tests.conftest import ROOT
+from tests.losses.test_losses import compare as equal_losses
 from tests.processes import environment
-from tests.test_losses import compare
 
 PAGE = (ROOT / "docs" / "adding-a-method.md").read_text(encoding="utf-8")
 
@@ -69,8 +71,53 @@ def test_the_pages_loss_equals_the_pages_oracle():
     z1, z2 = (torch.randn(6, 4, dtype=torch.float64, requires_grad=True) for _ in range(2))
     unit = [F.normalize(z, dim=1).detach().requires_grad_() for z in (z1, z2)]
     naive = names["naive_align_uniform"]
-    compare(
+    equal_losses(
         lambda a, b: names["align_uniform"](a, b, 0.7),
         lambda a, b: naive(F.normalize(a, dim=1), F.normalize(b, dim=1), 0.7),
         *unit,
     )
+
+
+# All pages ----------------------------------------------------------------------------------------
+
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+README = PAGES[0].read_text(encoding="utf-8")
+every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+
+
+@every_page
+def test_links_lead_to_files(page):
+    for target in re.findall(r"\]\(([^)#]+)\)", page.read_text(encoding="utf-8")):
+        assert "://" in target or (page.parent / target).exists(), target
+
+
+@every_page
+def test_the_files_that_a_page_names_exist(page):
+    """Of the package, the tests and the benchmarks; the page about a new method adds two."""
+    text = page.read_text(encoding="utf-8")
+    named = set(re.findall(r"`((?:selfsight|tests|benchmarks)/[\w./-]*)`", text))
+    named |= {m.replace(".", "/") + ".py" for m in re.findall(r"-m (benchmarks\.\w+)", text)}
+    missing = {name for name in named if not (ROOT / name).exists()}
+    assert missing == (
+        set(re.findall(r"^`([\w/.]+)`$", PAGE, re.MULTILINE)) if text == PAGE else set()
+    )
+
+
+def test_the_readme_lists_every_command():
+    known = {command.name or command.callback.__name__ for command in cli.app.registered_commands}
+    listed = set(re.findall(r"^\|.*?`selfsight ([\w-]+)", README, re.MULTILINE))
+    listed |= set(re.findall(r"`selfsight ([\w-]+)`", README))
+    assert listed == {name.replace("_", "-") for name in known}
+
+
+def test_the_readmes_configuration_is_valid(tmp_path):
+    (text,) = re.findall(r"```yaml\n(.*?)```", README, re.DOTALL)
+    (tmp_path / "mine.yaml").write_text(text)
+    config = compose(str(tmp_path / "mine.yaml")).config
+    assert (config.epochs, config.method.temperature) == (100, 0.2)
+
+
+def test_the_readmes_method_is_the_packages():
+    (_, forward) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    source = (ROOT / "selfsight/methods/simclr.py").read_text()
+    assert forward[forward.index("    def forward") :].rstrip() in source

@@ -11,11 +11,12 @@ import pytest
 import selfsight
 
 PACKAGE = Path(selfsight.__file__).parent
-# From the top. A module belongs to the longest prefix that fits; prefixes of one floor do not import
-# each other.
+# From the top. A module belongs to the longest prefix that fits; prefixes of one floor do not
+# import each other.
 FLOORS = [
     ["__main__", "__init__"],
-    ["cli", "interop.cli"],
+    ["interop.cli"],
+    ["cli"],
     ["interop"],
     ["grid"],
     ["report"],

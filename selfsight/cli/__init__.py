@@ -4,11 +4,15 @@ import os
 import signal
 import sys
 
-# In the order of the help; each registers its commands.
-from selfsight.cli import pretraining, evaluation, tables, data, lists  # isort: skip  # noqa: F401
-import selfsight.interop.cli.commands  # noqa: F401
+from selfsight.cli import pretraining, evaluation, data, tables  # isort: skip  # noqa: F401
 from selfsight.cli.app import app
+from selfsight.cli.files import plugins
 from selfsight.errors import UserError
+
+# Commands register in the order of the help: the lists of what is shipped come last.
+for plugin in plugins():
+    plugin.register(app)
+from selfsight.cli import lists  # noqa: E402, F401
 
 
 def main() -> None:

@@ -4,22 +4,56 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from selfsight import __version__
 
 if TYPE_CHECKING:
     from selfsight.evaluate.protocols import Result
 
 app = typer.Typer(
-    add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     help="Pretrain image encoders without labels, and measure honestly what they learned.",
 )
 
+# The panels of `selfsight --help`, in their order.
+TRAIN, EVALUATE, DATA, COMPARE = "Train", "Evaluate", "Data", "Compare"
+OTHER, LISTS = "Other systems", "What is shipped"
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"selfsight {__version__}")
+        raise typer.Exit()
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_print_version, is_eager=True, help="print the version"),
+    ] = False,
+) -> None:
+    pass
+
+
+def complete_recipe(incomplete: str) -> list[str]:
+    """The shipped recipes that begin like this, for completion in a shell."""
+    recipes = Path(__file__).parent.parent / "recipes"
+    names = (p.relative_to(recipes).with_suffix("").as_posix() for p in recipes.rglob("*.yaml"))
+    return sorted(name for name in names if name.startswith(incomplete))
+
+
 What = Annotated[
-    str, typer.Argument(help="a shipped recipe (see `selfsight recipes`) or a YAML file")
+    str,
+    typer.Argument(
+        help="a shipped recipe (see `selfsight recipes`) or a YAML file",
+        autocompletion=complete_recipe,
+    ),
 ]
 Overrides = Annotated[
     list[str] | None, typer.Argument(help="key=value with dotted keys: method.temperature=0.2")

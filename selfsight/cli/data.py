@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from selfsight.cli.app import Overrides, What, app, this_command
+from selfsight.cli.app import DATA, Overrides, What, app, this_command
+from selfsight.cli.files import composed
 from selfsight.errors import UserError
-from selfsight.interop.cli.jobs import composed
 
 if TYPE_CHECKING:
     from selfsight.data.sources.open import DataConfig
@@ -37,13 +37,11 @@ def data_config(arguments: list[str]) -> "DataConfig":
     paths = [text for text in arguments if text not in keys]
     if len(paths) > 1:
         raise UserError(f"'{paths[0]}' and '{paths[1]}': give one path, and keys like data.labels=")
-    tree: layers.Tree = {"data": {"path": paths[0]} if paths else {}}
-    for layer in layers.parse_overrides(keys):
-        tree = layers.merge(tree, layer)
+    tree = layers.fold({"data": {"path": paths[0]} if paths else {}}, keys)
     return layers.validate(Keys, tree).data
 
 
-@app.command()
+@app.command(rich_help_panel=DATA)
 def views(
     what: What,
     overrides: Overrides = None,
@@ -52,13 +50,14 @@ def views(
     epochs: Annotated[int, typer.Option(min=1, help="epochs, each with new views")] = 4,
 ) -> None:
     """Draw images and the views that a recipe makes of them."""
-    from selfsight.pretraining import job as jobs
+    from selfsight.report import sheet
 
-    jobs.draw_views(composed(what, overrides).config, output, rows, epochs)
+    with composed(what, overrides) as found:
+        sheet.draw_views(found.config, output, rows, epochs)
     print(f"Wrote {output}")
 
 
-@app.command()
+@app.command(rich_help_panel=DATA)
 def pack(
     source: ImageSource,
     output: Annotated[Path, typer.Option("--output", "-o", help="folder of the pack")],
@@ -90,7 +89,7 @@ def pack(
     print(f"Use them with data.path={output}")
 
 
-@app.command()
+@app.command(rich_help_panel=DATA)
 def check(source: ImageSource) -> None:
     """Read every image: sizes, classes, broken files, duplicates, and what both splits share.
 

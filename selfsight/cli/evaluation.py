@@ -1,12 +1,16 @@
 """Commands that measure an encoder."""
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from selfsight.cli.app import app, continuing, list_names, print_from_first
-from selfsight.interop.cli.jobs import Opts, evaluate_job, read_job
+from selfsight.cli.app import EVALUATE, app, continuing, print_from_first
+from selfsight.cli.files import Opts, open_foreign
+
+if TYPE_CHECKING:
+    from selfsight.evaluate.protocols import Result
 
 EvaluationKeys = Annotated[
     list[str] | None,
@@ -15,7 +19,7 @@ EvaluationKeys = Annotated[
 Subject = Annotated[
     Path,
     typer.Argument(
-        help="a finished run's folder, an encoder.safetensors, or a checkpoint of another library "
+        help="a run's folder or checkpoint, encoder.safetensors, or another library's checkpoint "
         "(then with backbone.name=...)"
     ),
 ]
@@ -29,7 +33,7 @@ Protocol = Annotated[
 ]
 
 
-@app.command()
+@app.command(rich_help_panel=EVALUATE)
 def knn(where: Subject, keys: EvaluationKeys = None, run: Results = None) -> None:
     """Classify test images by their nearest training images; beside an untrained encoder."""
     from selfsight.evaluate import protocols as measure
@@ -37,20 +41,17 @@ def knn(where: Subject, keys: EvaluationKeys = None, run: Results = None) -> Non
     print_from_first(measure.knn(where, keys, run))
 
 
-@app.command()
+@app.command(rich_help_panel=EVALUATE)
 def linear(
     where: Subject, keys: EvaluationKeys = None, run: Results = None, opts: Opts = False
 ) -> None:
     """Linear classifier on cached features: all labels, then 1 and 5 labels per class."""
     from selfsight.evaluate import protocols as measure
 
-    job = read_job(where, keys, opts)
-    if job is not None:
-        return evaluate_job(job, "linear", run)
-    print_from_first(measure.linear(where, keys, run))
+    _evaluate("linear", where, keys, run, opts, lambda: measure.linear(where, keys, run))
 
 
-@app.command(name="linear-augmented")
+@app.command(name="linear-augmented", rich_help_panel=EVALUATE)
 def linear_augmented(
     where: Subject,
     keys: EvaluationKeys = None,
@@ -62,16 +63,15 @@ def linear_augmented(
     """Linear classifier on a frozen encoder, trained with crop and flip; continues if stopped."""
     from selfsight.evaluate import protocols as measure
 
-    job = read_job(where, keys, opts)
-    if job is not None:
-        return evaluate_job(job, "linear-augmented", run)
-    if classifier is not None:
-        return print_from_first(measure.retest(where, classifier, keys, run))
-    with continuing():
-        print_from_first(measure.linear_augmented(where, keys, run, protocol))
+    def native() -> list[measure.Result]:
+        if classifier is not None:
+            return measure.retest(where, classifier, keys, run)
+        return measure.linear_augmented(where, keys, run, protocol)
+
+    _evaluate("linear-augmented", where, keys, run, opts, native)
 
 
-@app.command()
+@app.command(rich_help_panel=EVALUATE)
 def finetune(
     where: Subject,
     keys: EvaluationKeys = None,
@@ -83,18 +83,23 @@ def finetune(
     """Train the whole network as a classifier, beside one from scratch; continues if stopped."""
     from selfsight.evaluate import protocols as measure
 
-    job = read_job(where, keys, opts)
-    if job is not None:
-        return evaluate_job(job, "finetune", run)
-    if classifier is not None:
-        return print_from_first(measure.retest(where, classifier, keys, run))
+    def native() -> list[measure.Result]:
+        if classifier is not None:
+            return measure.retest(where, classifier, keys, run)
+        return measure.finetune(where, keys, run, protocol)
+
+    _evaluate("finetune", where, keys, run, opts, native)
+
+
+def _evaluate(
+    command: str,
+    where: Path,
+    keys: list[str] | None,
+    run: str | None,
+    opts: bool,
+    native: "Callable[[], list[Result]]",
+) -> None:
+    """Evaluate an encoder by `native`, or as a file of another system says, and print the table."""
+    file = open_foreign(where, keys, opts)
     with continuing():
-        print_from_first(measure.finetune(where, keys, run, protocol))
-
-
-@app.command()
-def protocols() -> None:
-    """List the shipped protocols of `linear-augmented` and `finetune`."""
-    from selfsight.evaluate.protocols import config
-
-    list_names(config.protocols(), config.title)
+        print_from_first(native() if file is None else file.evaluate(command, run))

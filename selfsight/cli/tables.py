@@ -8,10 +8,10 @@ from typing import Annotated
 
 import typer
 
-from selfsight.cli.app import app, list_names, this_command
+from selfsight.cli.app import COMPARE, app, this_command
 
 
-@app.command()
+@app.command(rich_help_panel=COMPARE)
 def bench(
     grid: Annotated[
         str, typer.Argument(help="a shipped grid (see `selfsight grids`) or a YAML file")
@@ -59,15 +59,7 @@ def bench(
         raise typer.Exit(1)
 
 
-@app.command()
-def grids() -> None:
-    """List the shipped grids."""
-    from selfsight.grid import plan
-
-    list_names(plan.grids(), plan.title)
-
-
-@app.command()
+@app.command(rich_help_panel=COMPARE)
 def compare(
     runs: Annotated[list[Path], typer.Argument(help="folders of two or more runs")],
 ) -> None:

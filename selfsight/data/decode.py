@@ -52,14 +52,17 @@ def read(source: Source, i: int) -> bytes | np.ndarray:
 
 def decoded(source: Source, i: int, data: bytes | np.ndarray) -> np.ndarray:
     """As `decode`, of what `read` returned."""
-    if isinstance(data, np.ndarray):
-        return data
+    return data if isinstance(data, np.ndarray) else decode_bytes(data, source.name(i))
+
+
+def decode_bytes(data: bytes, name: str) -> np.ndarray:
+    """As `decode`, of the content of an image file; `name` is what an error calls it."""
     try:
         pixels = _decode_jpeg(data) if data.startswith(JPEG) else None
         return _decode_other(data) if pixels is None else pixels
     # Decoders meet hostile bytes with more kinds of exceptions than their pages list.
     except Exception as error:
-        raise BadImage(source.name(i), _reason(data, error)) from None
+        raise BadImage(name, _reason(data, error)) from None
 
 
 def _decode_other(data: bytes) -> np.ndarray:

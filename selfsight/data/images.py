@@ -1,6 +1,8 @@
 """Decoded images: small ones as one uint8 tensor on the device, others decoded when asked for."""
 
 import copy
+import functools
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
 
@@ -25,15 +27,20 @@ class Images:
     Args:
         bad: puts up with broken images, for which `decode` then takes the next; without it they
             are errors.
+        lazy: decode small images at the first use of `tensor`, not now.
     Attributes:
-        tensor: (N, 3, H, W) uint8 on the device, or None if the images are decoded when asked for.
         labels: (N,) int64 on the device, or None.
         classes: names, or None.
         workers: threads of the pool, which read and decode.
     """
 
     def __init__(
-        self, source: Source, config: DataConfig, device: torch.device, bad: BadImages | None = None
+        self,
+        source: Source,
+        config: DataConfig,
+        device: torch.device,
+        bad: BadImages | None = None,
+        lazy: bool = False,
     ) -> None:
         self.source, self.classes, self.device = source, source.classes, device
         self.workers = config.workers or distributed.cores()
@@ -42,9 +49,16 @@ class Images:
         if source.labels is not None:
             self.labels = torch.from_numpy(source.labels.astype(np.int64)).to(device)
         self._bad = bad
-        self._broken: set[int] = set()
-        tensor = self._decode_all(config.in_memory)
-        self.tensor = None if tensor is None else tensor.to(device)
+        self._broken: dict[int, str] = {}  # and why
+        self.in_memory = config.in_memory
+        self._kept = functools.cache(self._decode_all)
+        if not lazy:
+            self._kept()
+
+    @property
+    def tensor(self) -> Tensor | None:
+        """(N, 3, H, W) uint8 on the device, or None if the images are decoded when asked for."""
+        return self._kept()
 
     def __len__(self) -> int:
         return len(self.source)
@@ -73,16 +87,16 @@ class Images:
         are."""
         if self._bad is None:
             raise error
-        self._broken.add(i)
+        self._broken[i] = error.reason
         self._bad.note(error)
 
-    def broken(self) -> list[int]:
-        """The images that are known to be broken."""
-        return sorted(self._broken)
+    def broken(self) -> dict[int, str]:
+        """The images that are known to be broken, in order, and why."""
+        return dict(sorted(self._broken.items()))
 
-    def without(self, broken: list[int]) -> "Images":
+    def without(self, broken: Iterable[int]) -> "Images":
         """The others; from now on a broken image is an error."""
-        rows = np.setdiff1d(np.arange(len(self)), broken)
+        rows = np.setdiff1d(np.arange(len(self)), list(broken))
         others = self.part(rows) if broken else copy.copy(self)
         others._bad = None
         return others
@@ -95,14 +109,16 @@ class Images:
         """Some of the images, in this order; what is decoded stays decoded."""
         some = copy.copy(self)
         some.source = Subset(self.source, rows)
-        some._broken = {n for n, i in enumerate(rows) if i in self._broken}
+        some._broken = {n: self._broken[i] for n, i in enumerate(rows) if i in self._broken}
         at = torch.from_numpy(rows).to(self.device)
         some.labels = None if self.labels is None else self.labels[at]
-        some.tensor = None if self.tensor is None else self.tensor[at]
+        kept = self._kept
+        some._kept = functools.cache(lambda: None if kept() is None else kept()[at])
         return some
 
-    def _decode_all(self, wanted: bool | None) -> Tensor | None:
+    def _decode_all(self) -> Tensor | None:
         """All images as one (N, 3, H, W) tensor, or None where they are large or differ in size."""
+        wanted = self.in_memory
         if wanted is False:
             return None
         _, first = self.decode(0)
@@ -120,7 +136,7 @@ class Images:
                     f"image {size}; all must be equal"
                 )
             out[i] = image
-        return torch.from_numpy(out).permute(0, 3, 1, 2).contiguous()
+        return torch.from_numpy(out).permute(0, 3, 1, 2).contiguous().to(self.device)
 
 
 def cut(image: np.ndarray, box: list[int], size: int) -> Tensor:

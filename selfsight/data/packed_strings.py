@@ -60,7 +60,8 @@ class PackedStrings:
 
 
 def save_index(file: Path, index: Any) -> None:
-    """Write a named tuple of arrays and PackedStrings, which `load_index` reads; nothing where that cannot be."""
+    """Write a named tuple of arrays and PackedStrings for `load_index`. A failure is ignored: the
+    index is then made again."""
     arrays = {}
     for key, value in index._asdict().items():
         if isinstance(value, PackedStrings):

@@ -1,6 +1,8 @@
 """What a source of images is, and a part of one."""
 
 import hashlib
+import os
+import time
 from pathlib import Path
 from typing import Protocol
 
@@ -8,6 +10,7 @@ import numpy as np
 
 from selfsight.errors import UserError
 
+GRANULARITY = 2 * 10**9  # nanoseconds, of the times that the coarsest file systems keep
 TRAIN_NAMES = ("train", "training")
 TEST_NAMES = ("test", "testing", "val", "valid", "validation")  # the first that exists is taken
 
@@ -33,6 +36,8 @@ class Source(Protocol):
 
     def name(self, i: int) -> str:
         """What an error message calls the image: its path, if it has one."""
+
+    # A source of files also has files(), their paths: see `stamp`.
 
 
 class BadImage(UserError):
@@ -138,6 +143,37 @@ def made_from(source: Source, contents: np.ndarray) -> np.ndarray:
     """(N, 16) the same of all images, given the content hashes of what the source holds."""
     known = origins(source)
     return contents if known is None else np.where(known.any(1)[:, None], known, contents)
+
+
+def stamp(source: Source) -> str | None:
+    """Names what a source holds by the paths, sizes and times of its files, without reading them.
+
+    None if the source has no `files()`, or if one changed so recently that it may change again
+    without another time of change.
+    """
+    if isinstance(source, ConcatSource):
+        stamps = [stamp(part) for part in source._sources]
+        return None if None in stamps else _digest(*stamps)
+    if isinstance(source, Subset):
+        whole = stamp(source._source)
+        return whole and _digest(whole, source._rows.astype("<i8").tobytes())
+    if not hasattr(source, "files"):
+        return None
+    digest, newest = hashlib.sha256(os.getcwdb()), 0
+    digest.update(f"{len(source)} {source.name(0)}".encode(errors="surrogateescape"))  # which split
+    for path in source.files():
+        try:
+            status = os.stat(path)
+        except OSError:  # reading it says what is wrong
+            return None
+        digest.update(b"\0%b %d %d" % (os.fsencode(path), status.st_size, status.st_mtime_ns))
+        newest = max(newest, status.st_mtime_ns)
+    return None if newest > time.time_ns() - GRANULARITY else digest.hexdigest()
+
+
+def _digest(*parts: str | bytes) -> str:
+    encoded = (part.encode() if isinstance(part, str) else part for part in parts)
+    return hashlib.sha256(b"\0".join(encoded)).hexdigest()
 
 
 def align(source: Source, classes: list[str]) -> None:

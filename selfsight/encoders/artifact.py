@@ -1,67 +1,83 @@
-"""The pretrained encoder as a file: weights, and a description to build it again, strictly."""
+"""The pretrained encoder as a file: its weights, and a description with all that an evaluation
+needs: how it is built, its data, its input, and what its method prepared before the first step.
 
+`describe` makes the description; a run folder holds it as encoder.json from its first step on.
+"""
+
+import hashlib
 import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from selfsight.config import validate
-from selfsight.data.decode import to_rgb
-from selfsight.data.images import cut, evaluation_box
+from selfsight import __version__, randomness
+from selfsight.config import read_yaml, validate
+from selfsight.data.sources.open import DataConfig
 from selfsight.encoders.backbones import BackboneConfig, build_backbone
 from selfsight.errors import UserError
 from selfsight.files import write_atomically, write_json
+from selfsight.methods import vit
 from selfsight.methods.heads import EncoderWithProjection
-from selfsight.views.ops import augment
 
 FILE = "encoder.safetensors"
+DESCRIPTION = "encoder.json"
 BEST = "best.safetensors"
 METADATA = ("selfsight", "tacit")  # its key in the file; the second until the package was renamed
 NAMED_BY = ("epoch", "step", "loss", "probe", "knn")  # the last two in percent
 
 
-class Encoder(nn.Module):
-    """A frozen pretrained encoder, in eval mode.
+def weights_hash(module: nn.Module) -> str:
+    """SHA-256 over names, types, shapes and bytes of all parameters and buffers."""
+    digest = hashlib.sha256()
+    for name, value in sorted(module.state_dict().items()):
+        array = value.detach().cpu().contiguous()
+        digest.update(f"{name} {array.dtype} {tuple(array.shape)} ".encode())
+        digest.update(array.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
-    Attributes:
-        backbone: the timm model.
-        description: how it was made and what input it expects.
-        num_features: width D of its features.
+
+def describe(
+    backbone: nn.Module,
+    config: BackboneConfig,
+    method: dict[str, Any],
+    data: DataConfig,
+    image_size: int,
+    seed: int,
+    precision: str,
+    pretrained_on: dict[str, Any],
+) -> dict[str, Any]:
+    """The description of an encoder: only what two equal runs share.
+
+    Args:
+        backbone: the encoder as its method prepared it.
+        method: its configuration, for the record.
+        image_size: side in pixels of the images that an evaluation shows it.
+        pretrained_on: images, epochs and the like.
     """
-
-    def __init__(self, backbone: nn.Module, description: dict[str, Any]) -> None:
-        super().__init__()
-        self.backbone, self.description = backbone, description
-        self.num_features: int = backbone.num_features
-        self.eval().requires_grad_(False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, 3, s, s) float, already resized and normalised -> (B, D)."""
-        return self.backbone(x)
-
-    @torch.no_grad()
-    def embed(self, images: list[str | Path | Image.Image]) -> Tensor:
-        """Features (B, D) of image files or PIL images of any size, prepared as in evaluation."""
-        size, mean, std = (self.description[key] for key in ("image_size", "mean", "std"))
-        crops = []
-        for image in images:
-            if isinstance(image, Image.Image):
-                pixels = np.array(to_rgb(image))
-            else:
-                with Image.open(image) as opened:
-                    pixels = np.array(to_rgb(opened))
-            crops.append(cut(pixels, evaluation_box(*pixels.shape[:2]), size))
-        x = torch.stack(crops).float().div_(255)
-        device = next(self.backbone.parameters()).device
-        return self.backbone(augment.normalize(x.to(device), mean, std))
+    positions = getattr(backbone, "pos_embed", None)
+    kept_head = isinstance(backbone, EncoderWithProjection)
+    return {
+        "format": 2,
+        "method": method,
+        "backbone": config.model_dump(mode="json"),
+        "head_dim": backbone.num_features if kept_head else None,
+        "fixed_positions": positions is not None and not positions.requires_grad,
+        "num_features": backbone.num_features,
+        "image_size": image_size,
+        "mean": list(data.mean),
+        "std": list(data.std),
+        "seed": seed,
+        "precision": precision,
+        "data": data.model_dump(mode="json", exclude={"workers"}),
+        "pretrained_on": pretrained_on,
+        METADATA[0]: __version__,
+    }
 
 
 def save_encoder(
@@ -69,6 +85,7 @@ def save_encoder(
 ) -> Path:
     """Write encoder.safetensors, its description inside, and the same as encoder.json."""
     path = folder / name
+    description = {**description, "weights_sha256": weights_hash(backbone)}
     tensors = {k: v.detach().cpu().contiguous() for k, v in backbone.state_dict().items()}
     # One metadata key: safetensors does not keep the order of several, and equal runs must give
     # equal bytes.
@@ -105,15 +122,6 @@ def named(template: str, values: dict[str, Any]) -> str:
     return name
 
 
-def load_encoder(where: str | Path) -> Encoder:
-    """The encoder of a finished run's folder or of an encoder.safetensors.
-
-    Raises: UserError if the run is not finished or names or shapes of the weights do not fit.
-    """
-    network = read_network(encoder_file(where))
-    return Encoder(network.build(), network.description)
-
-
 @dataclass(frozen=True)
 class Network:
     """An encoder that can be built again and again, always with the same weights.
@@ -136,15 +144,33 @@ class Network:
         """A new module with these weights.
 
         Args:
-            drop_path: stochastic depth in training; of the pretraining's nothing stays.
+            drop_path: stochastic depth in training; that of the pretraining does not apply.
         Raises: UserError if a name or a shape does not fit.
         """
-        config = validate(BackboneConfig, self.description["backbone"])
+        backbone = self._initialised(drop_path)
+        self.fill(backbone, self.description["backbone"]["name"])
+        return backbone
+
+    def untrained(self) -> "Network":
+        """The same network before its first step: initialised by its seed, prepared by its method.
+
+        For an encoder that started from other weights, this is the one that did not.
+        """
+        tensors = self._initialised().state_dict()
+        return Network(self.description, tensors, "the untrained network")
+
+    def _initialised(self, drop_path: float = 0.0) -> nn.Module:
+        described = self.description
+        config = validate(BackboneConfig, described["backbone"])
         config = config.model_copy(update={"drop_path": drop_path})
-        backbone = build_backbone(config, self.image_size, seed=0)
-        if self.description.get("head_dim"):
-            backbone = EncoderWithProjection(backbone, self.description["head_dim"])
-        self.fill(backbone, config.name)
+        backbone = build_backbone(config, self.image_size, described["seed"])
+        if described.get("fixed_positions"):
+            vit.fix_positions(backbone)
+        if described.get("head_dim"):
+            # the first thing that a method initialises, so the generator starts as in build_method
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(randomness.torch_seed(randomness.WEIGHTS, described["seed"], 1))
+                backbone = EncoderWithProjection(backbone, described["head_dim"])
         return backbone
 
     def fill(self, backbone: nn.Module, name: str) -> None:
@@ -193,4 +219,24 @@ def read_network(path: Path) -> Network:
     text = next((metadata[key] for key in METADATA if key in metadata), None)
     if text is None:
         raise UserError(f"'{path}': was not written by Selfsight (no description in it)")
-    return Network(json.loads(text), tensors, str(path))
+    return Network(upgraded(json.loads(text), path.parent), tensors, str(path))
+
+
+def upgraded(description: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """A description of format 1, which left data and preparation to the run's config.yaml, as one
+    of format 2."""
+    if description["format"] > 1:
+        return description
+    method, file = description["method"]["name"], folder / "config.yaml"
+    run = read_yaml(file) if file.is_file() else {}
+    vit_encoder = "vit" in description["backbone"]["name"]
+    return {
+        **description,
+        "fixed_positions": method in ("mae", "ijepa") or (method == "moco_v3" and vit_encoder),
+        "precision": run.get("precision", "auto"),
+        "data": {
+            **run.get("data", {}),
+            "mean": description["mean"],
+            "std": description["std"],
+        },
+    }

@@ -58,7 +58,7 @@ def build_backbone(
             # the last normalisation stays on the tokens, where methods read them
             options.setdefault("fc_norm", False)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(randomness.key(randomness.WEIGHTS, seed) >> 1)
+        torch.manual_seed(randomness.torch_seed(randomness.WEIGHTS, seed))
         try:
             backbone = timm.create_model(config.name, pretrained=False, num_classes=0, **options)
         except (TypeError, ValueError, AssertionError, RuntimeError, KeyError) as error:

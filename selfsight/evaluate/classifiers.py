@@ -23,7 +23,7 @@ class Classifier(Method):
 
     view_count = (1, None)
     needs = ("labels",)
-    remedy = None  # what the features look like was settled in pretraining
+    remedy = None  # the collapse monitor is off: pretraining decided what the features are
 
     def scores(self, x: Tensor) -> list[Tensor]:
         """(B, 3, s, s) -> for each head (B, C)."""
@@ -98,7 +98,7 @@ class FineTuned(Classifier):
     def __init__(self, backbone: nn.Module, config: Config, classes: int) -> None:
         super().__init__(backbone.requires_grad_(True), config)
         head = nn.Linear(backbone.num_features, classes)
-        nn.init.zeros_(head.weight)  # its first step is the first that anything depends on
+        nn.init.zeros_(head.weight)  # all scores start equal
         nn.init.zeros_(head.bias)
         self.heads = nn.ModuleList([head])
         self._depth = depths(backbone) if config.layer_decay < 1 else {}
@@ -143,7 +143,7 @@ class FineTuned(Classifier):
 
 @contextmanager
 def _numpy_seeded(key: int) -> Iterator[None]:
-    """timm draws from NumPy's global generator: lend it a state that follows from coordinates."""
+    """Seed NumPy's global generator, which timm draws from; restore it at the end."""
     before = np.random.get_state()
     np.random.seed(key % 2**32)
     try:
@@ -155,7 +155,7 @@ def _numpy_seeded(key: int) -> Iterator[None]:
 def depths(backbone: nn.Module) -> dict[str, int]:
     """The number of the layer that each parameter belongs to, from 0 at the input; timm's groups.
 
-    What timm does not know, such as a projector's first layer that was kept, lies on top.
+    Parameters that timm does not know, such as a kept projector layer, get the top layer's number.
     """
     from timm.models import group_parameters
 

@@ -1,7 +1,6 @@
 """Features of a frozen encoder: eval mode, no gradient, and proof that nothing in it moved."""
 
 import contextlib
-import hashlib
 import math
 import warnings
 from collections.abc import Iterator
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 from selfsight import distributed
 from selfsight.data.crops import CropDecoder
 from selfsight.data.images import Images, evaluation_box
+from selfsight.encoders.artifact import weights_hash
 from selfsight.errors import UserError
 from selfsight.files import write_atomically
 from selfsight.views.ops import augment
@@ -25,16 +25,6 @@ BATCH = 500  # images at most
 PIXELS = 2**16  # of a batch on a CPU, whose cache then holds what a layer makes of it
 LEAST = 16  # images of such a batch
 SIZE = 16.0  # root mean square of float16 features, within a factor of two; they reach to 65504
-
-
-def weights_hash(module: nn.Module) -> str:
-    """SHA-256 over names, types, shapes and bytes of all parameters and buffers."""
-    digest = hashlib.sha256()
-    for name, value in sorted(module.state_dict().items()):
-        array = value.detach().cpu().contiguous()
-        digest.update(f"{name} {array.dtype} {tuple(array.shape)} ".encode())
-        digest.update(array.reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
 
 
 def as_tensor(x: Features) -> Tensor:
@@ -115,7 +105,7 @@ def extract(
         file: write them there, batch by batch, as float16 .npy, and return a map of it, which may
             be larger than memory. They are multiplied by `scale` so that none overflows. The file
             appears when it is complete and the encoder is proven frozen, else not at all.
-        scale: of a file, from `scale_of`; what is measured does not depend on it as long as all
+        scale: of a file, from `scale_of`; metrics do not depend on it as long as all
             splits have the same.
         shared: all ranks call this and share the images; each gets all features. Of a file, rank 0
             writes it and all map it: it must be where every rank can read.

@@ -35,7 +35,7 @@ FIXED = 1.0  # strength where there are too few labels to choose it, the same fo
 TOLERANCE = 3e-5  # of the largest component of the gradient with respect to V
 GAIN = 1e-8  # of the loss in one step; a smaller one is float32's noise
 ITERATIONS = 1000  # of L-BFGS at most; it takes 15 to 300
-CONSTANT = 1e-6  # a feature whose deviation is below this share of its size says nothing
+CONSTANT = 1e-6  # a feature with a smaller deviation, relative to its size, counts as constant
 CHUNK = 2**20, 2**24  # numbers held at a time: on a CPU (4 MiB stay in its cache), on a GPU
 ROWS = 512  # of a chunk at least
 
@@ -118,7 +118,7 @@ def _choose(data: "_Labelled", seed: int) -> tuple[float, dict[float, float], "_
 
 
 def _few(data: "_Labelled", asked: "_Labelled", shots: int, seed: int) -> tuple[float, float]:
-    """Mean and standard deviation of test top-1 with so many labels of each class."""
+    """Mean and standard deviation of test top-1 with `shots` labels of each class."""
     scores = []
     for number in range(DRAWS):
         part = data.part(draw(data.labels, seed, shots=shots, number=number).rows)

@@ -1,8 +1,10 @@
-"""Do two splits share images? By path, by content, and, as a hint only, by looks."""
+"""Images that two splits share: by path, by content, and, as a hint only, by perceptual hash."""
 
 import hashlib
 import os
 from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -11,21 +13,23 @@ from torch import Tensor
 
 from selfsight.data.decode import decoded, read
 from selfsight.data.images import Images, cut
-from selfsight.data.source import BadImage, content_hash, made_from
+from selfsight.data.packed_strings import PackedStrings, load_index, save_index
+from selfsight.data.source import BadImage, content_hash, made_from, stamp
 
 LUMA = (0.299, 0.587, 0.114)  # weights of red, green and blue, as in JPEG and Pillow
+FORMAT = 1  # of the cache; raise it with any change of what a fingerprint is
 SIDE = 8  # of the thumbnail that the difference hash compares
 
 
 @dataclass(frozen=True)
 class Fingerprints:
-    """The finger prints of a split.
+    """The fingerprints of a split.
 
     Attributes:
-        paths: where each image is from.
+        paths: the path of each image, or its name if it has none.
         contents: (N, 16) uint8, a hash of each image's bytes or pixels.
-        origins: (N, 16) uint8, the same of what each was made from, where it comes from a pack.
-        dhash: (N,) uint64, the difference hash; 0 for an image without any structure.
+        origins: (N, 16) uint8, the same for images of a pack: of the files they were made from.
+        dhash: (N,) uint64, the difference hash; 0 for an image of one colour.
     """
 
     paths: list[str]
@@ -35,18 +39,18 @@ class Fingerprints:
 
     @property
     def digest(self) -> str:
-        """Of all contents in their order: names this split, wherever it lies."""
+        """A hash of all contents in order, which identifies the split in any folder."""
         return hashlib.sha256(self.contents.tobytes()).hexdigest()
 
 
 @dataclass(frozen=True)
 class Overlap:
-    """How many test images the training split has, too.
+    """The number of test images that are also in the training split.
 
     Attributes:
         paths: by path; contents: byte for byte or pixel for pixel, also before a pack was made.
-        similar: that look alike, by a 64-bit hash; many of these are chance where images are small.
-        example: one that is shared by path or content, or None.
+        similar: with an equal 64-bit difference hash; for small images many of these are chance.
+        example: the path of one shared image, or None.
     """
 
     paths: int
@@ -55,11 +59,46 @@ class Overlap:
     example: str | None
 
 
-def fingerprints(images: Images) -> Fingerprints:
-    """Of all images: each is read once more, and decoded once more where it was not kept.
+class _Stored(NamedTuple):
+    """What the cache keeps of a split; `broken` images have the `reasons`."""
 
-    Raises: as Images.mark_bad, for a broken image; one that is left out has an empty print.
+    contents: np.ndarray
+    dhash: np.ndarray
+    broken: np.ndarray
+    reasons: PackedStrings
+
+
+def fingerprints(images: Images, cache: Path | None = None) -> Fingerprints:
+    """The fingerprints of all images: each is read, and decoded where it was not kept.
+
+    Args:
+        cache: folder that remembers them for as long as the files have their sizes and times;
+            then no image is read again.
+    Raises: as Images.mark_bad, for a broken image; the fingerprint of one that is allowed is 0.
     """
+    source, known = images.source, cache and stamp(images.source)
+    stored, file = None, None
+    if known:
+        key = hashlib.sha256(f"{FORMAT} {images.in_memory} {known}".encode()).hexdigest()
+        file = cache / f"fingerprints-{key[:16]}.npz"
+        stored = load_index(file, _Stored)
+    if stored is None:
+        contents, dhash = _read_all(images)
+        if file:
+            broken = images.broken()
+            reasons = PackedStrings.of(reason.encode() for reason in broken.values())
+            save_index(file, _Stored(contents, dhash, np.array(list(broken), np.int64), reasons))
+    else:
+        contents, dhash = stored.contents, stored.dhash
+        for n, i in enumerate(stored.broken.tolist()):
+            images.mark_bad(i, BadImage(source.name(i), stored.reasons[n]))
+    names = [source.name(i) for i in range(len(source))]
+    paths = [os.path.realpath(name) if os.sep in name else name for name in names]
+    return Fingerprints(paths, contents, made_from(source, contents), dhash)
+
+
+def _read_all(images: Images) -> tuple[np.ndarray, np.ndarray]:
+    """(N, 16) hashes of the contents and (N,) difference hashes."""
     source = images.source
     if images.tensor is None:
         pairs = list(images.pool.map(lambda i: _fingerprint(images, i), range(len(source))))
@@ -68,14 +107,11 @@ def fingerprints(images: Images) -> Fingerprints:
     else:
         hashes = [content_hash(read(source, i)) for i in range(len(source))]
         dhash = np.concatenate([_dhash(part) for part in images.tensor.split(4096)])
-    contents = np.frombuffer(b"".join(hashes), np.uint8).reshape(-1, 16)
-    names = [source.name(i) for i in range(len(source))]
-    paths = [os.path.realpath(name) if os.sep in name else name for name in names]
-    return Fingerprints(paths, contents, made_from(source, contents), dhash)
+    return np.frombuffer(b"".join(hashes), np.uint8).reshape(-1, 16), dhash
 
 
 def compare(train: Fingerprints, test: Fingerprints) -> Overlap:
-    """What of the test split is in the training split."""
+    """The overlap of the test split with the training split."""
     paths = _shared(train.paths, test.paths)
     contents = _shared(*([row.tobytes() for row in p.contents] for p in (train, test)))
     contents |= _shared(*([row.tobytes() for row in p.origins] for p in (train, test)))
@@ -86,13 +122,13 @@ def compare(train: Fingerprints, test: Fingerprints) -> Overlap:
 
 
 def _shared(train: list, test: list) -> np.ndarray:
-    """(M,) bool, which of the test values are among the training values."""
-    seen = set(train) - {bytes(16)}  # of images that are left out
+    """(M,) bool: whether each test value is among the training values."""
+    seen = set(train) - {bytes(16)}  # the fingerprint of broken images
     return np.array([value in seen for value in test])
 
 
 def _fingerprint(images: Images, i: int) -> tuple[bytes, int]:
-    """Hash of content and hash of looks of one image."""
+    """Content hash and difference hash of one image."""
     try:
         data = read(images.source, i)
         pixels = decoded(images.source, i, data)
@@ -104,7 +140,7 @@ def _fingerprint(images: Images, i: int) -> tuple[bytes, int]:
 
 
 def _dhash(images: Tensor) -> np.ndarray:
-    """(B, 3, H, W) -> (B,) uint64: of 8 x 8 places, which are brighter than their right one."""
+    """(B, 3, H, W) -> (B,) uint64: per cell of an 8 x 8 grid: brighter than its right neighbour?"""
     luma = torch.tensor(LUMA, device=images.device)[:, None, None]
     gray = (images * luma).sum(1, keepdim=True)
     small = F.adaptive_avg_pool2d(gray, (SIDE, SIDE + 1))[:, 0]

@@ -1,4 +1,4 @@
-"""How many images a classifier gets right: over all ranks, each image exactly once."""
+"""The accuracy of a classifier: over all ranks, each image exactly once."""
 
 from dataclasses import dataclass
 
@@ -14,7 +14,8 @@ from selfsight.views.ops import augment
 
 @dataclass(frozen=True)
 class Right:
-    """Of one head: fractions of images whose class is first, and among the first five."""
+    """One head's accuracy: fractions of images whose class has the highest score, or one of the
+    five highest."""
 
     top1: float
     top5: float
@@ -29,9 +30,9 @@ def accuracy(
     std: tuple[float, ...],
     amp: bool = False,
 ) -> list[Right]:
-    """Of each head, in eval mode. With five classes or fewer top5 is 1.
+    """The accuracy of each head, in eval mode. With five classes or fewer top5 is 1.
 
-    Each rank takes its share of the images, and all know the whole.
+    Each rank takes a part of the images; all return the result of the whole.
     Args:
         size: side in pixels that the central square of each image is resized to.
     """

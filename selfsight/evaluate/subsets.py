@@ -1,4 +1,4 @@
-"""Which training images lend their labels: a share, some of each class, or those that a file lists.
+"""Label subsets: a fraction of each class, a number of each class, or the images that a file lists.
 
 Drawn by coordinates from the seed alone, so that every rank and every machine draws the same.
 """
@@ -35,12 +35,12 @@ def draw(
     shots: int | None = None,
     number: int = 0,
 ) -> LabelSubset:
-    """A class-stratified subset; of one seed the smaller lies inside the larger.
+    """A class-stratified subset; with one seed, a smaller subset is part of a larger one.
 
     Args:
         labels: (N,) int64.
         fraction: this share of each class, rounded, at least one image of it; or
-        shots: so many of each class, or all it has; neither: all images.
+        shots: this number of each class, or all of a smaller class; neither: all images.
         number: of several draws of the same seed.
     """
     if fraction is None and shots is None:
@@ -102,7 +102,7 @@ def listed(source: Source, file: str) -> LabelSubset:
 def _find(
     line: str, named: dict[str, int], by_end: dict[str, list[int]], source: Source, where: str
 ) -> int:
-    """The one image whose path ends in what the line says, with or without words after it."""
+    """The one image whose path ends as the line says, which may have words after it."""
     for wanted in dict.fromkeys((line, line.split()[0])):
         if wanted in named:
             return named[wanted]

@@ -11,7 +11,6 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from selfsight.files import locked, write_json
 from selfsight.grid.cell import read_outcome
 from selfsight.grid.plan import GridConfig, Job, plan
 from selfsight.report.rows import Cell
+from selfsight.train.folder import package_version
 
 PACKAGES = ("selfsight", "torch", "timm", "scikit-learn")
 
@@ -227,7 +227,7 @@ def _about(asked: list[Job], folder: Path) -> dict[str, Any]:
         if outcome["cost"]:
             cost = outcome["cost"]
             devices.add(f"{cost['device']}, {cost['threads']} threads a cell")
-    versions = {name: version(name) for name in PACKAGES}
+    versions = {name: package_version(name) for name in PACKAGES}
     versions["python"] = platform.python_version()
     return {
         "test_images": images,

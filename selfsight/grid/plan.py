@@ -188,9 +188,10 @@ def _job(grid: GridConfig, data: str, method: str, backbone: str, seed: int) -> 
 
 def check(protocol: Protocol, config: RunConfig) -> Any:
     """The configuration that the protocol would have for this encoder: all of its keys fit."""
-    base = {"data": config.data.model_dump(mode="json"), "seed": config.seed}
+    base = {"data": config.data.tree(), "seed": config.seed}
     if protocol.kind in ("knn", "linear"):
         cls = {"knn": KnnConfig, "linear": LinearConfig}[protocol.kind]
         return compose_cached(cls, base, protocol.arguments())
     name = protocol.protocol or protocol.kind
-    return compose_trained(name, protocol.kind, base, image_size(config), protocol.arguments())
+    size = image_size(config.views)
+    return compose_trained(name, protocol.kind, base, size, protocol.arguments())

@@ -1,7 +1,7 @@
 """Configuration files of the systems that Selfsight takes over from, read as native ones.
 
-A dialect's module maps the keys of its language to Selfsight's and runs nothing. It has two functions:
-`recognises(path, text)`, whether a file's content is of its language, which raises nothing, and
+A reader's module maps the keys of its format to Selfsight's and runs nothing. It has two functions:
+`recognises(path, text)`, whether a file's content is of its format, which raises nothing, and
 `convert(path, overrides)`, the native recipe with a report on every key.
 """
 
@@ -15,7 +15,7 @@ ENDINGS = (".yaml", ".yml", ".ini", ".cfg", ".conf", ".txt")
 
 
 def recognise(path: str | Path) -> str | None:
-    """The dialect that a file is written in, by its content; None for a native file, or none."""
+    """The format of a file, by its content; None for any other file."""
     path = Path(path)
     if path.suffix.lower() not in ENDINGS or not path.is_file():
         return None
@@ -30,8 +30,8 @@ def convert(path: str | Path, overrides: list[str] | None = None) -> Converted:
     """The native recipe of another system's file.
 
     Args:
-        overrides: 'key=value' in the file's own language.
-    Raises: UserError that lists every unknown key and every value that cannot be had here.
+        overrides: 'key=value' in the file's own keys.
+    Raises: UserError that lists every unknown key and every value that is not supported.
     """
     name = recognise(path)
     if name is None:

@@ -1,56 +1,57 @@
-"""The configuration of a pretraining run, composed once: default, recipe, file, command line."""
+"""The configuration of a pretraining run, composed once from layers: defaults, recipe, file,
+command line; each replaces values of those before it."""
 
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Union
 
-import yaml
 from pydantic import Field, field_validator, model_validator
 
 from selfsight import config as layers
-from selfsight.config import Config, Origins, Tree, near
-from selfsight.data.sources.open import DataConfig, with_source
+from selfsight.config import Config, Tree, is_inside, may_change, near
+from selfsight.data.sources.open import with_source
 from selfsight.encoders.artifact import NAMED_BY, named
 from selfsight.encoders.backbones import BackboneConfig
 from selfsight.errors import UserError
 from selfsight.methods import METHODS
 from selfsight.methods.simclr import SimCLR
-from selfsight.train.engine import FREE, TrainConfig
-from selfsight.views.recipe import PRESETS, ViewGroup, preset
+from selfsight.train.config import TrainConfig
+from selfsight.views.recipe import PRESETS, preset
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 
 MethodChoice = Annotated[
-    Union[tuple(method.Config for method in METHODS.values())],  # noqa: UP007 (a union made at run time)
+    Union[tuple(method.Config for method in METHODS.values())],  # noqa: UP007 (made at run time)
     Field(discriminator="name"),
 ]
 
 
 class EvaluateConfig(Config):
-    """What is measured while pretraining, on training images; the test split is not touched."""
+    """What is measured during pretraining, on training images only: the test split is not read."""
 
-    every_epochs: int = Field(10, ge=0)  # kNN check of features (0: never)
-    images: int = Field(10_000, ge=10)  # at most so many training images take part in it
-    probe: bool = True  # online linear probe, where there are labels
+    every_epochs: int = Field(10, ge=0)  # kNN accuracy, if there are labels (0: never)
+    images: int = Field(10_000, ge=10)  # the kNN accuracy uses at most this many training images
+    probe: bool = True  # train a linear probe beside the method, if there are labels
 
 
 class RunConfig(TrainConfig):
     """One pretraining run."""
 
-    run: str | None = None  # the run's folder; default runs/<recipe>, with a hash of overrides
-    data: DataConfig = DataConfig()
+    # the run's folder (default: runs/<recipe>, with the fingerprint if keys are overridden)
+    run: str | None = may_change(None)
     backbone: BackboneConfig = BackboneConfig()
     method: MethodChoice = SimCLR.Config()
-    # the encoder starts from these, not at random: a run's folder, an encoder.safetensors, or a
-    # checkpoint of another library
-    weights: str | None = None
-    weights_sha256: str | None = None  # of that file; noted when the run begins
-    # another run's folder, or a checkpoint in it: go on from all of its state, not only the encoder
-    resume: str | None = None
-    views: list[ViewGroup] = Field(min_length=1)  # or the name of a preset (default: the method's)
+    # the encoder starts with these weights and not at random: a run's folder, an
+    # encoder.safetensors, or a checkpoint of another library
+    weights: str | None = may_change(None)
+    weights_sha256: str | None = None  # of that file; filled in when the run starts
+    # another run's folder, or a checkpoint in it: continue from its whole state
+    resume: str | None = may_change(None)
     evaluate: EvaluateConfig = EvaluateConfig()
-    save_best: bool = False  # keep best.safetensors too: of the kNN checks the best one's encoder
-    save_as: str | None = None  # keep the encoder under this name too: simclr-{epoch}-{probe:.1f}
+    # also keep best.safetensors, the encoder with the highest kNN accuracy so far
+    save_best: bool = may_change(False)
+    # also keep the encoder under a name such as simclr-{epoch}-{probe:.1f}
+    save_as: str | None = may_change(None)
 
     @field_validator("save_as")
     @classmethod
@@ -62,13 +63,29 @@ class RunConfig(TrainConfig):
     @model_validator(mode="after")
     def _best(self) -> "RunConfig":
         if self.save_best and not self.evaluate.every_epochs:
-            raise ValueError("save_best=true: needs the kNN check: set evaluate.every_epochs")
+            raise ValueError("save_best=true: needs kNN accuracy: set evaluate.every_epochs")
         return self
+
+
+class Origins:
+    """The origin of each value: the last layer that set it, or that replaced a section it is in."""
+
+    def __init__(self) -> None:
+        self._records: list[tuple[str, str]] = []
+
+    def record(self, tree: Tree, origin: str) -> None:
+        self._records += [(key, origin) for key, _ in layers.flatten(tree)]
+
+    def forget(self, section: str) -> None:
+        self._records = [(k, o) for k, o in self._records if not is_inside(k, section)]
+
+    def of(self, key: str) -> str:
+        return next((o for k, o in reversed(self._records) if is_inside(key, k)), "default")
 
 
 @dataclass(frozen=True)
 class Composed:
-    """A validated configuration and who set each of its values."""
+    """A validated configuration and the origin of each of its values."""
 
     config: RunConfig
     origins: Origins
@@ -90,48 +107,48 @@ def compose(
         what: a shipped recipe's name, a YAML file, or None for the defaults alone.
         overrides: 'key=value' with dotted keys.
         run: the run's folder, as key `run`.
-        origin: who set the overrides.
+        origin: where the overrides come from.
     Raises: UserError that lists every problem.
     """
+    overrides = overrides or []
     tree: Tree = {}
     origins = Origins()
-    given = layers.parse_overrides(overrides or [])
+    for layer, source in _load(what):
+        tree = _lay(tree, layer, source, origins)
+    tree = layers.fold(tree, overrides, lambda below, above: _lay(below, above, origin, origins))
     if run is not None:
-        given.append({"run": run})
-    for layer, who in [*_load(what), *((layer, origin) for layer in given)]:
-        tree = _lay(tree, layer, who, origins)
+        tree = _lay(tree, {"run": run}, origin, origins)
     if "views" not in tree:
         name = _default_views(tree)
         tree["views"] = preset(name)
         origins.record({"views": []}, f"default (preset {name})")
     config = layers.validate(RunConfig, tree)
     if config.run is None:
-        free = tuple(f"{key}." for key in FREE)
-        keys = [key for layer in given for key, _ in layers.flatten(layer)]
-        changed = any(not f"{key}.".startswith(free) for key in keys)
-        config = config.model_copy(update={"run": _default_run(what, config, changed)})
+        keys = [key for key, _ in layers.flatten(layers.fold({}, overrides))]
+        same = all(map(RunConfig.key_may_change, keys))
+        folder = _default_run(what, "" if same else f"-{config.fingerprint()}")
+        config = config.model_copy(update={"run": folder})
     return Composed(config, origins)
 
 
 def _lay(tree: Tree, layer: Tree, origin: str, origins: Origins) -> Tree:
-    """One layer over the others; another method or backbone drops the options of the one below."""
+    """One layer merged into those below it. Another method drops all keys of the method below it,
+    another backbone drops its options."""
     layer = dict(layer)
-    method = layer.get("method")
-    if isinstance(method, str):
-        layer["method"] = method = {"name": method}
+    origin_of_views = origin
+    if isinstance(layer.get("method"), str):
+        layer["method"] = {"name": layer["method"]}
     if isinstance(layer.get("views"), str):
         origin_of_views = f"{origin} (preset {layer['views']})"
         layer["views"] = preset(layer["views"])
-    else:
-        origin_of_views = origin
+    if isinstance(layer.get("data"), dict):
+        layer["data"] = with_source(layer["data"])
     if _renames("method", tree, layer):
         tree = {k: v for k, v in tree.items() if k != "method"}
         origins.forget("method")
     if _renames("backbone", tree, layer):
         tree = {**tree, "backbone": {k: v for k, v in tree["backbone"].items() if k != "options"}}
         origins.forget("backbone.options")
-    if isinstance(layer.get("data"), dict):
-        layer["data"] = with_source(layer["data"])
     if isinstance(layer.get("views"), dict) and "views" not in tree:
         tree = {**tree, "views": preset(_default_views(layers.merge(tree, {**layer, "views": {}})))}
     origins.record({k: v for k, v in layer.items() if k != "views"}, origin)
@@ -142,7 +159,7 @@ def _lay(tree: Tree, layer: Tree, origin: str, origins: Origins) -> Tree:
 
 
 def _renames(section: str, below: Tree, above: Tree) -> bool:
-    """Whether the layer names another method or backbone than the ones below it."""
+    """Whether the upper layer names another method or backbone than the lower one."""
     old, new = below.get(section), above.get(section)
     if not isinstance(old, dict) or not isinstance(new, dict) or "name" not in new:
         return False
@@ -150,7 +167,7 @@ def _renames(section: str, below: Tree, above: Tree) -> bool:
 
 
 def _default_views(tree: Tree) -> str:
-    """The method's preset, in its small variant for small images."""
+    """The name of the method's preset of views; its small variant for backbone.small_images."""
     method = tree.get("method")
     name = method.get("name", "simclr") if isinstance(method, dict) else "simclr"
     views = METHODS[name].default_views if name in METHODS else "simclr"
@@ -160,14 +177,13 @@ def _default_views(tree: Tree) -> str:
 
 
 def _load(what: str | None) -> list[tuple[Tree, str]]:
-    """The layers of a recipe or file, the ones it is based on first."""
+    """(layer, origin) of a recipe or file, after those that it is based on."""
     if what is None:
         return []
     path = recipe_file(what)
-    shipped = path.is_relative_to(RECIPES)
-    origin = (
-        f"recipe {path.relative_to(RECIPES).with_suffix('').as_posix()}" if shipped else str(path)
-    )
+    origin = str(path)
+    if path.is_relative_to(RECIPES):
+        origin = f"recipe {path.relative_to(RECIPES).with_suffix('').as_posix()}"
     tree = layers.read_yaml(path)
     base = tree.pop("base", None)
     if base is None:
@@ -178,7 +194,7 @@ def _load(what: str | None) -> list[tuple[Tree, str]]:
 
 
 def recipe_file(what: str) -> Path:
-    """The file of a shipped recipe's name, or the file itself."""
+    """The file of a shipped recipe, by its name; or the path of a file that exists."""
     recipe = RECIPES / f"{what}.yaml"
     if recipe.is_file():
         return recipe
@@ -204,20 +220,14 @@ def recipe_title(name: str) -> str:
         return file.readline().removeprefix("#").strip()
 
 
-def _default_run(what: str | None, config: RunConfig, changed: bool) -> str:
-    """runs/<recipe>; with overridden keys and a hash of all, so that each config has its folder."""
+def _default_run(what: str | None, suffix: str) -> str:
+    """runs/<recipe><suffix>: the suffix tells changed configurations of one recipe apart."""
     name = "default"
     if what:
         path = recipe_file(what)
         inside = path.relative_to(RECIPES) if path.is_relative_to(RECIPES) else Path(path.name)
         name = "-".join(inside.with_suffix("").parts)
-    if not changed:
-        return f"runs/{name}"
-    return f"runs/{name}-{config.fingerprint()}"
-
-
-def to_yaml(config: TrainConfig) -> str:
-    return yaml.safe_dump(config.tree(), sort_keys=False, allow_unicode=True)
+    return f"runs/{name}{suffix}"
 
 
 def read_run_config(folder: Path) -> RunConfig:
@@ -229,15 +239,13 @@ def read_run_config(folder: Path) -> RunConfig:
 
 
 def json_schema() -> Tree:
-    """The JSON Schema of a configuration file, for editors."""
+    """The JSON Schema of a configuration file, with which editors check and complete keys."""
     schema = RunConfig.model_json_schema()
     properties = schema["properties"]
     groups = properties["views"]
     properties["views"] = {"anyOf": [{"type": "string", "enum": list(PRESETS)}, groups]}
-    properties["base"] = {"type": "string", "enum": recipes(), "description": "a recipe below this"}
+    about = "the recipe that this one changes"
+    properties["base"] = {"type": "string", "enum": recipes(), "description": about}
     schema["required"] = [key for key in schema.get("required", []) if key != "views"]
-    return {
-        "$schema": "https://json-schema.org/draft/2020-12/schema",
-        **schema,
-        "title": "Selfsight",
-    }
+    version = "https://json-schema.org/draft/2020-12/schema"
+    return {"$schema": version, **schema, "title": "Selfsight"}

@@ -1,4 +1,5 @@
-"""Whole jobs as typed functions: pretrain, draw views. The command line only calls them."""
+"""The commands about pretraining as functions: pretrain an encoder, save an untrained one, draw
+views. The command line only calls them."""
 
 import contextlib
 from dataclasses import dataclass, replace
@@ -9,46 +10,52 @@ import torch
 from torch import nn
 
 from selfsight import distributed, randomness
+from selfsight.config import Config
 from selfsight.data.bad import BadImages, read_bad
 from selfsight.data.images import Images
 from selfsight.data.source import cache_beside
 from selfsight.data.sources.open import open_source
-from selfsight.encoders.artifact import BEST, save_copy, save_encoder
+from selfsight.encoders.artifact import (
+    BEST,
+    DESCRIPTION,
+    FILE,
+    describe,
+    save_copy,
+    save_encoder,
+)
 from selfsight.errors import UserError
-from selfsight.evaluate.features import extract, weights_hash
+from selfsight.evaluate.features import extract
 from selfsight.evaluate.knn import knn_accuracy
-from selfsight.files import locked, write_atomically
+from selfsight.files import locked, write_json
 from selfsight.methods import METHODS, Method
-from selfsight.methods.heads import EncoderWithProjection
 from selfsight.pretraining.build import build_method, image_size, with_hash, without_weights
 from selfsight.pretraining.config import RunConfig
-from selfsight.report.sheet import contact_sheet
-from selfsight.train.engine import fit
-from selfsight.train.folder import BAD_IMAGES, claim, is_claimed, package_version
+from selfsight.train.engine import check_sync_batchnorm, fit
+from selfsight.train.folder import BAD_IMAGES, claim, is_claimed
 from selfsight.train.loader import ViewLoader, make_loader
 from selfsight.train.log import console, read_metrics
 from selfsight.train.optim import scaled_lr
 from selfsight.train.precision import pick_device, pick_precision
 from selfsight.train.probe import OnlineProbe
-from selfsight.train.session import Check
+from selfsight.train.session import PeriodicEvaluation
 
 
 def pretrain(config: RunConfig, quiet: bool = False) -> Path:
-    """Pretrain as configured, from where an earlier call was stopped; returns the run's folder.
+    """Pretrain as configured, from the newest checkpoint in the run's folder if there is one.
 
+    Returns: the run's folder.
     Raises: UserError for data or options that do not fit, or for a folder that holds another
     configuration; train.signals.Interrupted after SIGTERM or Ctrl-C.
     """
     if config.run is None:
-        raise UserError("run=...: name a folder for the run")
+        raise UserError("run=null: a run needs a folder; set run=FOLDER")
     folder = Path(config.run)
     config = with_hash(config)
     device = distributed.setup(pick_device(config.device))
-    if config.sync_batchnorm and device.type != "cuda":
-        raise UserError(f"sync_batchnorm=true: works on CUDA devices, not on {device.type}")
     first = distributed.rank() == 0
     try:
-        is_claimed(folder, config)  # before broken images are noted there
+        check_sync_batchnorm(config.sync_batchnorm, device)  # as `fit` does, but before any work
+        is_claimed(folder, config)  # before `assemble` notes broken images in it
         job = assemble(config, device)
         if first:
             claim(folder, config)
@@ -56,9 +63,11 @@ def pretrain(config: RunConfig, quiet: bool = False) -> Path:
         with locked(folder) if first else contextlib.nullcontext():
             if first and not quiet:
                 _announce(config, job.images, device)
+            if first and not (folder / FILE).exists():  # so that its checkpoints can be evaluated
+                write_json(folder / DESCRIPTION, job.description())
             job.fit(folder, quiet)
             if first:
-                save_encoder(folder, job.method.backbone, describe(config, job.method, job.images))
+                save_encoder(folder, job.method.backbone, job.description())
                 if config.save_as:
                     save_copy(folder, config.save_as, read_metrics(folder / "metrics.jsonl")[-1])
                 _tell_bad(folder / BAD_IMAGES)
@@ -70,7 +79,7 @@ def pretrain(config: RunConfig, quiet: bool = False) -> Path:
 
 @dataclass(frozen=True)
 class Job:
-    """All that a pretraining takes."""
+    """What `fit` needs for a pretraining."""
 
     config: RunConfig
     images: Images
@@ -78,38 +87,63 @@ class Job:
     method: Method
     device: torch.device
     probe: OnlineProbe | None
-    check: Check | None
+    check: PeriodicEvaluation | None
+
+    def description(self) -> dict[str, Any]:
+        """What encoder.safetensors says of the encoder."""
+        config, method = self.config, self.method
+        started = {"weights_sha256": config.weights_sha256} if config.weights else {}
+        steps = config.steps(self.loader.steps_per_epoch)
+        return describe(
+            method.backbone,
+            config.backbone,
+            config.method.model_dump(mode="json"),
+            config.data,
+            image_size(config.views),
+            config.seed,
+            config.precision,
+            {"images": len(self.images), "epochs": config.epochs, "steps": steps, **started},
+        )
 
     def fit(self, folder: Path, quiet: bool = False) -> None:
-        """Train in the folder, from the newest checkpoint there."""
-        extras = {"probe": self.probe, "check": self.check, "resume": self.config.resume}
-        extras["quiet"] = quiet
-        fit(self.method, self.loader, self.config, folder, self.device, **extras)
+        """Train in the folder, from its newest checkpoint."""
+        fit(
+            self.method,
+            self.loader,
+            self.config,
+            folder,
+            self.device,
+            probe=self.probe,
+            evaluation=self.check,
+            resume=self.config.resume,
+            quiet=quiet,
+        )
 
 
 def assemble(config: RunConfig, device: torch.device) -> Job:
-    """Open the images and build the method. Raises: UserError for what does not fit together."""
+    """Open the images and build the method. Raises: UserError if they do not fit together."""
     images = training_images(config, device, Path(config.run) / BAD_IMAGES)
     loader = make_loader(config, images)
-    _check_labels(config, images)
+    _check_labels(config.method, images.classes)
     method, probe = build_method(config), None
     if config.evaluate.probe and images.classes is not None:
         probe = OnlineProbe(method.backbone.num_features, len(images.classes))
-    check = _knn_check(config, images, device)
+    check = _knn(config, images, device)
     if config.save_best:
-        check = replace(check, after=lambda record: _keep_best(config, method, images, record))
-    return Job(config, images, loader, method, device, probe, check)
+        check = replace(check, after=lambda record: _keep_best(job, record))
+    job = Job(config, images, loader, method, device, probe, check)
+    return job
 
 
-def _keep_best(config: RunConfig, method: Method, images: Images, record: dict[str, Any]) -> None:
-    """best.safetensors, if no check before scored as high as the one of this record."""
-    folder = Path(config.run)
+def _keep_best(job: Job, record: dict[str, Any]) -> None:
+    """Write best.safetensors, if no earlier check scored as high as this record's."""
+    folder = Path(job.config.run)
     before = (r for r in read_metrics(folder / "metrics.jsonl") if r["step"] < record["step"])
     if record["knn"] > max((r["knn"] for r in before if "knn" in r), default=-1.0):
-        description = describe(config, method, images)
+        description = job.description()
         description["pretrained_on"]["epochs"] = record["epoch"]
         description["knn"] = record["knn"]
-        save_encoder(folder, method.backbone, description, BEST)
+        save_encoder(folder, job.method.backbone, description, BEST)
 
 
 def _tell_bad(file: Path) -> None:
@@ -119,40 +153,30 @@ def _tell_bad(file: Path) -> None:
 
 
 def untrained(config: RunConfig) -> Path:
-    """A run folder whose encoder is the configuration's before its first step: the row that every
-    table of results needs."""
+    """Save the encoder as it is before the first step, in a run folder of its own. Tables of
+    results compare the trained encoders with it."""
     folder = Path(config.run)
-    images = training_images(config, torch.device("cpu"))
-    method = build_method(without_weights(config))
-    description = describe(config, method, images)
+    job = assemble(without_weights(config), torch.device("cpu"))
+    description = job.description()
     description["pretrained_on"] = {"images": 0, "epochs": 0}
     claim(folder, config)
     with locked(folder):
-        save_encoder(folder, method.backbone, description)
+        save_encoder(folder, job.method.backbone, description)
     return folder
 
 
-def _check_labels(config: RunConfig, images: Images) -> None:
-    """Methods that read labels get them, and as many classes as they expect."""
-    name = config.method.name
-    if "labels" not in METHODS[name].needs:
+def _check_labels(method: Config, classes: list[str] | None) -> None:
+    """A method that reads labels gets them, and as many classes as it expects."""
+    if "labels" not in METHODS[method.name].needs:
         return
-    if images.classes is None:
+    if classes is None:
         raise UserError(
-            f"method.name={name}: learns from labels, and these images have none; name labelled "
-            f"data with data.path=..., or another method (see: selfsight methods)"
+            f"method.name={method.name}: learns from labels, and these images have none; name "
+            f"labelled data with data.path=..., or another method (see: selfsight methods)"
         )
-    expected, there = getattr(config.method, "classes", None), len(images.classes)
-    if expected not in (None, there):
-        raise UserError(f"method.classes={expected}: the data have {there}; set {there}")
-
-
-def draw_views(config: RunConfig, output: Path, rows: int, epochs: int) -> None:
-    """Write a contact sheet of the first images of epoch 0 and their views, as a PNG file."""
-    images = training_images(config, torch.device("cpu"))
-    loader = make_loader(config.model_copy(update={"batch_size": min(rows, len(images))}), images)
-    sheet = contact_sheet(loader, config.data.mean, config.data.std, rows, epochs)
-    write_atomically(output, lambda path: sheet.save(path, "PNG"))
+    expected, found = getattr(method, "classes", None), len(classes)
+    if expected not in (None, found):
+        raise UserError(f"method.classes={expected}: the data have {found}; set {found}")
 
 
 def training_images(
@@ -161,7 +185,7 @@ def training_images(
     """The images of the training split.
 
     Args:
-        bad_images: where broken ones are written down; without it they are errors.
+        bad_images: the file that lists broken images; without it, a broken image is an error.
     """
     source = open_source(config.data, "train", cache_beside(config.run))
     bad = bad_images and BadImages(bad_images, len(source), config.data.max_bad)
@@ -182,10 +206,10 @@ def _announce(config: RunConfig, images: Images, device: torch.device) -> None:
     )
 
 
-def _knn_check(config: RunConfig, images: Images, device: torch.device) -> Check | None:
-    """kNN within the training split: a fifth of its images ask the others."""
+def _knn(config: RunConfig, images: Images, device: torch.device) -> PeriodicEvaluation | None:
+    """kNN accuracy within the training split: a fifth of its images is classified by the rest."""
     if config.save_best and images.labels is None:
-        raise UserError("save_best=true: needs the kNN check, and these images have no labels")
+        raise UserError("save_best=true: needs kNN accuracy, and these images have no labels")
     if config.evaluate.every_epochs == 0 or images.labels is None:
         return None
     order = randomness.permutation(len(images), randomness.SPLIT, config.seed)
@@ -193,34 +217,13 @@ def _knn_check(config: RunConfig, images: Images, device: torch.device) -> Check
     cut = max(1, len(order) // 5)
     amp = pick_precision(config.precision, device) == "bf16"
 
+    data, size = config.data, image_size(config.views)
+
     def measure(backbone: nn.Module) -> dict[str, float]:
-        data = config.data
-        x = extract(backbone, images, image_size(config), data.mean, data.std, order, amp)
-        labels = images.labels[
-            torch.from_numpy(images.replace_bad(order))
-        ]  # of those that were shown
+        x = extract(backbone, images, size, data.mean, data.std, order, amp)
+        shown = torch.from_numpy(images.replace_bad(order))  # others stand in for broken images
+        labels = images.labels[shown]
         accuracy = knn_accuracy(x[cut:], labels[cut:], x[:cut], labels[:cut], ks=(20,))
         return {"knn": accuracy[20]}
 
-    return Check(config.evaluate.every_epochs, measure)
-
-
-def describe(config: RunConfig, method: Method, images: Images) -> dict[str, Any]:
-    """What encoder.safetensors says of itself: only what two equal runs share."""
-    started = {"weights_sha256": config.weights_sha256} if config.weights else {}
-    return {
-        "format": 1,
-        "method": config.method.model_dump(mode="json"),
-        "backbone": config.backbone.model_dump(mode="json"),
-        "head_dim": method.backbone.num_features
-        if isinstance(method.backbone, EncoderWithProjection)
-        else None,
-        "num_features": method.backbone.num_features,
-        "image_size": image_size(config),
-        "mean": list(config.data.mean),
-        "std": list(config.data.std),
-        "seed": config.seed,
-        "weights_sha256": weights_hash(method.backbone),
-        "pretrained_on": {"images": len(images), "epochs": config.epochs, **started},
-        "selfsight": package_version("selfsight"),
-    }
+    return PeriodicEvaluation(config.evaluate.every_epochs, measure)

@@ -21,8 +21,8 @@ WARM_UP = 3  # steps that count for nothing: memory is taken, networks are compi
 # Parts of a step, in its order, and what makes each smaller.
 ADVICE = {
     "waiting for data": (
-        "images arrive too slowly. Pack them once (`selfsight pack`), raise data.workers on a machine "
-        "with more cores, or make fewer or smaller views"
+        "images arrive too slowly. Pack them once (`selfsight pack`), raise data.workers on a "
+        "machine with more cores, or make fewer or smaller views"
     ),
     "transfer": "crops wait for the way to the device: make fewer or smaller views",
     "views": (

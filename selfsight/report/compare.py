@@ -16,7 +16,7 @@ from selfsight import config as layers
 from selfsight.data.sources.open import LOADING_KEYS
 from selfsight.errors import UserError
 from selfsight.evaluate.protocols import read_results
-from selfsight.pretraining.config import FREE, read_run_config
+from selfsight.pretraining.config import RunConfig, read_run_config
 from selfsight.train.log import read_metrics
 
 ABSENT = "-"
@@ -69,7 +69,7 @@ def compare(runs: list[Path]) -> Comparison:
         raise UserError("compare needs two runs or more: selfsight compare RUN RUN ...")
     config = _different_keys([read_run_config(run).tree() for run in runs])
     records = [_newest(run) for run in runs]
-    keys = {key for key, _ in config} - set(FREE)
+    keys = {key for key, _ in config if not RunConfig.key_may_change(key)}
     same_task = not any(key.startswith(TASK) for key in keys)
     lines, apart = _evaluations(records)
     return Comparison(
@@ -199,7 +199,7 @@ def render(comparison: Comparison) -> Group:
         table.add_row(Text(line.what), *map(Text, cells))
     meaning = "Accuracies in %; in brackets the difference to the first run."
     if any(spread is not None for line in comparison.lines for spread in line.spreads):
-        meaning += " +-: standard deviation over drawn subsets."
+        meaning += " ±: standard deviation over drawn subsets."
     return Group(*parts, table, "", *(Text(note) for note in (meaning, *comparison.notes)))
 
 
@@ -213,14 +213,14 @@ def _table(first: str, runs: tuple[Path, ...]) -> Table:
 
 
 def _cell(line: Line, i: int) -> str:
-    """'91.2 +- 0.4 (+1.3)'."""
+    """'91.2 ± 0.4 (+1.3)'."""
     value, first, spread = line.values[i], line.values[0], line.spreads[i]
     if value is None:
         return ABSENT
     scale, digits, change = (100, ".1f", "+.1f") if line.percent else (1, ".4g", "+.2g")
     text = f"{scale * value:{digits}}"
     if spread is not None:
-        text += f" +- {scale * spread:{digits}}"
+        text += f" ± {scale * spread:{digits}}"
     if i and first is not None and line.comparable:
         text += f" ({scale * (value - first):{change}})"
     return text

@@ -29,7 +29,7 @@ def print_results(results: list[Result]) -> None:
     """One protocol's results as a table, in percent on the test split, and what must be said."""
     first = results[0]
     labels = f"{first.settings['labels']:,} labels, " if "labels" in first.settings else ""
-    draws = "\nfew labels: mean +- standard deviation over 10 draws"
+    draws = "\nfew labels: mean ± standard deviation over 10 draws"
     title = (
         f"{first.protocol}: accuracy in % on {first.data['test']:,} test images "
         f"({labels}{first.data['train']:,} training images, seed {first.seed})"
@@ -148,4 +148,4 @@ def _cell(metrics: dict[str, float], name: str) -> str:
         return f"{metrics[name]:g}"
     text = f"{100 * metrics[name]:.1f}"
     spread = metrics.get(f"{name}_std")
-    return text if spread is None else f"{text} +- {100 * spread:.1f}"
+    return text if spread is None else f"{text} ± {100 * spread:.1f}"

@@ -1,12 +1,17 @@
 """A contact sheet: each row an image and its views, as the network gets them."""
 
+from pathlib import Path
+
 import numpy as np
 import torch
 from PIL import Image
 
 from selfsight.data.decode import decode
 from selfsight.data.images import center_box, cut
-from selfsight.train.loader import ViewLoader
+from selfsight.files import write_atomically
+from selfsight.pretraining.config import RunConfig
+from selfsight.pretraining.job import training_images
+from selfsight.train.loader import ViewLoader, make_loader
 
 GAP, SMALLEST = 4, 64  # pixels between pictures; smaller views are enlarged to this
 MARGIN = 3  # gaps between the originals and the views
@@ -47,3 +52,16 @@ def _paste(pictures: list[list[np.ndarray]], side: int) -> Image.Image:
             left = GAP + column * step + (MARGIN * GAP if column else 0)
             sheet.paste(picture, (left, GAP + row * step))
     return sheet
+
+
+def draw_views(config: RunConfig, output: Path, rows: int, epochs: int) -> None:
+    """Write a PNG file that shows the first images of epoch 0 and their views.
+
+    Args:
+        rows: images, one in each row.
+        epochs: how many epochs' views to show.
+    """
+    images = training_images(config, torch.device("cpu"))
+    loader = make_loader(config.model_copy(update={"batch_size": min(rows, len(images))}), images)
+    sheet = contact_sheet(loader, config.data.mean, config.data.std, rows, epochs)
+    write_atomically(output, lambda path: sheet.save(path, "PNG"))

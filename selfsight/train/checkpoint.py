@@ -1,7 +1,7 @@
-"""Checkpoints that survive a crash at any moment: written aside, flushed, renamed, and checked when
-read.
+"""Checkpoints that survive a crash at any moment: each is written to a temporary file, flushed to
+the disk, then renamed; its checksum is tested when it is read.
 
-The name of a file ends in its checksum, so one rename makes content and checksum visible together.
+The checksum is part of the name, so one rename makes content and checksum visible together.
 """
 
 import hashlib
@@ -23,9 +23,9 @@ _NAME = re.compile(r"step-(\d+)\.([0-9a-f]{16})\.pt")
 class CheckpointConfig(Config):
     """When to save; the last step is always saved."""
 
-    every_epochs: int = Field(1, ge=0)  # 0: not by epochs
-    every_steps: int = Field(0, ge=0)  # 0: not by steps
-    keep: int = Field(2, ge=1)  # how many stay; older ones go once a new one is safe
+    every_epochs: int = Field(1, ge=0)  # 0: epochs do not matter
+    every_steps: int = Field(0, ge=0)  # 0: steps do not matter
+    keep: int = Field(2, ge=1)  # files; older ones are removed after a new one is on the disk
 
 
 class Checkpoints:
@@ -35,8 +35,14 @@ class Checkpoints:
         say: prints a line for the user.
     """
 
-    def __init__(self, folder: Path, keep: int, say: Any = print) -> None:
+    def __init__(self, folder: Path, keep: int = 1, say: Any = print) -> None:
         self.folder, self._keep, self._say = folder, keep, say
+
+    @staticmethod
+    def step_of(path: Path) -> int | None:
+        """The step of a checkpoint file, by its name; None for any other file."""
+        name = _NAME.fullmatch(path.name)
+        return int(name[1]) if name and path.is_file() else None
 
     def files(self) -> list[tuple[int, Path]]:
         """(step, file) of every checkpoint, oldest first."""
@@ -44,7 +50,7 @@ class Checkpoints:
         return sorted((int(m[1]), p) for m, p in found)
 
     def save(self, step: int, state: dict[str, Any]) -> Path:
-        """Write the state after so many steps; the older ones stay until this one is on disk."""
+        """Write the state after `step` steps, then remove all but the newest `keep` files."""
         self.folder.mkdir(parents=True, exist_ok=True)
         for leftover in self.folder.glob(".step-*.tmp"):
             leftover.unlink()
@@ -58,9 +64,9 @@ class Checkpoints:
         return path
 
     def load(self, device: torch.device) -> tuple[int, dict[str, Any]] | None:
-        """The newest state whose checksum agrees, with its step; None if there is none.
+        """(step, state) of the newest file whose checksum is right; None if there is none.
 
-        A damaged file is set aside with a line that says so, and the one before it is used.
+        A damaged file is renamed, the user is told, and the file before it is tried.
         """
         for step, path in reversed(self.files()):
             try:
@@ -68,7 +74,7 @@ class Checkpoints:
                     return step, torch.load(path, map_location=device, weights_only=True)
                 aside = path.with_suffix(".damaged")
                 os.replace(path, aside)
-            except FileNotFoundError:  # another rank has just set it aside
+            except FileNotFoundError:  # another rank has just renamed it
                 continue
             self._say(
                 f"Checkpoint of step {step} is damaged (kept as {aside}); using the one before."
@@ -77,25 +83,30 @@ class Checkpoints:
 
 
 def load_from(where: str, device: torch.device) -> tuple[int, dict[str, Any]]:
-    """Step and state of a checkpoint, or of the newest one of a run's folder.
+    """(step, state) of a checkpoint file, or of the newest one in a run's folder.
 
-    Raises: UserError if it is neither, or damaged.
+    Raises: UserError if the path is neither of them, or if the file is damaged.
     """
     path = Path(where)
     if path.is_dir():
         found = Checkpoints(path / "checkpoints", 1).load(device)
         if found is None:
-            raise UserError(f"resume={where}: no run with checkpoints")
+            raise UserError(f"resume={where}: this folder is no run with checkpoints")
         return found
-    name = _NAME.fullmatch(path.name)
-    if name is None or not path.is_file():
+    if Checkpoints.step_of(path) is None:
         raise UserError(
-            f"resume={where}: no checkpoint of Selfsight's (a run's folder, or step-*.pt below it); "
-            f"weights alone are read by weights=..."
+            f"resume={where}: not a checkpoint of Selfsight; give a run's folder or a step-*.pt "
+            f"file in it, or start from an encoder's weights alone with weights=..."
         )
-    if _checksum(path) != name[2]:
-        raise UserError(f"resume={where}: is damaged; take an earlier one")
-    return int(name[1]), torch.load(path, map_location=device, weights_only=True)
+    return read_checkpoint(path, device, f"resume={where}")
+
+
+def read_checkpoint(path: Path, device: torch.device, key: str) -> tuple[int, dict[str, Any]]:
+    """Step and state of one checkpoint file. Raises: UserError, beginning with `key`, if its
+    checksum does not agree."""
+    if _checksum(path) != _NAME.fullmatch(path.name)[2]:
+        raise UserError(f"{key}: this file is damaged; take an earlier one")
+    return Checkpoints.step_of(path), torch.load(path, map_location=device, weights_only=True)
 
 
 def _checksum(path: Path) -> str:

@@ -1,27 +1,28 @@
-"""The collapse monitor: do the embeddings still tell images apart?"""
+"""The collapse monitor: it notices when the embeddings of all images become nearly the same."""
 
 from selfsight import metrics
 from selfsight.methods.method import Method, Output
 
-ROWS = 256  # of a batch that are looked at
-TIMES = 3  # logged steps in a row
-# Below these all images look the same: of embeddings the standard deviation (1 is spread out) or
-# the effective rank; of features, which transformers begin with nearly alike, the deviation only.
+ROWS = 256  # images of a batch that are measured
+TIMES = 3  # logged steps in a row below a limit that make a collapse
+# The limits. Of embeddings: standard deviation (1: spread out over the sphere) and effective rank.
+# Of features: only the deviation, and lower, since an untrained transformer's are much alike.
 LEAST_STD, LEAST_RANK, LEAST_FEATURE_STD = 0.1, 2.0, 0.02
 
 
 class CollapseMonitor:
-    """Measures every logged step, and says once, in plain words, if a run has collapsed."""
+    """Measures the logged steps of a run, and reports a collapse once."""
 
     def __init__(self, method: Method) -> None:
         self._method, self._name = method, method.config.name
         self._times, self._said = 0, False
 
     def measure(self, output: Output) -> dict[str, float]:
-        """What a logged step tells.
+        """Measure one step.
 
         Returns: feature_std and feature_rank of the encoder's features; embedding_std,
-            embedding_rank and uniformity where the loss compares, and alignment of two views there.
+            embedding_rank and uniformity of the embeddings that the loss compares; alignment of two
+            views' embeddings.
         """
         features = output.features[:ROWS]
         values = {
@@ -38,7 +39,7 @@ class CollapseMonitor:
         return {name: float(value) for name, value in values.items()}
 
     def verdict(self, values: dict[str, float]) -> str | None:
-        """A line about a collapse when it has lasted; None before, and after it was said."""
+        """The line that reports a collapse, the first time that it is certain; otherwise None."""
         kind = "embedding" if "embedding_std" in values else "feature"
         std, rank = values[f"{kind}_std"], values[f"{kind}_rank"]
         if kind == "embedding":

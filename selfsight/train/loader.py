@@ -1,8 +1,7 @@
-"""Batches of views in an order that follows from (seed, epoch) alone."""
+"""Batches of views. Which images are in a batch depends on seed and step alone."""
 
 from collections import deque
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 import torch
@@ -13,6 +12,7 @@ from selfsight.batch import Batch, SampleKey
 from selfsight.data.crops import CropDecoder, PendingCrops
 from selfsight.data.images import Images
 from selfsight.errors import UserError
+from selfsight.train.config import TrainConfig
 from selfsight.views.make import (
     CROP_DRAWS,
     Compile,
@@ -27,13 +27,14 @@ AHEAD = 2  # batches that are decoded while the device trains
 
 
 class ViewLoader:
-    """Views of a source, step by step; with W ranks each makes its part of every batch.
+    """The batches of a training, step by step. Each rank makes its own part of every batch.
 
     Args:
-        batch_size: images of a step over all ranks; the rest of an epoch is left out.
-        parts: equal parts that a batch is split into, for gradient accumulation.
-        compile: views to fused kernels; auto: on GPUs.
-    Raises: UserError if the batch is larger than the source or not divisible.
+        batch_size: images of a step, over all ranks. An epoch's last images that fill no batch are
+            left out.
+        parts: the number of equal parts of a batch, for gradient accumulation.
+        compile: compile the views to fused kernels; auto: on GPUs.
+    Raises: UserError if a batch has more images than the source, or is not divisible.
     """
 
     def __init__(
@@ -56,7 +57,8 @@ class ViewLoader:
             )
         if batch_size % (world * parts):
             raise UserError(
-                f"batch_size={batch_size} is no multiple of {world} processes x accumulate={parts}"
+                f"batch_size={batch_size}: not a multiple of {world} processes x "
+                f"accumulate={parts}; choose a multiple of {world * parts}"
             )
         self.images, self.groups, self.seed = images, groups, seed
         self.batch_size, self.parts = batch_size, parts
@@ -145,8 +147,8 @@ class ViewLoader:
         return [v.to(device, non_blocking=True).permute(0, 3, 1, 2) for v in crops.views]
 
 
-def make_loader(config: Any, images: Images) -> ViewLoader:
-    """Batches as a RunConfig, or whatever else has its views, data, seed and batch, asks for."""
+def make_loader(config: TrainConfig, images: Images) -> ViewLoader:
+    """The loader that a configuration describes."""
     return ViewLoader(
         images,
         config.views,

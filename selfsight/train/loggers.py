@@ -1,4 +1,4 @@
-"""Where metrics go beside metrics.jsonl: a table, TensorBoard, Weights & Biases."""
+"""Copies of metrics.jsonl in other forms: a CSV table, TensorBoard, Weights & Biases."""
 
 import csv
 import hashlib
@@ -16,25 +16,25 @@ from selfsight.train.log import read_metrics
 
 
 class WandbConfig(Config):
-    """Which run of Weights & Biases."""
+    """The run of Weights & Biases that the metrics are sent to."""
 
     project: str = "selfsight"
-    name: str | None = None  # default: the run folder's
-    entity: str | None = None  # whose project; default: one's own
-    offline: bool = False  # keep it on the disk, for `wandb sync`
-    folder: str | None = None  # for its files; default: the run's folder
+    name: str | None = None  # of the run (default: the folder's name)
+    entity: str | None = None  # user or team that owns the project (default: your own)
+    offline: bool = False  # write to the disk only; `wandb sync` uploads it later
+    folder: str | None = None  # for its files (default: the run's folder)
 
 
 class LogConfig(Config):
     """Copies of metrics.jsonl in other forms."""
 
-    csv: bool = False  # metrics.csv: a row each record, a column each name
-    tensorboard: bool = False  # events below tensorboard/ in the run's folder
+    csv: bool = False  # metrics.csv: a row for each record, a column for each metric
+    tensorboard: bool = False  # event files in tensorboard/ in the run's folder
     wandb: WandbConfig | None = Field(None)  # {} for its defaults
 
 
 class Logger(Protocol):
-    """Takes the records of a run, as they are written to metrics.jsonl."""
+    """Receives each record that is written to metrics.jsonl."""
 
     def write(self, record: dict[str, Any]) -> None: ...
 
@@ -42,12 +42,12 @@ class Logger(Protocol):
 
 
 def open_loggers(config: LogConfig, folder: Path, start: int, settings: Tree) -> list[Logger]:
-    """Those that a configuration asks for.
+    """The loggers that a configuration asks for.
 
     Args:
-        start: steps that are done; what was logged beyond them comes again.
-        settings: of the whole run, for those that show them.
-    Raises: UserError for a library that is missing, or for no login to Weights & Biases.
+        start: the steps already done; later ones that were logged before will be logged again.
+        settings: the whole run's configuration, which Weights & Biases shows.
+    Raises: UserError if a library is not installed or Weights & Biases refuses, as without a login.
     """
     loggers: list[Logger] = [Table(folder)] if config.csv else []
     if config.tensorboard:
@@ -95,7 +95,7 @@ class TensorBoard:
 
 
 class Wandb:
-    """One run there for a run's folder, however often it is stopped."""
+    """One run of Weights & Biases for each run folder: a resumed run continues it."""
 
     def __init__(self, config: WandbConfig, folder: Path, settings: Tree) -> None:
         wandb = _need("wandb", "log.wandb")
@@ -132,5 +132,5 @@ def _need(library: str, key: str) -> Any:
         return importlib.import_module(library)
     except ImportError:
         raise UserError(
-            f"{key}: needs {library}: pip install 'selfsight[{library}]'; or leave it out"
+            f"{key}: needs {library}: pip install 'selfsight[{library}]', or remove this key"
         ) from None

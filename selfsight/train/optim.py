@@ -13,19 +13,18 @@ from selfsight.config import Config
 
 
 class OptimizerConfig(Config):
-    """How weights move. Tensors of fewer than two dimensions (biases, norms) have no decay."""
+    """How weights are updated. Tensors with under two dimensions (biases, norms) do not decay."""
 
     name: Literal["sgd", "adamw", "lars", "lamb"] = "sgd"
-    lr: float = Field(0.03, gt=0)  # see lr_scaling
-    lr_scaling: Literal["none", "linear", "sqrt"] = (
-        "none"  # lr is for 256 images and grows so with the batch
-    )
+    lr: float = Field(0.03, gt=0)  # the peak learning rate, before lr_scaling
+    # none: lr as it is; linear, sqrt: lr is for a batch of 256, times batch_size / 256 or its root
+    lr_scaling: Literal["none", "linear", "sqrt"] = "none"
     weight_decay: float = Field(1e-4, ge=0)
     momentum: float = Field(0.9, ge=0, lt=1)  # sgd, lars
     nesterov: bool = False  # sgd, lars
     betas: tuple[float, float] = (0.9, 0.999)  # adamw, lamb
     trust_coefficient: float = Field(0.001, gt=0)  # lars
-    clip_trust: bool = False  # lars: no tensor moves at more than lr, as in LARC
+    clip_trust: bool = False  # lars: no tensor's rate is above lr, as in LARC
 
     @model_validator(mode="after")
     def _betas(self) -> "OptimizerConfig":
@@ -39,26 +38,29 @@ class ScheduleConfig(Config):
 
     name: Literal["cosine", "constant", "step", "polynomial"] = "cosine"
     warmup_epochs: float = Field(0.0, ge=0)
-    warmup_steps: int = Field(0, ge=0)  # of both the longer counts
-    warmup_start: float = Field(0.0, ge=0, le=1)  # where it begins, as a fraction of lr
+    warmup_steps: int = Field(0, ge=0)  # the longer of the two is used
+    warmup_start: float = Field(0.0, ge=0, le=1)  # the rate at step 0, as a fraction of lr
     warmup_shape: Literal["linear", "exponential", "cosine"] = "linear"
-    final_lr: float = Field(0.0, ge=0, le=1)  # cosine, polynomial: at the end, a fraction of lr
-    # cosine, polynomial: epochs, warm-up included, after which final_lr is reached (default: all)
+    final_lr: float = Field(
+        0.0, ge=0, le=1
+    )  # cosine, polynomial: the last rate, as a fraction of lr
+    # cosine, polynomial: final_lr is reached after these epochs, including warm-up (default: all)
     decay_epochs: float | None = Field(None, gt=0)
     power: float = Field(1.0, gt=0)  # polynomial: 1 is a straight line
-    milestones: tuple[float, ...] = ()  # step: epochs after which the rate falls
-    gamma: float = Field(0.1, gt=0, le=1)  # step: the factor at each of them
-    final_weight_decay: float | None = Field(None, ge=0)  # half a cosine leads there, as in DINO
-    # lowest and highest: momentum (betas[0]) falls in the warm-up and rises after it, half a cosine
-    # each, as in the 1cycle policy (arXiv 1803.09820)
+    milestones: tuple[float, ...] = ()  # step: epochs after which the rate is lowered
+    gamma: float = Field(0.1, gt=0, le=1)  # step: the rate is multiplied by this at each milestone
+    # weight decay at the end, reached along half a cosine as in DINO (default: it stays constant)
+    final_weight_decay: float | None = Field(None, ge=0)
+    # (lowest, highest) momentum, or betas[0]: it falls during the warm-up and rises afterwards,
+    # along half a cosine each, as in the 1cycle policy (arXiv 1803.09820); default: constant
     momentum_cycle: tuple[float, float] | None = None
 
     @model_validator(mode="after")
     def _milestones(self) -> "ScheduleConfig":
         if (self.name == "step") != bool(self.milestones):
             raise ValueError(
-                f"milestones={list(self.milestones)}: name the epochs where name=step lowers the "
-                f"rate, and none for another schedule"
+                f"milestones={list(self.milestones)}: with name=step, give the epochs after which "
+                f"the rate is lowered; with another schedule, give none"
             )
         return self
 
@@ -72,12 +74,14 @@ class ScheduleConfig(Config):
     @model_validator(mode="after")
     def _exponential(self) -> "ScheduleConfig":
         if self.warmup_shape == "exponential" and not self.warmup_start:
-            raise ValueError("warmup_start=0: an exponential warm-up begins above 0")
+            raise ValueError(
+                "warmup_start=0: an exponential warm-up begins above 0; give a fraction of lr"
+            )
         return self
 
 
 def scaled_lr(config: OptimizerConfig, batch_size: int) -> float:
-    """The peak rate: lr, times batch / 256 (linear, arXiv 1706.02677) or its square root."""
+    """The peak rate: lr, times batch_size / 256 (linear, arXiv 1706.02677) or its square root."""
     ratio = batch_size / 256
     return config.lr * {"none": 1.0, "linear": ratio, "sqrt": ratio**0.5}[config.lr_scaling]
 
@@ -88,11 +92,15 @@ def parameter_groups(
     constant_lr: tuple[str, ...] = (),
     rate: Callable[[str], float] = lambda name: 1.0,
 ) -> list[dict]:
-    """All trainable parameters: with and without decay, following the schedule or at a constant
-    rate, and grouped by their factor on it, `rate(name)`.
+    """All trainable parameters, grouped by weight decay, schedule and factor on the rate.
 
-    Without decay: fewer than two dimensions, and what a timm model lists in no_weight_decay(). LARS
-        and LAMB adapt the rate of decayed tensors only, at weight_decay 0 as well.
+    Without weight decay are tensors with fewer than two dimensions and those that a timm model
+    lists in no_weight_decay(). LARS and LAMB adapt the rate of the other tensors only; they do so
+    at weight_decay=0, too.
+
+    Args:
+        constant_lr: members whose parameters keep the peak rate throughout.
+        rate: the factor on the rate of the parameter with this name.
     """
     exempt = {
         f"{prefix}.{name}" if prefix else name
@@ -127,7 +135,10 @@ def build_optimizer(
     constant_lr: tuple[str, ...] = (),
     rate: Callable[[str], float] = lambda name: 1.0,
 ) -> Optimizer:
-    """Fused SGD or AdamW of torch, LARS (arXiv 1708.03888) or LAMB (arXiv 1904.00962) of timm."""
+    """torch's fused SGD or AdamW, timm's LARS (arXiv 1708.03888) or LAMB (arXiv 1904.00962).
+
+    Args: see `parameter_groups`.
+    """
     groups = parameter_groups(module, config, constant_lr, rate)
     if config.name == "adamw":
         return torch.optim.AdamW(groups, lr=lr, betas=config.betas, fused=True)
@@ -137,17 +148,21 @@ def build_optimizer(
     from timm.optim import Lamb, Lars
 
     if config.name == "lamb":
-        # clipping is the engine's, by clip_gradient: timm's own would be a second one
+        # `fit` clips gradients (clip_gradient); timm's LAMB would clip them once more
         return Lamb(groups, lr=lr, betas=config.betas, max_grad_norm=None)
     trust = {"trust_coeff": config.trust_coefficient, "trust_clip": config.clip_trust}
     return Lars(groups, lr=lr, **momentum, **trust)
 
 
 def lr_factor(config: ScheduleConfig, progress: float, epochs: float, steps: int = 1) -> float:
-    """The factor on the peak rate at this progress of a training of so many epochs and steps.
+    """The factor on the peak rate.
 
-    Continuous at the end of the warm-up, where the cosine of SGDR (arXiv 1608.03983) or the
+    It is continuous at the end of the warm-up, where the cosine of SGDR (arXiv 1608.03983) or the
     polynomial begins at 1.
+
+    Args:
+        progress: the part of training that is done, in [0, 1].
+        epochs, steps: the length of the whole training.
     """
     warmup = _warmup(config, epochs, steps)
     start = 1.0
@@ -166,12 +181,12 @@ def lr_factor(config: ScheduleConfig, progress: float, epochs: float, steps: int
 
 
 def _warmup(config: ScheduleConfig, epochs: float, steps: int) -> float:
-    """Its end, in progress."""
+    """The progress at which the warm-up ends."""
     return min(1.0, max(config.warmup_epochs / epochs, config.warmup_steps / steps))
 
 
 def momentum(config: ScheduleConfig, progress: float, epochs: float, steps: int) -> float | None:
-    """The momentum at this progress; None if it stays as it is."""
+    """The momentum at this progress; None without `momentum_cycle`."""
     if config.momentum_cycle is None:
         return None
     low, high = config.momentum_cycle

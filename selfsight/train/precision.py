@@ -1,4 +1,4 @@
-"""Which device, and which number format it is fast in."""
+"""The device, and the number format that it computes fast in."""
 
 import os
 import platform
@@ -15,11 +15,11 @@ except ImportError:  # not on Windows
     resource = None
 
 Precision = Literal["auto", "fp32", "bf16"]
-KEPT = 28 * 2**20  # bytes; glibc follows up to 32 MiB
+KEPT = 28 * 2**20  # bytes; glibc ignores blocks above 32 MiB
 
 
 def pick_device(name: str) -> torch.device:
-    """auto: cuda, else mps, else cpu. Raises: UserError for a device that is not there."""
+    """auto: cuda, else mps, else cpu. Raises: UserError for a device that does not exist."""
     if name == "auto":
         if torch.cuda.is_available():
             return torch.device("cuda")
@@ -27,7 +27,7 @@ def pick_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
         torch.empty(1, device=device)
-    # what torch raises for a name it does not know, a build without CUDA, a backend without tensors
+    # for an unknown name, for a build without CUDA, for a backend that cannot hold tensors
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"device={name}: {reason}. Use auto, cpu, cuda, cuda:1 or mps") from None
@@ -46,21 +46,21 @@ def pick_precision(precision: Precision, device: torch.device) -> Literal["fp32"
 
 
 def _cpu_multiplies_bf16() -> bool:
-    """Whether the CPU has AVX512-BF16 or AMX; older ones emulate bf16 and lose time by it."""
+    """Whether the CPU has AVX512-BF16 or AMX. Others emulate bf16, which is slower than fp32."""
     names = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
     return any(getattr(torch.cpu, name, lambda: False)() for name in names)
 
 
 def device_name(device: torch.device) -> str:
-    """What a result should say that it was measured on."""
+    """The device as results name it."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"{device.type} {platform.machine()}, {os.cpu_count()} cores"
 
 
 def peak_memory(device: torch.device) -> float:
-    """MiB: of a GPU what was allocated at most, else the largest resident memory of this
-    process."""
+    """In MiB: the most memory that was allocated on a GPU; on another device, the largest resident
+    memory of this process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
     if resource is None:
@@ -70,12 +70,13 @@ def peak_memory(device: torch.device) -> float:
 
 
 def prepare(device: torch.device) -> None:
-    """Device-wide switches: matrix products in fp32 may use TF32 on a GPU, and the CPU keeps the
-    memory that one chunk of views leaves to the next."""
+    """Set process-wide switches: on a GPU, matrix products in fp32 may use TF32; on a CPU, freed
+    memory is kept for the next batch of views."""
     if device.type == "cuda":
         torch.set_float32_matmul_precision("high")
         torch.backends.cudnn.benchmark = True
     elif device.type == "cpu":
-        # glibc hands memory back, to fault it in again page by page, beyond twice the size of the
-        # largest array that was freed before: this one, which is never touched.
+        # glibc returns free memory to the system when it is more than twice the largest block freed
+        # so far, and getting it back page by page is slow. Allocating and freeing this block, which
+        # is never written, raises that limit.
         torch.empty(KEPT, dtype=torch.uint8)

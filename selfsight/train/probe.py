@@ -1,4 +1,5 @@
-"""The online probe: a linear classifier that reads the features of the current views, detached."""
+"""The online probe: a linear classifier that is trained on the features while the encoder is. Its
+gradient does not reach the encoder."""
 
 import torch
 import torch.nn.functional as F
@@ -11,10 +12,10 @@ LEARNING_RATE = 2e-3  # AdamW on standardised features
 
 
 class OnlineProbe(nn.Module):
-    """Standardised features -> classes, with its own optimizer; the method never hears of it.
+    """Standardised features -> classes, with an optimizer of its own.
 
-    Its accuracy is measured on augmented training views before it learns from them: a running
-        impression, not a result.
+    Its accuracy is that on augmented training views, before it learns from them: it shows how
+    training goes, and is no result of an evaluation.
     """
 
     def __init__(self, features: int, classes: int) -> None:
@@ -26,7 +27,7 @@ class OnlineProbe(nn.Module):
         self.optimizer = torch.optim.AdamW(self.linear.parameters(), LEARNING_RATE, weight_decay=0)
 
     def learn(self, features: Tensor, labels: Tensor) -> Tensor:
-        """One step; returns the top-1 accuracy of the batch before it, a scalar."""
+        """Train one step. Returns: the top-1 accuracy on the batch before the step, a scalar."""
         with torch.autocast(features.device.type, enabled=False):
             scores = self.linear(self.norm(features.detach().float()))
             self.optimizer.zero_grad()

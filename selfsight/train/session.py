@@ -1,4 +1,5 @@
-"""The bookkeeping around the loop: resume, guard, log, checkpoints, signals."""
+"""The bookkeeping around the loop: resume, stop at a loss that is not finite, evaluate, log, save
+checkpoints, react to signals."""
 
 import contextlib
 import json
@@ -18,6 +19,7 @@ from selfsight.files import write_json
 from selfsight.methods.method import Method, Output
 from selfsight.train.checkpoint import Checkpoints, load_from
 from selfsight.train.collapse import CollapseMonitor
+from selfsight.train.config import TrainConfig
 from selfsight.train.loader import ViewLoader
 from selfsight.train.log import Display, MetricsFile, console
 from selfsight.train.loggers import LogConfig, Logger, open_loggers
@@ -25,15 +27,15 @@ from selfsight.train.precision import device_name, peak_memory
 from selfsight.train.probe import OnlineProbe
 from selfsight.train.signals import Interrupted, caught_signals
 
-ASK_EVERY = 10  # steps, of several processes: to agree on a signal takes a message
+ASK_EVERY = 10  # steps between two questions to the other processes whether one caught a signal
 
 
 @dataclass(frozen=True)
-class Check:
-    """A measurement every few epochs and at the end, made by rank 0: kNN accuracy and its like.
+class PeriodicEvaluation:
+    """A measurement, such as kNN accuracy, that rank 0 makes every few epochs and at the end.
 
     Attributes:
-        after: takes the record of metrics.jsonl that holds what was measured.
+        after: called with the record of metrics.jsonl that holds the measured values.
     """
 
     every_epochs: int
@@ -45,8 +47,9 @@ class Session:
     """One process's part of a run, from its newest checkpoint on.
 
     Attributes:
-        start, steps: the first step to do and the number of all steps.
-        seconds: of training so far, those before an interruption included.
+        start: how many steps are already done.
+        steps: how many steps the whole run has.
+        seconds: of training so far, including those before an interruption.
     """
 
     def __init__(
@@ -54,21 +57,20 @@ class Session:
         method: Method,
         optimizer: torch.optim.Optimizer,
         loader: ViewLoader,
-        config: Any,
+        config: TrainConfig,
         folder: Path,
         probe: OnlineProbe | None,
-        check: Check | None,
+        evaluation: PeriodicEvaluation | None,
         resume: str | None = None,
     ) -> None:
         """Args:
-        resume: another run or its checkpoint, to go on from where this folder has none.
+        resume: another run's folder or checkpoint, to continue if this folder has no checkpoint.
         """
         self.method, self.optimizer, self.loader, self.config = method, optimizer, loader, config
-        self.folder, self.probe, self.check = folder, probe, check
-        self.steps = total_steps(config.epochs, config.max_steps, loader)
-        self.checkpoints = Checkpoints(
-            folder / "checkpoints", config.checkpoint.keep, console.print
-        )
+        self.folder, self.probe, self.evaluation = folder, probe, evaluation
+        self.steps = config.steps(loader.steps_per_epoch)
+        keep = config.checkpoint.keep
+        self.checkpoints = Checkpoints(folder / "checkpoints", keep, console.print)
         self.start, self.seconds = 0, 0.0
         self._monitor = CollapseMonitor(method) if method.remedy else None
         self._device = next(method.parameters()).device
@@ -76,21 +78,27 @@ class Session:
         self._resume(resume)
         self._check_start()
 
-    def _resume(self, elsewhere: str | None) -> None:
+    def _resume(self, other_run: str | None) -> None:
+        """Load the newest checkpoint of this folder; if it has none, that of the other run."""
         found = self.checkpoints.load(self._device)
         if found is not None:
             self._load(*found)
-        elif elsewhere is not None:
-            found = load_from(elsewhere, self._device)
-            if found[0] >= self.steps:
-                raise UserError(f"resume={elsewhere}: has all of this run's {self.steps} steps")
-            try:
-                self._load(*found)
-            except (RuntimeError, ValueError, KeyError) as error:
-                reason = " ".join(str(error).split())
-                raise UserError(
-                    f"resume={elsewhere}: is of another kind of run: {reason}"
-                ) from None
+        if found is not None or other_run is None:
+            return
+        step, state = load_from(other_run, self._device)
+        if step >= self.steps:
+            raise UserError(
+                f"resume={other_run}: that run is already at step {step} and this one ends at "
+                f"{self.steps}: raise epochs (or max_steps)"
+            )
+        try:
+            self._load(step, state)
+        except (RuntimeError, ValueError, KeyError) as error:
+            reason = " ".join(str(error).split())
+            raise UserError(
+                f"resume={other_run}: its state does not fit this method, encoder or optimizer "
+                f"({reason}); use the same ones, or start from the encoder alone with weights="
+            ) from None
 
     def _load(self, start: int, state: dict[str, Any]) -> None:
         self.start, self.seconds = start, state["seconds"]
@@ -103,13 +111,13 @@ class Session:
             console.print(f"Continuing after step {self.start} of {self.steps}", soft_wrap=True)
 
     def _check_start(self) -> None:
-        """What was asked to be continued is not begun anew."""
+        """A run that `start_epoch` says to continue does not silently start at step 0."""
         epoch = self.config.start_epoch
         if self.start < min(self.steps, epoch * self.loader.steps_per_epoch):
-            found = f"the newest is of step {self.start}" if self.start else "there is none"
+            found = f"its newest one is of step {self.start}" if self.start else "it has none"
             raise UserError(
                 f"start_epoch={epoch}: '{self.checkpoints.folder}' holds no checkpoint of that "
-                f"epoch or later; {found}. start_epoch=0 begins anew"
+                f"epoch or later; {found}. start_epoch=0 starts without one"
             )
 
     def _save(self, done: int) -> None:
@@ -127,13 +135,12 @@ class Session:
 
     @contextlib.contextmanager
     def running(self, quiet: bool) -> Iterator["Session"]:
-        """Log open and signals caught while the loop runs."""
+        """Keep the logs open and catch signals while the loop runs."""
         main = distributed.rank() == 0
         self._metrics = MetricsFile(self.folder / "metrics.jsonl", self.start) if main else None
         self._loggers = self._open_loggers() if main else []
-        self._display = Display(
-            self.steps, self.loader.steps_per_epoch, self.start, quiet or not main
-        )
+        epoch, silent = self.loader.steps_per_epoch, quiet or not main
+        self._display = Display(self.steps, epoch, self.start, silent)
         self._since, self._images = time.perf_counter(), 0
         self._seconds_before, self._began = self.seconds, time.perf_counter()
         try:
@@ -148,19 +155,19 @@ class Session:
 
     def _open_loggers(self) -> list[Logger]:
         asked = self.config.log
-        if self.start == self.steps:  # others would open a run and write nothing
+        if self.start == self.steps:  # nothing to train: the others would open an empty run
             asked = LogConfig(csv=asked.csv)
         return open_loggers(asked, self.folder, self.start, self.config.tree())
 
     def finish(self) -> None:
-        """Write cost.json: seconds, images per second, peak memory of this process and its device.
+        """Write cost.json: seconds, images per second, peak memory of this process, its device.
 
-        Of a run in several parts, seconds count them all and memory is the largest.
+        If the run was interrupted, seconds are the sum of its parts and memory is their maximum.
         """
         path = self.folder / "cost.json"
         before = json.loads(path.read_text("utf-8")) if path.is_file() else {}
         if self.start == self.steps and before:
-            return  # there was nothing left to do
+            return  # no step was left to do
         peak = max(before.get("peak_memory_mib", 0), peak_memory(self._device))
         if distributed.rank() == 0:
             seen = self.steps * self.config.batch_size
@@ -175,7 +182,8 @@ class Session:
             write_json(path, cost)
 
     def guard(self, step: int, loss: Tensor) -> None:
-        """Note a loss that is not finite; the CPU stops at once, others when they next sync."""
+        """Note the first loss that is not finite. The CPU stops at once; a GPU stops at the next
+        log or checkpoint, since reading the loss after every step would make it wait."""
         loss = distributed.mean(loss.detach())
         bad = ~torch.isfinite(loss) & (self._first_bad < 0)
         self._first_bad.masked_fill_(bad, step)
@@ -187,43 +195,42 @@ class Session:
         if step < 0:
             return
         saved = self.checkpoints.files()
-        report = self.folder / "nonfinite.json"
+        path = self.folder / "nonfinite.json"
         if distributed.rank() == 0:
-            write_json(
-                report,
-                {
-                    "step": step,
-                    "epoch": step // self.loader.steps_per_epoch,
-                    "seed": self.config.seed,
-                    "images": self.loader.indices(step).tolist(),
-                    "lr": [group["lr"] for group in self.optimizer.param_groups],
-                    "last_checkpoint": str(saved[-1][1]) if saved else None,
-                },
-            )
+            report = {
+                "step": step,
+                "epoch": step // self.loader.steps_per_epoch,
+                "seed": self.config.seed,
+                "images": self.loader.indices(step).tolist(),
+                "lr": [group["lr"] for group in self.optimizer.param_groups],
+                "last_checkpoint": str(saved[-1][1]) if saved else None,
+            }
+            write_json(path, report)
         kept = f"the checkpoint of step {saved[-1][0]} is kept" if saved else "no checkpoint yet"
         raise UserError(
-            f"The loss of step {step} is not finite; {kept}. Its coordinates are in {report}. "
-            f"Try a lower optimizer.lr, more schedule.warmup_epochs, clip_gradient=1 or "
+            f"The loss of step {step} is not finite; {kept}. The step's images and seed are in "
+            f"{path}. Try a lower optimizer.lr, more schedule.warmup_epochs, clip_gradient=1 or "
             f"precision=fp32"
         )
 
     def after(self, done: int, lr: float, output: Output, labels: Tensor | None) -> None:
-        """After `done` steps: teach the probe, measure, log, save, and stop if a signal asks."""
+        """After step number `done`: train the probe, evaluate, log, save, stop if a signal came."""
         accuracy = None
         if self.probe and labels is not None:
             accuracy = self.probe.learn(output.features, labels)
         self._images += self.config.batch_size
         last = done == self.steps
-        check = self.check is not None and self._by_epochs(self.check.every_epochs, done)
-        checked = self._measure() if check else {}
-        # Ranks must agree on when to log, since logging gathers; `checked` is empty on all but one.
-        log = last or check or done % self.config.log_every == 0 or done == self.start + 1
+        evaluate = self.evaluation is not None and self._is_due(self.evaluation.every_epochs, done)
+        measured = self._measure() if evaluate else {}
+        # All ranks log at the same steps, since logging averages over them. So this looks at
+        # `evaluate` and not at `measured`, which is empty on all ranks but 0.
+        log = last or evaluate or done % self.config.log_every == 0 or done == self.start + 1
         ask = log or done % ASK_EVERY == 0 or distributed.world_size() == 1
         stop = self._signal() if ask else 0
         if log:
-            self._log(done, lr, output, accuracy, checked, last)
+            self._log(done, lr, output, accuracy, measured)
         every = self.config.checkpoint
-        due = last or self._by_epochs(every.every_epochs, done)
+        due = last or self._is_due(every.every_epochs, done)
         if stop or due or (every.every_steps and done % every.every_steps == 0):
             self._stop_if_not_finite()
             self.seconds = self._seconds_before + time.perf_counter() - self._began
@@ -231,7 +238,8 @@ class Session:
         if stop and not last:
             raise Interrupted(stop, done, self.steps)
 
-    def _by_epochs(self, every: int, done: int) -> bool:
+    def _is_due(self, every: int, done: int) -> bool:
+        """Whether what is done every few epochs (0: never) and at the end is due."""
         return every > 0 and (
             done == self.steps or done % (every * self.loader.steps_per_epoch) == 0
         )
@@ -241,25 +249,19 @@ class Session:
         return round(distributed.maximum(max(self._signals, default=0), self._device))
 
     def _measure(self) -> dict[str, float]:
-        """The check's values, on rank 0; its time does not count as training speed."""
+        """The evaluation's values on rank 0, {} on others. Its time is left out of images/s."""
         began = time.perf_counter()
         values = {}
         if distributed.rank() == 0:
             self.method.eval()
-            values = self.check.measure(self.method.backbone)
+            values = self.evaluation.measure(self.method.backbone)
             self.method.train()
         distributed.barrier()
         self._since += time.perf_counter() - began
         return values
 
     def _log(
-        self,
-        done: int,
-        lr: float,
-        output: Output,
-        accuracy: Tensor | None,
-        checked: dict[str, float],
-        last: bool,
+        self, done: int, lr: float, output: Output, accuracy: Tensor | None, measured: dict
     ) -> None:
         self._stop_if_not_finite()
         loss = float(distributed.mean(output.loss.detach()))
@@ -276,7 +278,7 @@ class Session:
             "seconds": round(self._seconds_before + now - self._began, 3),
             **seen,
             **top1,
-            **checked,
+            **measured,
         }
         self._since, self._images = now, 0
         if self._metrics:
@@ -284,14 +286,9 @@ class Session:
             self._metrics.write(record)
             for logger in self._loggers:
                 logger.write(record)
-            if checked and self.check.after:
-                self.check.after(record)
-        self._display.update(done, record, last)
+            if measured and self.evaluation.after:
+                self.evaluation.after(record)
+        self._display.update(done, record, done == self.steps)
         collapse = self._monitor.verdict(seen) if seen else None
         if collapse:
             console.print(f"Step {done}: {collapse}", soft_wrap=True)
-
-
-def total_steps(epochs: int, max_steps: int | None, loader: ViewLoader) -> int:
-    steps = epochs * loader.steps_per_epoch
-    return min(steps, max_steps) if max_steps else steps

@@ -1,4 +1,4 @@
-"""A signal lets training save and end."""
+"""After SIGTERM or Ctrl-C, training finishes its step, saves a checkpoint and ends."""
 
 import contextlib
 import signal
@@ -8,7 +8,7 @@ from typing import Any
 
 
 class Interrupted(Exception):
-    """A signal ended the run after a step; everything is saved."""
+    """A signal ended the run after a step; a checkpoint is saved."""
 
     def __init__(self, signal_number: int, step: int, steps: int) -> None:
         super().__init__(f"Stopped after step {step} of {steps}; everything is saved.")
@@ -17,10 +17,11 @@ class Interrupted(Exception):
 
 @contextlib.contextmanager
 def caught_signals() -> Iterator[list[int]]:
-    """SIGTERM and Ctrl-C are noted in the list; a second Ctrl-C raises KeyboardInterrupt."""
+    """The list receives the numbers of SIGTERM and Ctrl-C; a second Ctrl-C raises
+    KeyboardInterrupt."""
     caught: list[int] = []
     if threading.current_thread() is not threading.main_thread():
-        yield caught  # Python lets only the main thread listen
+        yield caught  # only the main thread may handle signals in Python
         return
 
     def note(number: int, _frame: Any) -> None:

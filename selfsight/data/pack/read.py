@@ -36,7 +36,7 @@ class Pack:
     """
 
     def __init__(self, folder: Path, labels: bool = True) -> None:
-        about = read_description(folder)
+        self._folder, about = folder, read_description(folder)
         try:
             self._map(folder, about)
         except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
@@ -72,6 +72,9 @@ class Pack:
             return self._images[i]
         return self._images[self._ends[i] : self._ends[i + 1]]
 
+    def files(self) -> list[Path]:
+        return sorted(self._folder.iterdir())
+
     def name(self, i: int) -> str:
         """What the source called the image."""
         return self._names[i]
@@ -93,7 +96,7 @@ def read_description(folder: Path) -> dict[str, Any]:
     if about.get("version") != VERSION or about.get("kind") not in BLOB:
         raise UserError(
             f"{where}: a pack of version {about.get('version')} and kind {about.get('kind')}; this "
-            f"Selfsight reads version {VERSION}, {' and '.join(BLOB)}. Update Selfsight, or pack again"
+            f"Selfsight reads version {VERSION}, {' and '.join(BLOB)}. Update it, or pack again"
         )
     return about
 

@@ -14,7 +14,6 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +21,21 @@ import numpy as np
 import simplejpeg
 from pydantic import Field
 
-from selfsight import distributed
+from selfsight import __version__, distributed
 from selfsight.config import Config, differences
 from selfsight.data.bad import BadImages
 from selfsight.data.decode import JPEG, decoded, orientation, read
 from selfsight.data.images import center_box, resize
 from selfsight.data.pack.journal import BROKEN, RECORD, Journal, Made
-from selfsight.data.pack.read import BLOB, DESCRIPTION, FORMAT, VERSION, checksum, read_description
+from selfsight.data.pack.read import (
+    BLOB,
+    DESCRIPTION,
+    FORMAT,
+    FORMATS,
+    VERSION,
+    checksum,
+    read_description,
+)
 from selfsight.data.packed_strings import PackedStrings
 from selfsight.data.source import BadImage, Source, content_hash, origins
 from selfsight.data.sources.open import LOADING_KEYS, DataConfig, Places, is_pattern, open_source
@@ -137,7 +144,8 @@ def _refuse_others(folder: Path, plan: dict[str, Any] | None) -> None:
         return
     if plan is None:
         raise UserError(f"'{folder}' is a pack, but these images have no test split; remove it")
-    changed = differences({key: found.get(key) for key in plan}, plan)
+    same = {"format": FORMAT} if found.get("format") in FORMATS else {}  # under each of its names
+    changed = differences({key: found.get(key) for key in plan} | same, plan)
     if changed:
         raise UserError(
             f"'{folder}' is a pack of something else ({'; '.join(changed)}); remove it, or choose "
@@ -272,7 +280,7 @@ def _finish(source: Source, work: Path, plan: dict[str, Any]) -> None:
         "count": len(rows),
         "classes": source.classes,
         "bad_images": len(table) - len(rows),
-        "selfsight": version("selfsight"),
+        "selfsight": __version__,
         "checksums": {name: checksum(work / name) for name in files},
     }
     write_json(work / DESCRIPTION, about)

@@ -91,6 +91,10 @@ class Arrays(_Pixels):
                     f"none"
                 )
         super().__init__(images, target, f"{path} {key}")
+        self._path = path
+
+    def files(self) -> list[Path]:
+        return [self._path]
 
     def _pick(
         self, loaded: Any, split: str, path: Path

@@ -33,10 +33,9 @@ def fetch(url: str, place: str) -> Path:
     address = urlsplit(url)
     if address.scheme not in ("http", "https") or not address.netloc:
         raise UserError(f"data.path={url}: only http:// and https:// addresses can be downloaded")
-    caches = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     name = PurePosixPath(address.path).name[-100:]
     name = f"{hashlib.sha256(url.encode()).hexdigest()[:16]}-{name}"
-    target = Path(caches) / "selfsight" / "shards" / name
+    target = downloads() / "shards" / name
     part = target.with_name(f".{name}.part")
     try:
         if not target.exists():
@@ -51,6 +50,14 @@ def fetch(url: str, place: str) -> Path:
         reason = error if isinstance(error, HTTPError) else getattr(error, "reason", error)
         raise UserError(f"data.path={url}: not downloaded: {first_line(reason)}") from None
     return target
+
+
+def downloads() -> Path:
+    """The folder of all downloads: ~/.cache/selfsight, or ~/.cache/tacit where that was filled
+    before the package was renamed and the other is not there."""
+    caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    folder, former = caches / "selfsight", caches / "tacit"
+    return former if former.is_dir() and not folder.is_dir() else folder
 
 
 def _download(url: str, file: BinaryIO, place: str) -> None:

@@ -6,7 +6,7 @@ import os
 import stat
 import time
 from bisect import bisect_right
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from selfsight.data.packed_strings import PackedStrings, load_index, save_index
+from selfsight.data.source import GRANULARITY
 from selfsight.errors import UserError
 
 # The commonest first: a name is compared with one after the other.
@@ -23,7 +24,6 @@ EXTENSIONS = {ending.decode() for ending in ENDINGS}
 THREADS = min(4, os.cpu_count() or 1)
 CACHED = 10_000  # images: an index of fewer is made as fast as it is read
 FORMAT = 2  # of the cache; raise it with any change of what is found or how it is stored
-GRANULARITY = 2 * 10**9  # nanoseconds, of the times that the coarsest file systems keep
 DOT = ord(".")
 
 
@@ -57,6 +57,9 @@ class Folder:
 
     def name(self, i: int) -> str:
         return os.fsdecode(self._path(i))
+
+    def files(self) -> Iterator[bytes]:
+        return map(self._path, range(len(self)))
 
     def _path(self, i: int) -> bytes:
         folder = self._folders.raw(bisect_right(self._ends, i))

@@ -55,6 +55,9 @@ class ListFile:
     def name(self, i: int) -> str:
         return os.fsdecode(self._path(i))
 
+    def files(self) -> Iterator[bytes]:
+        return map(self._path, range(len(self)))
+
     def _path(self, i: int) -> bytes:
         return os.path.join(self._folder, self._paths.raw(i))
 

@@ -10,7 +10,7 @@ import numpy as np
 from pydantic import Field
 
 from selfsight import randomness
-from selfsight.config import Config, Tree, near
+from selfsight.config import Config, Tree, may_change, near
 from selfsight.data.pack.read import DESCRIPTION, Pack
 from selfsight.data.source import TEST_NAMES, TRAIN_NAMES, ConcatSource, Source, Subset
 from selfsight.data.sources.arrays import Arrays, Digits
@@ -61,8 +61,9 @@ class DataConfig(Config):
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)  # divided by
     # decode once and keep (default: equally large images up to 96 px)
     in_memory: bool | None = None
-    workers: int | None = Field(None, ge=1)  # decoding threads (default: one for each core)
-    max_bad: float = Field(0.001, ge=0, le=1)  # of images, that training puts up with if broken
+    workers: int | None = may_change(None, ge=1)  # decoding threads (default: one for each core)
+    # the share of images that may be broken; training replaces them, and stops if there are more
+    max_bad: float = may_change(0.001, ge=0, le=1)
 
 
 def with_source(layer: Tree) -> Tree:

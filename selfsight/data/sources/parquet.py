@@ -75,6 +75,9 @@ class Parquet:
             raise BadImage(self.name(i), "its bytes are missing in the file")
         return value
 
+    def files(self) -> list[Path]:
+        return self._files
+
     def _read_group(self, group: int) -> Any:
         """The image column of a row group."""
         pa, (n, g) = _pyarrow(), self._places[group]

@@ -109,6 +109,9 @@ class Shards:
     def name(self, i: int) -> str:
         return f"{self._file(i)} {self._keys[i]}"
 
+    def files(self) -> list[Path]:
+        return self._files
+
     def _file(self, i: int) -> Path:
         return self._files[bisect_right(self._ends, i)]
 

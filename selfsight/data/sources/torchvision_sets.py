@@ -1,11 +1,10 @@
 """torchvision's data sets as a source: CIFAR-10, STL-10 and their like, by name."""
 
-from pathlib import Path
-
 import numpy as np
 
 from selfsight.config import near
 from selfsight.data.source import first_line
+from selfsight.data.sources.download import downloads
 from selfsight.errors import UserError
 
 
@@ -23,7 +22,7 @@ class Torchvision:
         if not isinstance(cls, type):
             hint = near(name, [n for n in dir(datasets) if n[0].isupper()])
             raise UserError(f"data.source=torchvision:{name}: no such data set.{hint}")
-        folder = root or str(Path.home() / ".cache" / "selfsight")
+        folder = root or str(downloads())
         which = {"split": split}
         if "split" not in cls.__init__.__annotations__:
             which = {"train": split == "train"}

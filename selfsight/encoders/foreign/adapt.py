@@ -1,4 +1,4 @@
-"""A checkpoint held against an encoder: what becomes of every tensor of both."""
+"""Assign the tensors of a checkpoint to those of an encoder, one by one, as a format says."""
 
 import re
 from collections import Counter
@@ -79,7 +79,7 @@ def adapt(file: Mapping[Any, Any], name: str, own: dict[str, Tensor]) -> Fit:
 
 
 def _state(file: Mapping[Any, Any], format: Format) -> tuple[str | None, Mapping[Any, Any]]:
-    """Where the state dict is, and what is in it."""
+    """The entry of the file that holds the state dict, and the state dict."""
     for entry in format.where:
         if entry == "":
             state = {key: value for key, value in file.items() if isinstance(value, Tensor)}
@@ -101,7 +101,7 @@ def _bare(state: Mapping[Any, Any]) -> dict[Any, str]:
 def _place(
     result: Fit, format: Format, own: dict[str, Tensor], key: Any, bare: str, value: Any
 ) -> None:
-    """Put one tensor of the file into the encoder or to a part left out, or say what is wrong."""
+    """Assign one tensor to the encoder or to a part left out, or record why neither fits."""
     if not isinstance(value, Tensor):
         if next(tensors(value), None) is not None:
             result.unknown.append(str(key))

@@ -1,4 +1,4 @@
-"""How other libraries lay out their checkpoints, as data; each entry says where that is published.
+"""The layouts of other libraries' checkpoints, as data; each names where it is published.
 
 Patterns are regular expressions over whole names, after DDP's `module.` and torch.compile's
 `_orig_mod.` are gone. A tensor whose name fits none of them is refused, not skipped.
@@ -31,7 +31,7 @@ class Format:
     Attributes:
         published: repository where code writes it.
         marks: each fits at least one name; by them a file is recognised.
-        prefix: what stands before the encoder's own names.
+        prefix: the text before the encoder's own names.
         renames: what a name begins with -> what timm calls it; all are applied, in this order.
         parts: part of the training that is left out -> its names, prefix included.
         where: entries of the file that may hold the state dict, the first that does; "": the file.

@@ -26,7 +26,7 @@ class Loaded:
         used: tensors of the checkpoint that went into the encoder: all that it has, except for
             batch norm's counters of steps where the format lacks them.
         left_out: what was deliberately not used: part of the training -> number of tensors.
-        heads: attention heads of a ViT, which are the encoder's: no checkpoint tells them.
+        heads: attention heads of a ViT, as built; a checkpoint does not contain their number.
     """
 
     format: str

@@ -51,7 +51,7 @@ def _load(path: Path) -> Any:
     # MAE, DINO and torchvision save their arguments beside the weights.
     namespace = torch.serialization.safe_globals([argparse.Namespace])
     with namespace, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of old pickles: what is wrong with them is an error
+        warnings.simplefilter("ignore")  # about old pickles; real faults raise errors
         return torch.load(path, map_location="cpu", weights_only=True)
 
 

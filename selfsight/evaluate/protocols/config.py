@@ -1,4 +1,4 @@
-"""The configuration of an evaluation: the protocol's keys, those of the encoder's run, yours."""
+"""The configuration of an evaluation, in layers: the encoder's run, the protocol, key=value."""
 
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -6,22 +6,22 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from selfsight import config as layers
-from selfsight.config import Config, Tree, near
+from selfsight.config import Config, Tree, may_change, near
 from selfsight.data.images import SMALL
 from selfsight.data.sources.open import DataConfig, with_source
 from selfsight.encoders.backbones import BackboneConfig
 from selfsight.errors import UserError
 from selfsight.evaluate.classifiers import FineTuned, LinearHeads
-from selfsight.train.engine import TrainConfig
+from selfsight.train.config import TrainConfig
 from selfsight.train.precision import Precision
-from selfsight.views.recipe import PRESETS, ViewGroup, preset
+from selfsight.views.recipe import PRESETS, preset
 
 PROTOCOLS = Path(__file__).parent / "shipped"
 KINDS = {"heads": "linear-augmented", "finetuned": "finetune"}  # by the name of the method
 
 
 class Labels(Config):
-    """Which training images lend their labels; at most one of the three."""
+    """The labels that may be used; at most one of the three is given (default: all labels)."""
 
     fraction: float | None = Field(None, gt=0, le=1)  # of each class
     shots: int | None = Field(None, ge=1)  # of each class
@@ -35,7 +35,7 @@ class Labels(Config):
         return self
 
     def which(self) -> Tree:
-        """What was asked for, for the record; nothing where all labels are used."""
+        """The key that is given, for results.json; {} when all labels are used."""
         keys = ("fraction", "shots", "images")
         return {k: getattr(self, k) for k in keys if getattr(self, k) is not None}
 
@@ -44,12 +44,14 @@ class Evaluation(Config):
     """What every protocol reads."""
 
     data: DataConfig = DataConfig()
-    allow_overlap: bool = False  # measure even if test images are among the training images
-    untrained: bool = True  # also measure the same network before its first step
+    allow_overlap: bool = may_change(
+        False
+    )  # measure even if test images are among the training images
+    untrained: bool = may_change(True)  # also measure the same network before its first step
     # for weights that another library wrote:
     backbone: BackboneConfig | None = None
     image_size: int | None = Field(None, ge=1)  # side in pixels (default: the encoder's own)
-    format: str | None = None  # of the file (default: recognised by its keys)
+    format: str | None = may_change(None)  # of the file (default: recognised by its keys)
 
 
 class KnnConfig(Evaluation):
@@ -70,21 +72,15 @@ class TrainedConfig(TrainConfig, Evaluation, Labels):
 
     protocol: str  # its name, stamped into the results
     method: Annotated[LinearHeads.Config | FineTuned.Config, Field(discriminator="name")]
-    views: list[ViewGroup] = Field(min_length=1)
     drop_path: float = Field(0.0, ge=0, lt=1)  # stochastic depth (arXiv 1603.09382)
     validation: float = Field(0.1, gt=0, lt=1)  # of each class, held out to choose a rate by
-    weights_sha256: str | None = None  # of what is evaluated; filled in
+    weights_sha256: str | None = None  # of the evaluated encoder; filled in by the evaluation
 
     @model_validator(mode="after")
     def _sizes(self) -> "TrainedConfig":
         if len({group.size for group in self.views}) > 1:
             raise ValueError("views: a classifier is trained on views of one size")
         return self
-
-    def identity(self) -> Tree:
-        """Whatever else is measured beside it, it is the same training."""
-        beside = ("untrained", "allow_overlap", "format")
-        return {key: value for key, value in super().identity().items() if key not in beside}
 
     @property
     def kind(self) -> Literal["linear-augmented", "finetune"]:
@@ -107,8 +103,7 @@ def compose_trained(
         base: keys of the encoder's own run.
     """
     tree = {**layers.read_yaml(protocol_file(protocol)), "protocol": Path(protocol).stem}
-    given = layers.parse_overrides(overrides)
-    size = next((g["image_size"] for g in reversed(given) if g.get("image_size")), image_size)
+    size = layers.fold({}, overrides).get("image_size") or image_size
     tree = _over(layers.merge(_only(base, TrainedConfig), tree), overrides, size)
     config = layers.validate(TrainedConfig, tree)
     if config.kind != kind:
@@ -158,13 +153,15 @@ def _only(base: Tree, cls: type[Config]) -> Tree:
 
 
 def _over(tree: Tree, overrides: list[str], size: int = 0) -> Tree:
-    """The overrides, one layer after the other; names of presets become views of this size."""
-    for layer in ({}, *layers.parse_overrides(overrides)):
+    """The tree with overrides; the name of a preset becomes its views at this size."""
+
+    def with_views(tree: Tree) -> Tree:
+        name = tree.get("views")
+        return {**tree, "views": sized(name, size)} if isinstance(name, str) else tree
+
+    def lay(tree: Tree, layer: Tree) -> Tree:
         if isinstance(layer.get("data"), dict):
             layer = {**layer, "data": with_source(layer["data"])}
-        if isinstance(layer.get("views"), str):
-            layer = {**layer, "views": sized(layer["views"], size)}
-        tree = layers.merge(tree, layer)
-        if isinstance(tree.get("views"), str):
-            tree = {**tree, "views": sized(tree["views"], size)}
-    return tree
+        return layers.merge(tree, with_views(layer))
+
+    return layers.fold(with_views(tree), overrides, lay)

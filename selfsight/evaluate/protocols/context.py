@@ -1,14 +1,13 @@
-"""What all evaluations begin and end with: processes, splits, and the record."""
+"""What all evaluations share: processes, device, splits, and the records."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.metadata import version
 from typing import Any
 
 import torch
 
-from selfsight import distributed
+from selfsight import __version__, distributed
 from selfsight.errors import UserError
 from selfsight.evaluate.protocols.config import Evaluation
 from selfsight.evaluate.protocols.results import VERSIONS, Result, store
@@ -48,8 +47,8 @@ class EvaluationContext:
         cost: dict[str, float],
         weights_sha256: str | None,
     ) -> Result:
-        """The record of one measurement; of the encoder it also says what pretraining took."""
-        if evaluated == "encoder" and self.target.run is not None:
+        """The record of one measurement; for the encoder with the seconds of its pretraining."""
+        if evaluated == "encoder" and self.target.home is not None:
             trained = read_metrics(self.target.home / "metrics.jsonl")
             if trained:
                 cost = {**cost, "pretrain_seconds": trained[-1]["seconds"]}
@@ -59,13 +58,13 @@ class EvaluationContext:
             VERSIONS[kind],
             evaluated,
             metrics,
-            settings,
+            {**self.target.settings, **settings},
             self.config.seed,
             {name: round(value, 3) for name, value in cost.items()},
             weights_sha256,
             self.splits.describe(self.config),
             self.splits.overlap,
-            version("selfsight"),
+            __version__,
         )
 
     def keep(self, results: list[Result]) -> list[Result]:

@@ -5,14 +5,19 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from selfsight import distributed
 from selfsight.data.images import Images
-from selfsight.evaluate.features import extract, raw_pixels, read_features, scale_of, weights_hash
+from selfsight.data.source import cache_beside
+from selfsight.encoders.artifact import weights_hash
+from selfsight.evaluate.features import extract, raw_pixels, read_features, scale_of
 from selfsight.evaluate.knn import knn_accuracy
 from selfsight.evaluate.linear import linear_probe
 from selfsight.evaluate.protocols.config import KnnConfig, LinearConfig, compose_cached
@@ -20,7 +25,12 @@ from selfsight.evaluate.protocols.context import EvaluationContext, open_context
 from selfsight.evaluate.protocols.results import VERSIONS, Result
 from selfsight.evaluate.protocols.splits import labelled, subset_record, write_subset
 from selfsight.evaluate.protocols.target import open_target
+from selfsight.files import write_atomically, write_json
+from selfsight.train.log import console
 
+WIDEST = (
+    10_000  # raw pixels: a linear probe of wider features takes more than 4 GiB, see linear_probe
+)
 PIXELS = 2**31  # bytes: raw pixels are compared if they need no more than this
 Where = str | Path
 Metrics = dict[str, float]
@@ -28,7 +38,7 @@ Metrics = dict[str, float]
 
 @dataclass(frozen=True)
 class _Features:
-    """Of one thing that is evaluated: the encoder, the untrained one, or the pixels."""
+    """The features of one row of the table: encoder, untrained, or pixels."""
 
     name: str
     train: Tensor
@@ -123,21 +133,45 @@ def _compared(context: EvaluationContext) -> Iterator[_Features]:
     if context.config.untrained:
         yield _read(context, "untrained", context.target.untrained.build())
     train, test = context.splits.train, context.splits.test
-    size = 4 * 3 * context.size**2 * (len(train) + len(test))
-    if context.config.pixels and size <= PIXELS:
+    width = 3 * context.size**2
+    fits = 4 * width * (len(train) + len(test)) <= PIXELS
+    if isinstance(context.config, LinearConfig) and width > WIDEST:
+        fits = False
+        if context.config.pixels and distributed.rank() == 0:
+            line = f"The row 'pixels' is left out: {width:,} features need too much memory"
+            console.print(line, soft_wrap=True)
+    if context.config.pixels and fits:
         began = time.perf_counter()
-        a, b = (raw_pixels(images, context.size) for images in (train, test))
+        a, b = (
+            _pixels(context, *pair)
+            for pair in zip((train, test), context.splits.digests, strict=True)
+        )
         yield _Features("pixels", a, b, time.perf_counter() - began, None)
+
+
+def _pixels(context: EvaluationContext, images: Images, digest: str) -> Tensor:
+    """The raw pixels of a split, from the disk if they were resized to this size before."""
+    key = hashlib.sha256(f"{digest} {context.size} {images.in_memory}".encode()).hexdigest()[:16]
+    file = cache_beside(context.target.folder) / f"pixels-{key}.npy"
+    if distributed.rank() == 0 and not file.is_file():
+        pixels = raw_pixels(images, context.size).cpu()
+        if images.tensor is None:  # photographs are resized to bytes
+            pixels = pixels.mul_(255).round_().byte()
+        write_atomically(file, partial(_save, pixels.numpy()))
+    distributed.barrier()
+    return read_features(file)
+
+
+def _save(array: np.ndarray, path: Path) -> None:
+    with path.open("wb") as file:
+        np.save(file, array)
 
 
 def _read(context: EvaluationContext, name: str, network: nn.Module) -> _Features:
     """Features of both splits, from the disk if the same network has read the same images."""
     network.to(device=context.device, memory_format=torch.channels_last)
     sha, began = weights_hash(network), time.perf_counter()
-    data = context.config.data
-    how = (context.size, data.mean, data.std)
-    # one scale for both splits, or the test features would be standardised wrongly
-    scale = distributed.share(scale_of(network, context.splits.train, *how, amp=context.amp))
+    scale = _scale(context, network, sha)
     both = [
         _cached(context, network, sha, images, digest, scale)
         for images, digest in zip(
@@ -145,6 +179,27 @@ def _read(context: EvaluationContext, name: str, network: nn.Module) -> _Feature
         )
     ]
     return _Features(name, *both, time.perf_counter() - began, sha)
+
+
+def _scale(context: EvaluationContext, network: nn.Module, sha: str) -> float:
+    """What stored features are multiplied by: one number for both splits, or the test features
+    would be standardised wrongly; from the disk if it was found before."""
+    data, digest = context.config.data, context.splits.digests[0]
+    file = _file(context, [sha, digest, context.size, data.mean, data.std, context.amp], "json")
+    if distributed.share(file.is_file()):
+        return json.loads(file.read_text(encoding="utf-8"))["scale"]
+    how = (context.size, data.mean, data.std)
+    scale = distributed.share(scale_of(network, context.splits.train, *how, amp=context.amp))
+    if distributed.rank() == 0:
+        write_json(file, {"scale": scale})
+    distributed.barrier()
+    return scale
+
+
+def _file(context: EvaluationContext, what: list[Any], ending: str) -> Path:
+    """Where the features that these values define are stored."""
+    key = hashlib.sha256(json.dumps(what).encode()).hexdigest()[:16]
+    return context.target.folder / "features" / f"{key}.{ending}"
 
 
 def _cached(
@@ -157,8 +212,7 @@ def _cached(
 ) -> Tensor:
     data = context.config.data
     what = [sha, digest, context.size, data.mean, data.std, context.amp, scale, VERSIONS["knn"]]
-    key = hashlib.sha256(json.dumps(what).encode()).hexdigest()[:16]
-    file = context.target.folder / "features" / f"{key}.npy"
+    file = _file(context, what, "npy")
     if distributed.share(file.is_file()):
         return read_features(file)
     how = {"amp": context.amp, "file": file, "shared": True, "scale": scale}

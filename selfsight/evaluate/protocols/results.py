@@ -1,4 +1,4 @@
-"""The records of results.json: each says by which protocol, on what, and at what cost."""
+"""The records of results.json: metrics with their protocol, data, seed and cost."""
 
 import json
 import math
@@ -10,7 +10,7 @@ from selfsight.files import write_json
 
 # A change that moves a protocol's numbers raises its version.
 VERSIONS = {"knn": 2, "linear": 2, "linear-augmented": 1, "finetune": 1}
-MAIN = {"knn": "k20"}  # the metric that a protocol is judged by, where it is not top1
+MAIN = {"knn": "k20"}  # the metric that ranks encoders, if it is not top1
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ def read_results(folder: Path) -> list[dict[str, Any]]:
 
 
 def store(folder: Path, results: list[Result]) -> None:
-    """Add records; one of the same protocol, seed, data and thing evaluated is replaced."""
+    """Add records; an older record with the same protocol, seed, data and encoder is replaced."""
     new = [vars(result) for result in results]
     replaced = {_what(record) for record in new}
     kept = [record for record in read_results(folder) if _what(record) not in replaced]
@@ -67,16 +67,16 @@ def main_metric(record: dict[str, Any]) -> float:
 
 
 def notes(results: list[Result]) -> list[str]:
-    """What a reader must not miss, a sentence each: an encoder that is no better than untrained,
-    images in both splits."""
-    said = []
+    """Warnings, a sentence each: an encoder that is no better than untrained, images in both
+    splits."""
+    lines = []
     by_name = {result.evaluated: result for result in results}
     encoder, untrained = by_name.get("encoder"), by_name.get("untrained")
     if encoder and untrained:
         a, b = main_metric(vars(encoder)), main_metric(vars(untrained))
         margin = noise(a, b, encoder.data["test"])
         if a - b <= margin:
-            said.append(
+            lines.append(
                 f"{encoder.protocol}: the encoder scores no better than untrained "
                 f"({a:.1%} against {b:.1%}; with {encoder.data['test']:,} test images a difference "
                 f"up to {margin:.1%} is noise)"
@@ -84,11 +84,11 @@ def notes(results: list[Result]) -> list[str]:
     shared = encoder.overlap if encoder else {}
     if shared.get("allowed") and (shared.get("paths") or shared.get("contents")):
         count = max(shared["paths"], shared["contents"])
-        said.append(
+        lines.append(
             f"{encoder.protocol}: {count} test images are training images, too "
             f"(allow_overlap=true): this is no measure of generalisation"
         )
-    return said
+    return lines
 
 
 def noise(a: float, b: float, n: int) -> float:

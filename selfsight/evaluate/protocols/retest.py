@@ -4,8 +4,8 @@ import time
 from pathlib import Path
 
 from selfsight import config as layers
+from selfsight.encoders.artifact import weights_hash
 from selfsight.errors import UserError
-from selfsight.evaluate.features import weights_hash
 from selfsight.evaluate.protocols.config import TrainedConfig
 from selfsight.evaluate.protocols.context import open_context
 from selfsight.evaluate.protocols.results import Result
@@ -28,15 +28,13 @@ def retest(
         classifier: its folder, such as RUN/evaluations/linear-augmented-ab12cd/encoder, or one of
             the files in the folder's checkpoints/.
         overrides: 'key=value' of data, device and precision; the rest is the classifier's.
-    Raises: UserError if it is none, or was trained on another encoder.
+    Raises: UserError if the folder holds no classifier, or one of another encoder.
     """
     target = open_target(where, overrides or [], folder)
     home = _folder(Path(classifier))
     tree = layers.validate(TrainedConfig, layers.read_yaml(home / "config.yaml")).tree()
     given = [text for text in overrides or [] if text.startswith(KEYS)]
-    for layer in layers.parse_overrides(given):
-        tree = layers.merge(tree, layer)
-    config = layers.validate(TrainedConfig, tree)
+    config = layers.validate(TrainedConfig, layers.fold(tree, given))
     if config.weights_sha256 != target.weights_sha256:
         raise UserError(f"'{classifier}': was trained on another encoder than '{where}'")
     if len(getattr(config.method, "lr_factors", (1,))) > 1:
@@ -60,6 +58,6 @@ def _folder(path: Path) -> Path:
     if home.name == "encoder" and (home / "config.yaml").is_file():  # not that of `untrained`
         return home
     raise UserError(
-        f"--classifier {path}: is no classifier that Selfsight has trained; give a folder such as "
+        f"--classifier {path}: holds no classifier that Selfsight trained; give for example "
         f"RUN/evaluations/linear-augmented-ab12cd/encoder"
     )

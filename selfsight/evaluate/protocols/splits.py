@@ -1,5 +1,5 @@
-"""The images of an evaluation: two labelled splits that share none, and the labels that may be
-used."""
+"""The images of an evaluation: two labelled splits without common images, and the labels that may
+be used."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +20,7 @@ from selfsight.evaluate.protocols.target import EvaluationTarget
 from selfsight.files import write_json, write_text
 from selfsight.train.log import console
 
-MANY = 200_000  # images whose reading takes so long that it is said
+MANY = 200_000  # images; reading more takes so long that a line announces it
 
 
 @dataclass(frozen=True)
@@ -28,8 +28,8 @@ class Splits:
     """Train and test images.
 
     Attributes:
-        digests: name either split by its content.
-        overlap: what they share, for the record.
+        digests: a hash of the content of each split.
+        overlap: what they share, for results.json.
     """
 
     train: Images
@@ -67,8 +67,11 @@ def open_splits(config: Evaluation, target: EvaluationTarget, device: torch.devi
             f"({len(train.classes)} and {len(test.classes)}); of the test split, {error}"
         ) from None
     bad = BadImages(None, len(train), config.data.max_bad)
-    images = Images(train, config.data, device, bad), Images(test, config.data, device)
-    digests, overlap, broken = None, None, []
+    images = (
+        Images(train, config.data, device, bad, lazy=True),
+        Images(test, config.data, device, lazy=True),
+    )
+    digests, overlap, broken = None, None, {}
     if distributed.rank() == 0:
         digests, overlap = _compare(config, target, *images)
         broken = images[0].broken()
@@ -90,7 +93,8 @@ def _compare(
     """The digests of both splits and the record of what they share."""
     if len(train) + len(test) > MANY:
         console.print(f"Reading {len(train) + len(test):,} images to compare the two splits")
-    a, b = fingerprints(train), fingerprints(test)
+    cache = cache_beside(target.folder)
+    a, b = fingerprints(train, cache), fingerprints(test, cache)
     found = {"training": compare(a, b)}
     before = _pretraining(config, target)
     if before is not None:
@@ -109,21 +113,20 @@ def _compare(
 
 
 def _pretraining(config: Evaluation, target: EvaluationTarget) -> Fingerprints | None:
-    """Of the images that the encoder was pretrained on, if they are others and still there."""
-    if target.run is None or target.encoder.description["pretrained_on"]["images"] == 0:
+    """Fingerprints of the pretraining images; None if the evaluation's are the same, or if gone."""
+    data = target.pretraining_data
+    if data is None:
         return None
-    then, now = (
-        data.model_dump(exclude=set(LOADING_KEYS)) for data in (target.run.data, config.data)
-    )
+    then, now = (keys.model_dump(exclude=set(LOADING_KEYS)) for keys in (data, config.data))
     if then == now:
         return None
-    data = target.run.data
     try:
-        source = open_source(data, "train", cache_beside(target.folder))
+        cache = cache_beside(target.folder)
+        source = open_source(data, "train", cache)
         bad = BadImages(None, len(source), 1.0)
-        return fingerprints(Images(source, data, torch.device("cpu"), bad))
+        return fingerprints(Images(source, data, torch.device("cpu"), bad, lazy=True), cache)
     except UserError:
-        return None  # moved or deleted meanwhile: the record says what was compared
+        return None  # moved or deleted since: the record lists what was compared
 
 
 def _refuse(config: Evaluation, what: str, overlap: Overlap) -> None:
@@ -147,7 +150,7 @@ def labelled(config: Labels, train: Images, seed: int) -> subsets.LabelSubset:
 def write_subset(
     config: Labels, subset: subsets.LabelSubset, train: Images, seed: int, folder: Path
 ) -> None:
-    """subset.txt, which `images=` can read again, and subset.json; nothing if all are used."""
+    """Write subset.txt, which `images=` reads, and subset.json, unless all are used."""
     if config.which() and distributed.rank() == 0:
         names = [train.source.name(int(i)) for i in subset.rows]
         write_text(folder / "subset.txt", "".join(f"{name}\n" for name in names))
@@ -156,7 +159,7 @@ def write_subset(
 
 
 def subset_record(config: Labels, subset: subsets.LabelSubset) -> dict[str, Any]:
-    """What the record says of the labels used; nothing if all are."""
+    """Label-subset entries for results.json; {} when all labels are used."""
     if not config.which():
         return {}
     return {**config.which(), "labels": len(subset.rows), "subset_sha256": subset.sha256}

@@ -1,26 +1,33 @@
 """What is evaluated: the encoder of a run, of a file, or of another library's checkpoint."""
 
-from dataclasses import dataclass
+import json
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from pydantic import ConfigDict
-from torch import nn
 
 from selfsight import config as layers
-from selfsight import randomness
 from selfsight.config import Tree
-from selfsight.encoders.artifact import FILE, Network, encoder_file, is_ours, read_network
+from selfsight.data.sources.open import DataConfig
+from selfsight.encoders.artifact import (
+    DESCRIPTION,
+    FILE,
+    Network,
+    encoder_file,
+    is_ours,
+    read_network,
+    upgraded,
+    weights_hash,
+)
 from selfsight.encoders.backbones import BackboneConfig, build_backbone
 from selfsight.encoders.foreign import load_foreign
 from selfsight.errors import UserError
-from selfsight.evaluate.features import weights_hash
-from selfsight.methods.heads import EncoderWithProjection
-from selfsight.pretraining.build import build_method, without_weights
-from selfsight.pretraining.config import RunConfig, read_run_config
+from selfsight.train.checkpoint import Checkpoints, read_checkpoint
 
 CONFIGURATIONS = (".ini", ".yaml", ".yml")
-INHERITED = ("seed", "device", "precision")  # from the encoder's own run, beside its data
+INHERITED = ("seed", "precision", "data")  # keys of the encoder's description
 
 
 @dataclass(frozen=True)
@@ -30,10 +37,10 @@ class EvaluationTarget:
     Attributes:
         encoder, untrained: the weights after and before pretraining.
         weights_sha256: of the encoder.
-        base: configuration keys that its own run had.
+        base: configuration keys that the evaluation takes over from the pretraining.
         folder: where results go; home: the folder of its pretraining, if that is there.
-        run: the configuration of its pretraining, if a run folder says it.
-        loaded: what was read, in one sentence, for a file of another library.
+        settings: entries for every record, such as the step of an unfinished run.
+        loaded: a line about what was read, for the user.
     """
 
     encoder: Network
@@ -42,62 +49,94 @@ class EvaluationTarget:
     base: Tree
     folder: Path
     home: Path | None = None
-    run: RunConfig | None = None
+    settings: dict[str, Any] = field(default_factory=dict)
     loaded: str | None = None
+
+    @property
+    def pretraining_data(self) -> DataConfig | None:
+        """The images that it was pretrained on; None if it was not, or if they are not known."""
+        described = self.encoder.description
+        if (
+            not described.get("pretrained_on", {}).get("images")
+            or "source" not in described["data"]
+        ):
+            return None
+        return layers.validate(DataConfig, described["data"])
 
 
 def open_target(where: str | Path, overrides: list[str], folder: str | None) -> EvaluationTarget:
     """Read what is to be evaluated, strictly.
 
     Args:
-        where: a run's folder, an encoder.safetensors, or a checkpoint of another library; for the
-            last the overrides must hold backbone.name.
+        where: a run's folder, an encoder.safetensors, a checkpoint of a run, or a checkpoint of
+            another library; for the last the overrides must hold backbone.name.
         folder: where results go; default: the run, or runs/<file name>.
-    Raises: UserError for anything that does not fit to the last tensor.
+    Raises: UserError for a tensor that is missing, left over or of another shape.
     """
     path = Path(where)
     if not path.exists():
         raise UserError(f"'{where}': no such run folder or file of weights")
     if path.suffix.lower() in CONFIGURATIONS:
         raise UserError(
-            f"'{where}': is no file of weights; a configuration runs by `selfsight run`"
+            f"'{where}': is a configuration, not a file of weights; run it by `selfsight run`"
         )
-    if not path.is_dir() and not is_ours(path):
+    step = Checkpoints.step_of(path)
+    if not path.is_dir() and step is None and not is_ours(path):
         return _foreign(path, overrides, Path(folder or f"runs/{path.stem}"))
     if any(argument.startswith(("backbone.", "format=")) for argument in overrides):
-        raise UserError(f"'{where}': says itself what encoder it holds; leave out backbone.*")
+        raise UserError(
+            f"'{where}': the file describes its encoder itself; leave out backbone.* and format"
+        )
+    unfinished = path.is_dir() and not (path / FILE).is_file()
+    if step is not None or (unfinished and Checkpoints(path / "checkpoints").files()):
+        return _of_checkpoint(path, folder)
     file = encoder_file(path)
-    encoder = read_network(file)
     home = file.parent if (file.parent / "config.yaml").is_file() else None
-    data = {"mean": encoder.description["mean"], "std": encoder.description["std"]}
-    base: Tree = {"seed": encoder.description["seed"], "data": data}
-    run, before = None, None
-    if home:
-        run = read_run_config(home)
-        tree = run.tree()
-        base = {**{key: tree[key] for key in INHERITED}, "data": {**tree["data"], **data}}
-        before = build_method(without_weights(run)).backbone
-    else:
-        before = _before(encoder)
-    untrained = Network(encoder.description, before.state_dict(), "the untrained network")
     usual = Path(f"runs/{path.stem}")
-    if home:  # what is not the run's last encoder has results of its own
+    if home:  # another encoder than the run's last one gets a folder of its own
         usual = home if file.name == FILE else home.with_name(f"{home.name}-{file.stem}")
-    target = Path(folder) if folder else usual
+    return _target(read_network(file), Path(folder) if folder else usual, home)
+
+
+def _target(encoder: Network, folder: Path, home: Path | None, **more: Any) -> EvaluationTarget:
+    base = {key: encoder.description[key] for key in INHERITED}
     sha = weights_hash(encoder.build())
-    return EvaluationTarget(encoder, untrained, sha, base, target, home, run)
+    return EvaluationTarget(encoder, encoder.untrained(), sha, base, folder, home, **more)
 
 
-def _before(encoder: Network) -> nn.Module:
-    """The network with weights that its seed gives it."""
-    described, width = encoder.description, encoder.description.get("head_dim")
-    config = layers.validate(BackboneConfig, described["backbone"])
-    backbone = build_backbone(config, described["image_size"], described["seed"])
-    if not width:
-        return backbone
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(randomness.key(randomness.WEIGHTS, described["seed"], 1) >> 1)
-        return EncoderWithProjection(backbone, width)
+def _of_checkpoint(path: Path, folder: str | None) -> EvaluationTarget:
+    """The encoder as it is in a checkpoint, or in the newest one of an unfinished run."""
+    home = path if path.is_dir() else path.absolute().parent.parent
+    if not (home / DESCRIPTION).is_file():
+        raise UserError(
+            f"'{path}': no {DESCRIPTION} in '{home}', which describes the encoder; the "
+            f"`selfsight pretrain` command of the run writes it when it continues"
+        )
+    description = json.loads((home / DESCRIPTION).read_text(encoding="utf-8"))
+    description = upgraded(description, home)
+    step, state = (
+        Checkpoints(home / "checkpoints").load(torch.device("cpu"))
+        if path.is_dir()
+        else read_checkpoint(path, torch.device("cpu"), f"'{path}'")
+    )
+    tensors = {
+        name.removeprefix("backbone."): value
+        for name, value in state["method"].items()
+        if name.startswith("backbone.")
+    }
+    trained = description["pretrained_on"]
+    steps = trained.get("steps")
+    description["pretrained_on"] = {**trained, "step": step}
+    usual = home.with_name(f"{home.name}-step-{step}")
+    return _target(
+        Network(description, tensors, str(path)),
+        Path(folder) if folder else usual,
+        home,
+        settings={"step": step},
+        loaded=f"The encoder of step {step}"
+        + (f" of {steps}" if steps else "")
+        + f" of '{home}' is measured; results go to '{folder or usual}'",
+    )
 
 
 class _Foreign(layers.Config):
@@ -111,10 +150,7 @@ class _Foreign(layers.Config):
 
 
 def _foreign(path: Path, overrides: list[str], folder: Path) -> EvaluationTarget:
-    tree: Tree = {}
-    for layer in layers.parse_overrides(overrides):
-        tree = layers.merge(tree, layer)
-    keys = layers.validate(_Foreign, tree)
+    keys = layers.validate(_Foreign, layers.fold({}, overrides))
     if keys.backbone is None:
         raise UserError(
             f"'{path}': does not say which encoder it holds; add backbone.name=... (a timm model) "
@@ -129,6 +165,7 @@ def _foreign(path: Path, overrides: list[str], folder: Path) -> EvaluationTarget
         "num_features": backbone.num_features,
         "image_size": size,
         "seed": keys.seed,
+        "data": {},
         "source": loaded.line(),
     }
     return EvaluationTarget(

@@ -14,10 +14,9 @@ from torch import nn
 from selfsight import config as layers
 from selfsight import distributed, randomness
 from selfsight.data.images import Images
-from selfsight.encoders.artifact import Network
+from selfsight.encoders.artifact import Network, weights_hash
 from selfsight.errors import UserError
 from selfsight.evaluate.classifiers import Classifier, FineTuned, LinearHeads
-from selfsight.evaluate.features import weights_hash
 from selfsight.evaluate.predict import accuracy
 from selfsight.evaluate.protocols.config import TrainedConfig, compose_trained
 from selfsight.evaluate.protocols.context import EvaluationContext, open_context
@@ -180,7 +179,7 @@ def _classifier(network: Network, config: TrainedConfig, classes: int) -> Classi
     """The network under new heads, whose weights follow from the seed."""
     backbone = network.build(config.drop_path)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(randomness.key(randomness.WEIGHTS, config.seed, 2) >> 1)
+        torch.manual_seed(randomness.torch_seed(randomness.WEIGHTS, config.seed, 2))
         return CLASSIFIERS[config.method.name](backbone, config.method, classes)
 
 

@@ -8,10 +8,17 @@ from typing import Annotated
 
 import typer
 
-from selfsight.cli.app import app
-from selfsight.cli.pretraining import pretrain_job
+from selfsight.cli.app import OTHER, continuing, print_from_first
+from selfsight.cli.files import Opts, open_file
+from selfsight.cli.pretraining import pretrain_file
 from selfsight.errors import UserError
-from selfsight.interop.cli.jobs import Opts, check, evaluate_job, paired, read_job
+from selfsight.interop.cli.converted_file import paired, validate_converted
+
+
+def add_to(app: typer.Typer) -> None:
+    for command in (run, convert):
+        app.command(context_settings=PASS_ON, rich_help_panel=OTHER)(command)
+
 
 PASS_ON = {"ignore_unknown_options": True}  # a value may begin with a minus: --opts seed -1
 Keys = Annotated[
@@ -20,7 +27,6 @@ Keys = Annotated[
 ]
 
 
-@app.command(context_settings=PASS_ON)
 def run(
     file: Annotated[
         str | None,
@@ -30,20 +36,19 @@ def run(
     opts: Opts = False,
     folder: Annotated[str | None, typer.Option("--run", help="folder of the run")] = None,
 ) -> None:
-    """Run what a file describes: pretraining or an evaluation, of Selfsight or of another system."""
+    """Run what a file describes, pretraining or an evaluation; also files of other systems."""
     usual = os.environ.get("CONFIGER_PATH")
     if usual and (file is None or (("=" in file or opts) and not Path(file).exists())):
         file, keys = usual, [*([file] if file else []), *(keys or [])]
     if file is None:
         raise UserError("name a file: selfsight run pretrain/simclr.ini, or set CONFIGER_PATH")
-    job = read_job(file, keys, opts)
-    if job is None or job.phase == "pretrain":
-        pretrain_job(job, file, keys, folder)
-    else:
-        evaluate_job(job, job.phase, folder)
+    opened = open_file(file, keys, opts)
+    if opened.phase == "pretrain":
+        return pretrain_file(opened, folder)
+    with continuing():
+        print_from_first(opened.evaluate(opened.phase, folder))
 
 
-@app.command(context_settings=PASS_ON)
 def convert(
     file: Annotated[Path, typer.Argument(help="a file of United Perception or Lightweight-SSL")],
     keys: Keys = None,
@@ -60,7 +65,7 @@ def convert(
     from selfsight.report.console import print_columns
 
     converted = dialects.convert(file, paired(keys, opts))
-    check(converted)
+    validate_converted(converted)
     if output is not None and output.exists() and not native.is_converted(output):
         raise UserError(f"--output {output}: is there already, and not by `selfsight convert`")
     rows = [

@@ -1,0 +1,170 @@
+"""`selfsight bench` end to end: pretrainings in real processes, stopped, broken and continued."""
+
+import csv
+import json
+import signal
+import time
+
+import pytest
+import yaml
+
+from selfsight.errors import UserError
+from selfsight.grid import bench as work
+from selfsight.grid.plan import grids, plan, read_grid, title
+from tests.conftest import TINY, selfsight
+from tests.processes import Started
+
+GRID = {
+    "data": {"digits": {"recipes": "digits", "keys": {"epochs": 1}}},
+    "methods": ["simclr"],
+    "seeds": [0, 1],
+    "protocols": [
+        {"kind": "knn"},
+        {"kind": "finetune", "keys": {"fraction": 0.1, "max_steps": 2}},
+    ],
+    "overrides": [*TINY, "max_steps=3"],
+}
+
+
+def write(folder, name: str = "grid.yaml", **changes) -> str:
+    (folder / name).write_text(yaml.safe_dump({**GRID, **changes}))
+    return name
+
+
+def rows(folder) -> dict[tuple[str, str], dict]:
+    with (folder / "table.csv").open() as file:
+        return {(r["method"], r["seed"]): r for r in csv.DictReader(file)}
+
+
+def test_a_grid_from_nothing_to_its_table(tmp_path):
+    grid = write(tmp_path)
+    command = ["bench", grid, "-o", "out", "--compare", "simclr", "untrained"]
+    assert "[4/4] digits/" in selfsight(*command, cwd=tmp_path).stderr
+    table = rows(tmp_path / "out")
+    methods = ("untrained", "pixels", "simclr")
+    assert table.keys() == {(m, s) for m in methods for s in ("0", "1")}
+    for (method, _), row in table.items():
+        assert 0 < float(row["knn"]) < 1
+        assert bool(row["minutes"]) == (method == "simclr")
+        assert bool(row["finetune_10"]) == (method != "pixels")
+    assert table["pixels", "0"]["knn"] == table["pixels", "1"]["knn"]
+    assert table["simclr", "0"]["knn"] != table["simclr", "1"]["knn"]
+    # a second call does nothing but print
+    before = {p: p.stat().st_mtime_ns for p in (tmp_path / "out" / "cells").rglob("*")}
+    again = selfsight(*command, cwd=tmp_path)
+    assert "4 cells, 4 of them done" in again.stderr
+    assert "digits knn: simclr/default" in again.stdout
+    assert "paired p = " in again.stdout
+    assert {p: p.stat().st_mtime_ns for p in (tmp_path / "out" / "cells").rglob("*")} == before
+    # a larger grid keeps what is there
+    larger = write(tmp_path, "larger.yaml", methods=["simclr", "byol"], seeds=[0])
+    more = selfsight("bench", larger, "-o", "out", cwd=tmp_path)
+    assert "3 cells, 2 of them done" in more.stderr
+    assert ("byol", "0") in rows(tmp_path / "out")
+    text = (tmp_path / "out" / "table.md").read_text()
+    assert "360 test images" in text
+    assert "| byol" in text
+    content = json.loads((tmp_path / "out" / "table.json").read_text())
+    assert content["cells"]
+
+
+def test_a_cell_that_fails_is_shown_and_the_others_go_on(tmp_path):
+    grid = write(tmp_path, methods=["supcon", "byol"], seeds=[0], protocols=[{"kind": "knn"}])
+    # something of no use where the cell's run should be
+    jobs = plan(read_grid(str(tmp_path / grid)))
+    (job,) = (job for job in jobs if job.method == "supcon")
+    run = tmp_path / "out" / "cells" / job.folder / "run"
+    run.mkdir(parents=True)
+    (run / "notes.txt").write_text("mine")
+    done = selfsight("bench", grid, "-o", "out", cwd=tmp_path, check=False)
+    assert done.returncode == 1
+    assert "is not a run folder" in done.stderr
+    assert "unfinished: supcon, seed 0" in done.stdout
+    assert (run / "notes.txt").read_text() == "mine"
+    table = rows(tmp_path / "out")
+    assert table["byol", "0"]["knn"]
+    assert not table["supcon", "0"]["knn"]
+    (run / "notes.txt").unlink()
+    run.rmdir()
+    mended = selfsight("bench", grid, "-o", "out", cwd=tmp_path)
+    assert "3 cells, 2 of them done" in mended.stderr
+    assert rows(tmp_path / "out")["supcon", "0"]["knn"]
+
+
+def test_a_stopped_grid_goes_on(tmp_path):
+    quick = {"seeds": [0], "protocols": [{"kind": "knn"}]}
+    grid = write(tmp_path, **quick, overrides=[*TINY, "epochs=12"])
+    command = ["bench", grid, "-o", "out", "--jobs", "1"]
+    process = Started(*command, cwd=tmp_path)
+    while not list(tmp_path.glob("out/cells/*simclr*/run/checkpoints/step-*.pt")):
+        assert process.poll() is None, process.wait().stderr
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    done = process.wait(120)
+    assert done.returncode == 130
+    assert "Resume with: python -m selfsight bench" in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
+    selfsight(*command, cwd=tmp_path)
+    (log,) = (tmp_path / "out").glob("cells/digits-simclr-*/log.txt")
+    assert "Continuing after step" in log.read_text()
+    assert rows(tmp_path / "out")["simclr", "0"]["knn"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"methods": ["simcrl"]}, "simcrl is no method. Did you mean"),
+        ({"methods": []}, "methods"),
+        ({"seed": [0]}, "Unknown key 'seed'. Did you mean 'seeds'"),
+        ({"protocols": [{"kind": "lin"}]}, "protocols.0.kind=lin"),
+        (
+            {"protocols": [{"kind": "knn"}, {"kind": "knn"}]},
+            "two of them would fill the column",
+        ),
+        ({"protocols": [{"kind": "finetune", "keys": {"fraction": 0.3}}]}, "fraction 0.01"),
+        ({"protocols": [{"kind": "finetune", "keys": {"epoch": 3}}]}, "Unknown key 'epoch'"),
+        (
+            {"protocols": [{"kind": "finetune", "protocol": "linear-augmented"}]},
+            "is a protocol for",
+        ),
+        ({"overrides": ["optimizer.rl=3"]}, "Unknown key 'optimizer.rl'"),
+        ({"data": {"digits": {"recipes": "digitz"}}}, "'digitz': no such recipe or file"),
+        ({"backbones": {"big": {"name": "resnet10"}}}, None),
+    ],
+)
+def test_a_grid_that_does_not_fit_is_refused_before_anything_runs(tmp_path, changes, message):
+    path = tmp_path / write(tmp_path, **changes)
+    if message is None:  # only the cell can know: it is one of the failures that are shown
+        assert len(plan(read_grid(str(path)))) == 4
+        return
+    with pytest.raises(UserError) as error:
+        work.bench(read_grid(str(path)), tmp_path / "out")
+    assert message in str(error.value)
+    assert len(str(error.value).splitlines()) == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_unknown_grid(tmp_path):
+    with pytest.raises(UserError, match=r"no such grid or file\. Did you mean 'digits'"):
+        read_grid("digit")
+
+
+@pytest.mark.parametrize("name", grids())
+def test_shipped_grids_fit(name):
+    grid = read_grid(name)
+    jobs = plan(grid)
+    assert len({job.folder for job in jobs}) == len(jobs)
+    assert len(grid.methods) >= 8
+    assert title(name)
+
+
+def test_places(monkeypatch):
+    monkeypatch.setattr(work.os, "cpu_count", lambda: 8)
+    assert work.worker_devices("cpu", None, 100) == (["cpu"] * 8, 1)
+    assert work.worker_devices("cpu", 2, 100) == (["cpu"] * 2, 4)
+    assert work.worker_devices("cpu", None, 3) == (["cpu"] * 3, 2)
+    assert work.worker_devices("cuda:1", None, 5) == (["cuda:1"], 8)
+    monkeypatch.setattr(work.torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(work.torch.cuda, "device_count", lambda: 4)
+    assert work.worker_devices("auto", None, 100)[0] == ["cuda:0", "cuda:1", "cuda:2", "cuda:3"]
+    assert work.worker_devices("auto", 6, 100)[0][4:] == ["cuda:0", "cuda:1"]

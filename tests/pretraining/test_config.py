@@ -1,0 +1,262 @@
+"""Layers, errors that name key and remedy, origins, YAML."""
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from selfsight import config as layers
+from selfsight.errors import UserError
+from selfsight.evaluate.protocols.config import compose_trained
+from selfsight.methods import METHODS
+from selfsight.pretraining.config import RunConfig, compose, json_schema, recipes
+
+
+def problems(*overrides: str) -> list[str]:
+    with pytest.raises(UserError) as caught:
+        compose("digits/simclr", list(overrides))
+    return str(caught.value).splitlines()
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("method.temprature=0.2", "Unknown key 'method.temprature'. Did you mean 'temperature'?"),
+        ("temperature=0.2", "Unknown key 'temperature'. Did you mean 'method.temperature'?"),
+        ("views.0.flp=0.5", "Unknown key 'views.0.flp'. Did you mean 'flip'?"),
+        ("method.temperature=hot", "method.temperature=hot: input should be a valid number"),
+        ("method.temperature=-1", "method.temperature=-1: input should be greater than 0"),
+        ("epochs=0", "epochs=0: input should be greater than or equal to 1"),
+        ("method.name=simcrl", "method.name=simcrl: no such method. Did you mean 'simclr'"),
+        ("optimizer.name=sdg", "optimizer.name=sdg: input should be 'sgd'"),
+        ("views=simcrl", "views=simcrl: no such preset. Did you mean 'simclr'"),
+        ("views.7.flip=0.5", "'views.7': the items of the list 'views' are 0 to 0"),
+        ("views=[]", "views=[]: list should have at least 1 item"),
+        ("epochs", "'epochs' is not key=value"),
+        ("optimizer.lr=.nan", "optimizer.lr=nan: input should be a finite number"),
+        ("data.mean=[1, 2]", "data.mean.2"),
+    ],
+)
+def test_a_mistake_is_one_line_that_names_it(override, message):
+    (line,) = problems(override)
+    assert message in line
+
+
+def test_all_problems_at_once():
+    lines = problems("epochs=0", "method.temprature=1", "optimizer.lr=fast")
+    assert len(lines) == 3
+
+
+@pytest.mark.parametrize("text", ["1e-3", "1E3", "-2e+5", "1.5e2", ".5e1"])
+def test_numbers_with_exponent(text):
+    assert layers.parse_yaml(text, "test") == float(text)
+
+
+@given(st.floats(allow_nan=False, allow_infinity=False))
+def test_every_float_of_python_is_a_number(value):
+    assert layers.parse_yaml(repr(value), "test") == value
+
+
+@pytest.mark.parametrize("text", ["1e", "e5", "1-3", "v1.5e2", "a1e3"])
+def test_other_words_stay_words(text):
+    assert layers.parse_yaml(text, "test") == text
+
+
+def test_a_repeated_key_is_an_error(tmp_path):
+    path = tmp_path / "twice.yaml"
+    path.write_text("epochs: 1\nseed: 1\nepochs: 2\n")
+    with pytest.raises(UserError, match=r"twice\.yaml line 3: .*'epochs' is given twice"):
+        compose(str(path))
+
+
+def test_broken_yaml_names_file_and_line(tmp_path):
+    path = tmp_path / "broken.yaml"
+    path.write_text("epochs: 1\nmethod: {name: simclr\n")
+    with pytest.raises(UserError, match=r"broken\.yaml line"):
+        compose(str(path))
+
+
+def test_origins(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("base: digits/simclr\nepochs: 7\n")
+    composed = compose(str(path), ["seed=3", "views.0.rotation=1"])
+    origin = {key: who for key, _, who in composed.rows()}
+    assert origin["seed"] == "command line"
+    assert origin["epochs"] == str(path)
+    assert origin["method.temperature"] == "recipe digits/simclr"
+    assert origin["optimizer.momentum"] == "default"
+    assert origin["views.0.rotation"] == "command line"
+    assert "preset digits" in origin["views.0.size"]
+    assert composed.config.epochs == 7
+    assert composed.config.views[0].rotation == 1
+
+
+def test_another_method_starts_from_its_own_defaults():
+    config = compose("digits/simclr", ["method.name=byol"]).config
+    assert config.method == METHODS["byol"].Config()
+
+
+def test_another_backbone_drops_the_options_of_the_one_below():
+    config = compose("digits/simclr", ["backbone.name=resnet34"]).config
+    assert config.backbone.options == {}
+    assert config.backbone.small_images
+
+
+def test_a_preset_can_be_named_and_then_changed():
+    config = compose("digits/simclr", ["views=byol", "views.1.size=64", "views.1.blur=0"]).config
+    assert [g.size for g in config.views] == [224, 64]
+    assert config.views[1].blur == 0
+
+
+def test_the_order_of_overrides_does_not_matter_to_a_new_method():
+    overrides = ["method.name=moco_v2", "method.temperature=0.5"]
+    for order in (overrides, overrides[::-1]):
+        config = compose("digits/byol", order).config
+        assert (config.method.name, config.method.temperature) == ("moco_v2", 0.5)
+
+
+def test_views_default_to_the_methods_preset():
+    small = compose(None, ["method.name=byol", "backbone.small_images=true"]).config
+    large = compose(None, ["method.name=byol"]).config
+    assert (len(small.views), small.views[0].size) == (2, 32)
+    assert large.views[0].size == 224
+    assert large.views[0].blur == 1.0
+
+
+def test_a_file_may_not_be_based_on_what_is_no_recipe(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("base: 3\n")
+    with pytest.raises(UserError, match="base=3 is not a shipped recipe"):
+        compose(str(path))
+
+
+def test_unknown_recipe_gets_near_names():
+    with pytest.raises(UserError, match="Did you mean 'digits/simclr'"):
+        compose("digit/simclr")
+
+
+def test_frozen():
+    config = compose("digits/simclr").config
+    with pytest.raises(ValueError, match="frozen"):
+        config.epochs = 3
+
+
+@pytest.mark.parametrize("name", recipes())
+def test_recipes_are_valid_and_survive_a_round_trip(name, tmp_path):
+    config = compose(name).config
+    path = tmp_path / "again.yaml"
+    path.write_text(config.to_yaml())
+    assert compose(str(path)).config == config
+
+
+def test_every_method_has_its_recipes():
+    for name in METHODS:
+        assert {f"digits/{name}", f"cifar10/{name}"} <= set(recipes())
+
+
+def test_another_config_is_another_default_folder():
+    runs = {compose("digits/simclr", o).config.run for o in ([], ["seed=1"], ["seed=2"])}
+    assert len(runs) == 3
+    assert compose("digits/simclr", ["seed=1"]).config.run in runs
+    same = compose("digits/simclr", ["checkpoint.keep=5"]).config.run
+    assert same == compose("digits/simclr").config.run
+
+
+# As in revision 1c0a771: folders of older runs stay those of the same configuration.
+FINGERPRINTS = {
+    "digits/simclr": "107935",
+    "digits/dino": "092f06",
+    "cifar10/moco_v2": "02da71",
+    "cifar10/vicreg": "72bd5f",
+    "cifar10/ijepa": "08579a",
+    "imagenet/byol": "354ef6",
+    "imagenet/swav": "06b3e4",
+    "imagenet/mae": "063294",
+}
+PROTOCOLS = {"linear-augmented": "a4c4ec", "finetune": "e77236"}
+FREE = ["run=x", "device=cpu", "compile=false", "log_every=3", "checkpoint.keep=5", "resume=r"]
+FREE += ["start_epoch=2", "save_as=a", "log.csv=true", "weights=w.pt", "save_best=true"]
+FREE += ["data.workers=3", "data={max_bad: 0.5}"]
+FREE_MEASURED = ["untrained=false", "allow_overlap=true", "format=timm", *FREE[1:5], FREE[-2]]
+
+
+@pytest.mark.parametrize("name", FINGERPRINTS)
+def test_runs_of_older_versions_keep_their_fingerprint(name):
+    assert compose(name).config.fingerprint() == FINGERPRINTS[name]
+    assert compose(name, FREE).config.fingerprint() == FINGERPRINTS[name]
+    assert compose(name, ["batch_size=32"]).config.fingerprint() != FINGERPRINTS[name]
+
+
+@pytest.mark.parametrize("name", PROTOCOLS)
+def test_evaluations_of_older_versions_keep_their_fingerprint(name):
+    base = {"data": {"source": "folder"}, "seed": 1}
+    for keys in ([], FREE_MEASURED):
+        assert compose_trained(name, name, base, 224, keys).fingerprint() == PROTOCOLS[name]
+
+
+class Inner(layers.Config):
+    kept: int = 1
+    free: int = layers.may_change(2)
+
+
+class Outer(layers.Config):
+    one: Inner = Inner()
+    many: list[Inner] = []  # noqa: RUF012 (pydantic copies it)
+    maybe: Inner | None = None
+    section: Inner = layers.may_change(Inner())
+
+
+def test_fields_that_may_change_are_left_out_at_any_depth():
+    outer = Outer(many=[Inner(), Inner(kept=3)], maybe=Inner())
+    one = {"kept": 1}
+    assert outer.identity() == {"one": one, "many": [one, {"kept": 3}], "maybe": one}
+    assert Outer().identity()["maybe"] is None
+    free = ("one.free", "maybe.free", "section", "section.kept")
+    assert all(map(Outer.key_may_change, free))
+    assert not any(map(Outer.key_may_change, ("one", "one.kept", "many", "fre", "sectio")))
+
+
+@pytest.mark.parametrize("key", FREE[1:])
+def test_free_keys_keep_the_default_folder(key):
+    assert compose("digits/simclr", [key]).config.run == "runs/digits-simclr"
+
+
+def test_folded_overrides_go_over_the_tree_one_after_the_other():
+    tree = {"a": {"b": 1, "c": 2}, "l": [{"x": 1}, {"x": 2}]}
+    assert layers.fold(tree, ["a.b=3", "l.1.x=4"]) == {
+        "a": {"b": 3, "c": 2},
+        "l": [{"x": 1}, {"x": 4}],
+    }
+    assert layers.fold(
+        {}, ["v=name", "v.0.x=1"], lambda a, b: {**a, "seen": [*a.get("seen", []), b]}
+    ) == {"seen": [{"v": "name"}, {"v": {"0": {"x": 1}}}]}
+
+
+def test_schema_knows_every_key():
+    schema = json_schema()
+    assert set(schema["properties"]) == {*RunConfig.model_fields, "base"}
+    assert schema["additionalProperties"] is False
+    assert "simclr" in schema["properties"]["views"]["anyOf"][0]["enum"]
+
+
+leaves = st.integers() | st.booleans() | st.text("abc", min_size=1)
+trees = st.recursive(
+    st.dictionaries(st.text("xyz", min_size=1, max_size=2), leaves, max_size=3),
+    lambda inner: st.dictionaries(
+        st.text("xyz", min_size=1, max_size=2), leaves | inner, max_size=3
+    ),
+)
+
+
+@given(trees, trees)
+@settings(deadline=None)
+def test_merge_laws(a, b):
+    merged = dict(layers.flatten(layers.merge(a, b)))
+    for key, value in layers.flatten(b):
+        if value != {}:
+            assert merged[key] == value
+    assert layers.merge(a, {}) == a
+    assert layers.merge(layers.merge(a, b), b) == layers.merge(a, b)
+
+
+def test_differences_name_keys():
+    assert layers.differences({"a": {"b": 1}, "c": 2}, {"a": {"b": 3}, "c": 2}) == ["a.b: 1 -> 3"]

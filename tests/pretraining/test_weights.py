@@ -1,0 +1,209 @@
+"""Encoders that do not start at random, and the best of a run's checks."""
+
+import json
+import re
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from selfsight.encoders.artifact import weights_hash
+from selfsight.encoders.encoder import load_encoder
+from selfsight.errors import UserError
+from selfsight.evaluate.protocols.target import open_target
+from selfsight.methods import METHODS
+from selfsight.pretraining import job as jobs
+from selfsight.pretraining.build import build_method
+from selfsight.pretraining.config import RunConfig, compose, read_run_config
+from selfsight.train import engine
+from selfsight.train.log import read_metrics
+from tests.conftest import TINY, heads, selfsight
+
+
+def config_of(folder, *keys: str, method: str = "simclr") -> RunConfig:
+    overrides = [*TINY, *heads(method), "precision=fp32", *keys]
+    return compose("digits/simclr", overrides, str(folder)).config
+
+
+@pytest.fixture(scope="module")
+def first(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("first") / "run"
+    jobs.pretrain(config_of(folder, "max_steps=3", "seed=7"), quiet=True)
+    return folder
+
+
+def state(backbone: torch.nn.Module) -> dict[str, torch.Tensor]:
+    return dict(backbone.state_dict())
+
+
+# simclr_v2: its encoder ends in a head that SimCLR's has not
+FITTING = [m for m in METHODS if "ViT" not in METHODS[m].needs and m != "simclr_v2"]
+
+
+@pytest.mark.parametrize("method", FITTING)
+def test_every_network_of_a_method_starts_from_the_weights(first, tmp_path, method):
+    built = build_method(config_of(tmp_path, f"weights={first}", method=method))
+    expected = load_file(first / "encoder.safetensors")
+    networks = [built.backbone, *getattr(built, "teacher", [])[:1]]
+    assert len(networks) == 1 + ("teacher" in METHODS[method].needs)
+    for network in networks:
+        found = state(network)
+        assert found.keys() == expected.keys()
+        assert all(torch.equal(found[name], value) for name, value in expected.items())
+
+
+def test_a_run_goes_on_from_another(first, tmp_path):
+    config = config_of(tmp_path / "second", "max_steps=2", f"weights={first}")
+    jobs.pretrain(config, quiet=True)
+    second = load_encoder(tmp_path / "second")
+    assert weights_hash(second.backbone) != weights_hash(load_encoder(first).backbone)
+    noted = read_run_config(tmp_path / "second").weights_sha256
+    assert second.description["pretrained_on"]["weights_sha256"] == noted
+    # what an evaluation calls untrained was never trained at all
+    subject = open_target(tmp_path / "second", [], None)
+    plain = build_method(config_of(tmp_path, "max_steps=2")).backbone
+    assert all(torch.equal(subject.untrained.tensors[k], v) for k, v in state(plain).items())
+    # the same weights elsewhere are the same run; others are not
+    moved = shutil.copytree(first, tmp_path / "moved")
+    again = config.model_copy(update={"weights": str(moved / "encoder.safetensors")})
+    jobs.pretrain(again, quiet=True)
+    jobs.pretrain(config_of(tmp_path / "third", "max_steps=3", "seed=8"), quiet=True)
+    other = config.model_copy(update={"weights": str(tmp_path / "third")})
+    with pytest.raises(UserError, match="holds another configuration"):
+        jobs.pretrain(other, quiet=True)
+
+
+def test_another_librarys_weights(tmp_path):
+    config = config_of(tmp_path / "run", "max_steps=1", f"weights={tmp_path / 'w.pth'}")
+    encoder = build_method(config.model_copy(update={"weights": None, "seed": 5})).backbone
+    torch.save(
+        {"state_dict": {f"module.{k}": v for k, v in state(encoder).items()}}, tmp_path / "w.pth"
+    )
+    built = build_method(config).backbone
+    assert weights_hash(built) == weights_hash(encoder)
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        (["weights=nowhere"], "weights=nowhere: No such file"),
+        (
+            ["weights={first}", "backbone.options={{layers: [1, 1, 1, 1]}}"],
+            "weights do not fit resnet18",
+        ),
+        (
+            ["weights={first}", "weights_sha256=abc"],
+            "the hash of this file is not weights_sha256",
+        ),
+        (
+            ["save_best=true", "evaluate.every_epochs=0"],
+            "needs kNN accuracy: set evaluate.every_epochs",
+        ),
+        (["save_best=true", "evaluate.every_epochs=1", "data.labels=false"], "have no labels"),
+        (["save_as=best"], "is no name for a file beside"),
+    ],
+)
+def test_mistakes(first, tmp_path, keys, message):
+    keys = [key.format(first=first) for key in keys]
+    with pytest.raises(UserError, match=message):
+        jobs.pretrain(config_of(tmp_path / "run", "max_steps=2", *keys), quiet=True)
+
+
+# All of another run's state -----------------------------------------------------------------------
+
+
+def test_a_longer_run_goes_on_from_a_shorter_one(tmp_path):
+    """At a constant rate it is the longer run, bit for bit."""
+    keys = ["schedule={name: constant, warmup_epochs: 0}"]
+    keys += ["checkpoint={every_epochs: 0, every_steps: 2}"]
+    moco = {"method": "moco_v2"}
+    jobs.pretrain(config_of(tmp_path / "whole", "max_steps=6", *keys, **moco), quiet=True)
+    jobs.pretrain(config_of(tmp_path / "short", "max_steps=4", *keys, **moco), quiet=True)
+    on = config_of(tmp_path / "on", "max_steps=6", *keys, f"resume={tmp_path / 'short'}", **moco)
+    jobs.pretrain(on, quiet=True)
+    jobs.pretrain(on, quiet=True)  # its own checkpoints go first
+    earlier = next((tmp_path / "short" / "checkpoints").glob("step-00000002.*"))
+    back = config_of(tmp_path / "back", "max_steps=6", *keys, f"resume={earlier}", **moco)
+    jobs.pretrain(back, quiet=True)
+    whole = load_file(tmp_path / "whole" / "encoder.safetensors")
+    for run, first in (("on", 5), ("back", 3)):
+        found = load_file(tmp_path / run / "encoder.safetensors")
+        assert all(torch.equal(found[name], value) for name, value in whole.items())
+        assert read_metrics(tmp_path / run / "metrics.jsonl")[0]["step"] == first
+
+
+def test_what_cannot_be_resumed(first, tmp_path):
+    (tmp_path / "ckpt.pth").write_bytes(b"of another system")
+    copied = shutil.copytree(first, tmp_path / "copied")
+    (damaged,) = (copied / "checkpoints").glob("step-00000003.*")
+    damaged.write_bytes(damaged.read_bytes()[:-1] + b"?")
+    for resume, says in (
+        (tmp_path / "ckpt.pth", "not a checkpoint of Selfsight"),
+        (tmp_path / "nowhere", "not a checkpoint of Selfsight"),
+        (tmp_path, "this folder is no run with checkpoints"),
+        (damaged, "this file is damaged; take an earlier one"),
+        (first, "that run is already at step 3 and this one ends at 3: raise epochs"),
+    ):
+        config = config_of(tmp_path / "run", "max_steps=3", f"resume={resume}")
+        with pytest.raises(UserError, match=re.escape(f"resume={resume}: {says}")):
+            jobs.pretrain(config, quiet=True)
+    other = config_of(tmp_path / "run2", "max_steps=9", f"resume={first}", method="byol")
+    with pytest.raises(
+        UserError, match="its state does not fit this method, encoder or optimizer "
+    ):
+        jobs.pretrain(other, quiet=True)
+
+
+# The best check -----------------------------------------------------------------------------------
+
+BEST = ["save_best=true", "evaluate.every_epochs=1", "epochs=5", "batch_size=256"]
+
+
+@pytest.fixture(scope="module")
+def best(tmp_path_factory):
+    """A run whose later epochs undo what the first ones learn."""
+    folder = tmp_path_factory.mktemp("best") / "run"
+    jobs.pretrain(config_of(folder, *BEST, "optimizer.lr=0.1"), quiet=True)
+    return folder
+
+
+def test_the_best_check_is_kept(best):
+    checks = [r for r in read_metrics(best / "metrics.jsonl") if "knn" in r]
+    highest = max(checks, key=lambda record: record["knn"])  # the first of equals
+    described = load_encoder(best / "best.safetensors").description
+    assert described["knn"] == highest["knn"]
+    assert described["pretrained_on"]["epochs"] == highest["epoch"]
+    assert json.loads((best / "best.json").read_text()) == described
+    assert len(checks) == 5
+
+
+def test_the_best_check_survives_an_interruption(best, tmp_path, monkeypatch):
+    forward_backward, calls = engine._forward_backward, []
+
+    def crash(*arguments):
+        calls.append(1)
+        if len(calls) == 18:  # the epochs have 5 steps
+            raise RuntimeError("power cut")
+        return forward_backward(*arguments)
+
+    monkeypatch.setattr(engine, "_forward_backward", crash)
+    config = config_of(tmp_path / "run", *BEST, "optimizer.lr=0.1")
+    with pytest.raises(RuntimeError):
+        jobs.pretrain(config, quiet=True)
+    monkeypatch.undo()
+    jobs.pretrain(config, quiet=True)
+    ours, theirs = (f / "best.safetensors" for f in (tmp_path / "run", best))
+    assert ours.read_bytes() == theirs.read_bytes()
+
+
+def test_the_best_is_measured_beside_the_run(best):
+    selfsight("knn", "run/best.safetensors", "device=cpu", cwd=best.parent)
+    (record,) = [
+        r
+        for r in json.loads((best.parent / "run-best" / "results.json").read_text())
+        if r["evaluated"] == "encoder"
+    ]
+    sha = load_encoder(best / "best.safetensors").description["weights_sha256"]
+    assert record["weights_sha256"] == sha
+    assert not (best / "results.json").exists()
