@@ -121,30 +121,33 @@ class ViewLoader:
         return self._batch(make_views(pixels, self.groups, at, *self._finish), at, step)
 
     def _submit(self, epoch: int, rows: np.ndarray) -> PendingCrops:
-        """Have the pool decode and crop these images."""
+        """Queue these images: the pool's threads decode and crop them."""
 
-        def boxes(index: Tensor, height: Tensor, width: Tensor) -> list[Tensor]:
+        def draw(index: Tensor, height: Tensor, width: Tensor) -> list[Tensor]:
             at = SampleKey(self.seed, epoch, index)
             return [
-                boxes_and_flips(group, at.uniform(view, CROP_DRAWS), height, width)[0]
+                torch.column_stack(
+                    boxes_and_flips(group, at.uniform(view, CROP_DRAWS), height, width)
+                )
                 for view, group in self._views
             ]
 
-        return self._cutter.submit(rows, boxes)
+        return self._cutter.submit(rows, draw)
 
     def _collect(self, epoch: int, crops: PendingCrops, step: int = 0) -> Batch:
         at = self._coordinates(epoch, self._wait(crops))
-        views = finish_crops(self._move(crops), self.groups, at, *self._finish)
+        views = finish_crops(*self._move(crops), self.groups, at, *self._finish)
         self._cutter.take_back(crops)
         return self._batch(views, at, step)
 
     def _wait(self, crops: PendingCrops) -> np.ndarray:
         return crops.wait()
 
-    def _move(self, crops: PendingCrops) -> list[Tensor]:
-        """To the device: for each view (B, 3, s, s) uint8, channels last."""
+    def _move(self, crops: PendingCrops) -> tuple[list[Tensor], Tensor]:
+        """On the device: for each view (B, 3, s, s) uint8, channels last; flips (V, B) bool."""
         device = self.images.device
-        return [v.to(device, non_blocking=True).permute(0, 3, 1, 2) for v in crops.views]
+        views = [v.to(device, non_blocking=True).permute(0, 3, 1, 2) for v in crops.views]
+        return views, crops.flips.to(device, non_blocking=True)
 
 
 def make_loader(config: TrainConfig, images: Images) -> ViewLoader:

@@ -56,7 +56,12 @@ def expand(groups: list[ViewGroup]) -> Iterator[tuple[int, ViewGroup]]:
 def boxes_and_flips(
     group: ViewGroup, u: Tensor, height: Tensor | int, width: Tensor | int
 ) -> tuple[Tensor, Tensor]:
-    """Where each image of (B,) is cropped, (B, 4), and whether it is mirrored, (B,) bool."""
+    """The only draw of a view's crop: boxes (B, 4) in pixels and flips (B,) bool.
+
+    Args:
+        u: (B, CROP_DRAWS or more) the view's uniform numbers.
+        height, width: in pixels, of all images, or (B,) of each.
+    """
     boxes = augment.crop_boxes(
         u[:, : augment.CROP_SLOTS], height, width, group.crop_scale, group.crop_ratio
     )
@@ -67,7 +72,6 @@ class ViewSpec(NamedTuple):
     """What a view is made by, the same in every step."""
 
     group: ViewGroup
-    crop: bool  # from whole images; else from crops, which are neither cropped nor resized
     mean: tuple[float, ...]
     std: tuple[float, ...]
 
@@ -89,36 +93,52 @@ def make_views(
     Returns: for each view (B, 3, size, size) float32, normalised, channels last in memory.
     """
     views = expand(groups)
-    return [_view(images, ViewSpec(group, True, mean, std), at, v, compile) for v, group in views]
+    return [_view(images, ViewSpec(group, mean, std), at, v, compile) for v, group in views]
 
 
 def finish_crops(
     crops: list[Tensor],
+    flips: Tensor,
     groups: list[ViewGroup],
     at: SampleKey,
     mean: tuple[float, ...],
     std: tuple[float, ...],
     compile: Compile = "auto",
 ) -> list[Tensor]:
-    """As make_views, from crops cut while decoding: for each view (B, 3, size, size) uint8, not yet
-    mirrored."""
-    views = zip(expand(groups), crops, strict=True)
-    return [_view(x, ViewSpec(group, False, mean, std), at, v, compile) for (v, group), x in views]
+    """The same as `make_views`, for images that were cropped while they were decoded.
+
+    Args:
+        crops: for each view (B, 3, size, size) uint8, not yet mirrored.
+        flips: (V, B) bool, the crops to mirror: the second result of `boxes_and_flips`.
+    """
+    views = zip(expand(groups), crops, flips, strict=True)
+    return [
+        _view(x, ViewSpec(group, mean, std), at, v, compile, flip) for (v, group), x, flip in views
+    ]
 
 
-def _view(pixels: Tensor, spec: ViewSpec, at: SampleKey, view: int, compile: Compile) -> Tensor:
-    """One view, compiled as a whole, or step by step; that on the CPU in chunks."""
+def _view(
+    pixels: Tensor,
+    spec: ViewSpec,
+    at: SampleKey,
+    view: int,
+    compile: Compile,
+    flips: Tensor | None = None,
+) -> Tensor:
+    """One view: compiled as a whole, or step by step (on the CPU in chunks of images)."""
     noise = at.stream(view, randomness.ERASE)
     if compile is True or (compile == "auto" and pixels.device.type == "cuda"):
         draw, steps = _compiled()
-        return steps(pixels, spec, draw(at.index, at.stream(view), SLOTS), at.index, noise)
+        u = draw(at.index, at.stream(view), SLOTS)
+        return steps(pixels, spec, u, at.index, noise, flips)
     u = at.uniform(view, SLOTS)
     n, size = len(pixels), spec.group.size
     out = torch.empty((n, 3, size, size), device=pixels.device, memory_format=torch.channels_last)
     step = max(1, CHUNK // (3 * size * size)) if pixels.device.type == "cpu" else n
     for start in range(0, n, step):
         rows = slice(start, start + step)
-        out[rows] = _steps(pixels[rows], spec, u[rows], at.index[rows], noise)
+        flip = None if flips is None else flips[rows]
+        out[rows] = _steps(pixels[rows], spec, u[rows], at.index[rows], noise, flip)
     return out
 
 
@@ -126,7 +146,7 @@ def _view(pixels: Tensor, spec: ViewSpec, at: SampleKey, view: int, compile: Com
 def _compiled() -> list[Callable[..., Tensor]]:
     """Both parts of a view: apart, so that no number is drawn again for every pixel."""
 
-    def steps(*arguments: Tensor | ViewSpec) -> Tensor:
+    def steps(*arguments: Tensor | ViewSpec | None) -> Tensor:
         return _steps(*arguments).contiguous(memory_format=torch.channels_last)
 
     functions = randomness.numbers, steps
@@ -139,22 +159,30 @@ def compiler_options() -> dict[str, int]:
     return {name: 0 for name in names if name in torch._inductor.list_options()}
 
 
-def _steps(pixels: Tensor, spec: ViewSpec, u: Tensor, index: Tensor, noise: Tensor) -> Tensor:
-    """All steps of a view; other devices than the CPU are not waited for.
+def _steps(
+    pixels: Tensor,
+    spec: ViewSpec,
+    u: Tensor,
+    index: Tensor,
+    noise: Tensor,
+    flips: Tensor | None = None,
+) -> Tensor:
+    """All steps of a view. On a GPU the host never waits for a result.
 
     Args:
         pixels: (B, 3, H, W) uint8.
         u: (B, SLOTS) the view's uniform numbers.
-        index: (B,), noise: (), where more numbers come from for what is erased.
+        index, noise: (B,) image indices and () the key of the numbers that fill erased boxes.
+        flips: (B,) bool, if the pixels are crops already; None: crop and mirror whole images here.
     Returns: (B, 3, size, size) float32, normalised.
     """
     group = spec.group
-    if spec.crop:
+    if flips is None:
         boxes, flips = boxes_and_flips(group, u, *pixels.shape[2:])
         x = augment.resized_crop(pixels, boxes, group.size, flips)
     else:
         x = pixels.to(torch.float32, memory_format=torch.contiguous_format).div_(255)
-        x = augment.where(u[:, Slot.FLIP] < group.flip, lambda x: x.flip(3), x)
+        x = augment.where(flips, lambda x: x.flip(3), x)
     if group.rand_augment:
         numbers = u[:, Slot.RAND_AUGMENT :][:, : group.rand_augment * randaugment.OP_SLOTS]
         strength = group.rand_magnitude, group.rand_magnitude_std
@@ -223,11 +251,14 @@ def _jitter(group: ViewGroup, u: Tensor) -> tuple[Tensor, ...]:
         )
     ]
     hue = _between(u[:, Slot.HUE], -group.hue, group.hue)
-    return *factors, hue, *_places(u[:, Slot.ORDER : Slot.ORDER + 4])
+    return *factors, hue, *_ranks(u[:, Slot.ORDER : Slot.ORDER + 4])
 
 
-def _places(u: Tensor) -> list[Tensor]:
-    """For each column (B,): how many numbers of the row are smaller, or equal and further left."""
+def _ranks(u: Tensor) -> list[Tensor]:
+    """For each column (B,) the rank of its number in the row, from 0; of equals the left is first.
+
+    A sort would do the same, but would not become part of the compiled loop.
+    """
     columns = u.unbind(1)
     return [
         sum(a <= b if j < i else a < b for j, a in enumerate(columns) if j != i)

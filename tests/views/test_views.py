@@ -111,7 +111,9 @@ def test_crops_cut_while_decoding_get_the_same_colours():
     groups = [group, FINETUNE]
     at = SampleKey(0, 0, torch.arange(8))
     whole = make_views(pictures(8), groups, at, MEAN, STD)
-    cut = finish_crops([pictures(8)] * 4, groups, at, MEAN, STD)
+    draws = zip([group, group, FINETUNE, FINETUNE], range(4), strict=True)
+    flips = [make.boxes_and_flips(g, at.uniform(v, make.CROP_DRAWS), 20, 20)[1] for g, v in draws]
+    cut = finish_crops([pictures(8)] * 4, torch.stack(flips), groups, at, MEAN, STD)
     for a, b in zip(whole, cut, strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=5e-5)
 
@@ -152,11 +154,11 @@ def test_jitter_draws_every_order_equally():
 
 
 @given(st.lists(st.lists(st.integers(0, 3), min_size=4, max_size=4), min_size=1, max_size=20))
-def test_places_are_ranks_and_the_left_one_is_first_of_equals(rows):
+def test_ranks_are_those_of_a_stable_sort(rows):
     """Coarse numbers, so that most rows have ties."""
     u = torch.tensor(rows) / 4
-    places = torch.stack(make._places(u), 1)
-    assert torch.equal(places, u.argsort(dim=1, stable=True).argsort(1))
+    ranks = torch.stack(make._ranks(u), 1)
+    assert torch.equal(ranks, u.argsort(dim=1, stable=True).argsort(1))
 
 
 def erased(mean: tuple[float, ...], std: tuple[float, ...]) -> tuple[torch.Tensor, ...]:
