@@ -1,7 +1,7 @@
-"""From a batch of images and its coordinates to views: draw the parameters, then apply batched ops.
+"""Make views of a batch of images: draw their parameters, then apply batched operations.
 
-`make_views` crops data of one size in batches; photographs are cropped where they are decoded, at
-`boxes_and_flips`, and `finish_crops` does the rest.
+Images of one size are cropped in batches by `make_views`. Photographs are cropped while they are
+decoded, with the boxes of `boxes_and_flips`, and `finish_crops` applies the other steps.
 """
 
 import functools
@@ -24,7 +24,7 @@ Compile = Literal["auto"] | bool
 
 
 class Slot(IntEnum):
-    """Which of a view's uniform numbers decides what."""
+    """The use of each of a view's uniform numbers."""
 
     CROP = 0  # ... CROP_SLOTS numbers
     FLIP = augment.CROP_SLOTS
@@ -38,9 +38,9 @@ class Slot(IntEnum):
     RAND_AUGMENT = ERASE_BOX + augment.CROP_SLOTS  # ... OP_SLOTS numbers for each operation
 
 
-CROP_DRAWS = Slot.FLIP + 1  # numbers of a view that its crop and its flip take
+CROP_DRAWS = Slot.FLIP + 1  # how many numbers crop and flip use, the first of the view
 SLOTS = Slot.RAND_AUGMENT + randaugment.MOST_OPS * randaugment.OP_SLOTS
-# Values at a time on the CPU: larger chunks leave the cache, smaller ones wait for Python.
+# Values of a chunk on the CPU: larger chunks do not fit the cache, smaller ones cost Python time.
 CHUNK = 2**20
 
 
@@ -69,7 +69,7 @@ def boxes_and_flips(
 
 
 class ViewSpec(NamedTuple):
-    """What a view is made by, the same in every step."""
+    """What is the same for a view in every step; a compiled function exists for each."""
 
     group: ViewGroup
     mean: tuple[float, ...]
@@ -84,12 +84,12 @@ def make_views(
     std: tuple[float, ...],
     compile: Compile = "auto",
 ) -> list[Tensor]:
-    """All views of a batch of equally large images.
+    """All views of a batch of images of one size.
 
     Args:
         images: (B, 3, H, W) uint8.
-        mean, std: per channel, of images in [0, 1].
-        compile: each view to a few fused kernels; auto: on GPUs.
+        mean, std: per channel, for pixels in [0, 1].
+        compile: compile each view to a few fused kernels; "auto": only on GPUs.
     Returns: for each view (B, 3, size, size) float32, normalised, channels last in memory.
     """
     views = expand(groups)
@@ -144,7 +144,10 @@ def _view(
 
 @functools.cache
 def _compiled() -> list[Callable[..., Tensor]]:
-    """Both parts of a view: apart, so that no number is drawn again for every pixel."""
+    """The compiled draw and the compiled steps of a view.
+
+    They are two functions: fused into one, the numbers would be drawn again for every pixel.
+    """
 
     def steps(*arguments: Tensor | ViewSpec | None) -> Tensor:
         return _steps(*arguments).contiguous(memory_format=torch.channels_last)
@@ -154,7 +157,7 @@ def _compiled() -> list[Callable[..., Tensor]]:
 
 
 def compiler_options() -> dict[str, int]:
-    """A loop writes its part of what torch.cat makes, which would else take a loop of its own."""
+    """Options of inductor with which torch.cat needs no kernel of its own."""
     names = ("max_pointwise_cat_inputs", "max_complex_pointwise_cat_inputs")
     return {name: 0 for name in names if name in torch._inductor.list_options()}
 
@@ -192,7 +195,7 @@ def _steps(
 
 
 def _distort(x: Tensor, group: ViewGroup, u: Tensor) -> Tensor:
-    """The steps from affine to solarize; may write into x."""
+    """The steps from affine to solarize. Writes into x."""
     if group.affine:
         x = augment.where(u[:, Slot.AFFINE] < group.affine, augment.affine, x, *_affine(group, u))
     planes = x.split(1, 1)
@@ -234,7 +237,7 @@ def _between(u: Tensor, low: float, high: float) -> Tensor:
 
 
 def _affine(group: ViewGroup, u: Tensor) -> tuple[Tensor, ...]:
-    """angle, shift, zoom, shear of each image."""
+    """Angle, shift, zoom and shear of each image, as `augment.affine` takes them."""
     angle = _between(u[:, Slot.ROTATION], -group.rotation, group.rotation)
     shift = _between(u[:, Slot.RIGHT : Slot.DOWN + 1], -group.translation, group.translation)
     zoom = _between(u[:, Slot.ZOOM], *map(math.log, group.zoom)).exp()
@@ -242,13 +245,11 @@ def _affine(group: ViewGroup, u: Tensor) -> tuple[Tensor, ...]:
 
 
 def _jitter(group: ViewGroup, u: Tensor) -> tuple[Tensor, ...]:
-    """brightness, contrast, saturation, hue of each image, and the place of each of them."""
+    """Brightness, contrast, saturation and hue of each image, and their places in its order."""
     strengths = (group.brightness, group.contrast, group.saturation)
     factors = [
         _between(u[:, slot], max(0.0, 1 - strength), 1 + strength)
-        for slot, strength in zip(
-            (Slot.BRIGHTNESS, Slot.CONTRAST, Slot.SATURATION), strengths, strict=True
-        )
+        for slot, strength in enumerate(strengths, Slot.BRIGHTNESS)
     ]
     hue = _between(u[:, Slot.HUE], -group.hue, group.hue)
     return *factors, hue, *_ranks(u[:, Slot.ORDER : Slot.ORDER + 4])

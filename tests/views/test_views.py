@@ -275,7 +275,7 @@ def test_mistakes_are_named():
         validate(ViewGroup, {"crop_scale": [0.5, 0.2]})
     with pytest.raises(UserError, match="flip=2"):
         validate(ViewGroup, {"flip": 2})
-    with pytest.raises(UserError, match=r"erase_area=\[\.\.\., 1\.5\] is more than all"):
+    with pytest.raises(UserError, match=r"erase_area=\[\.\.\., 1\.5\] is more than 1"):
         validate(ViewGroup, {"erase_area": [0.5, 1.5]})
     with pytest.raises(UserError, match="erase_ratio"):
         validate(ViewGroup, {"erase_ratio": [3, 0.3]})
