@@ -32,7 +32,7 @@ class DINO(Method):
         temperature: float = Field(0.1, gt=0)  # the student's
         teacher_temperature: float = Field(0.04, gt=0)  # at the start
         final_teacher_temperature: float = Field(0.07, gt=0)  # after the warm-up
-        temperature_warmup: float = Field(0.1, ge=0, le=1)  # linear until this progress: 30 of 300
+        temperature_warmup: float = Field(0.1, ge=0, le=1)  # linear until it: 30 of 300 epochs
         center_momentum: float = Field(0.9, ge=0, le=1)  # m in eq. 4
         momentum: float = Field(0.996, ge=0, le=1)  # the teacher's; rises to 1 by half a cosine
         freeze_last_layer: float = Field(0.01, ge=0, le=1)  # until this progress: 1 of 100 epochs

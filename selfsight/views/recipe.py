@@ -69,96 +69,58 @@ def _jitter(b: float, c: float, s: float, h: float, p: float = 0.8) -> Tree:
 
 _PHOTO = {"size": 224, "flip": 0.5, "grayscale": 0.2}
 _SMALL = {"size": 32, "flip": 0.5, "grayscale": 0.2}
+_WEAK = _jitter(0.4, 0.4, 0.4, 0.1)  # SimCLR's jitter at half its strength
+_STRONG = _jitter(0.8, 0.8, 0.8, 0.2)  # at its full strength
+_BYOL = {**_PHOTO, **_jitter(0.4, 0.4, 0.2, 0.1)}
+_BYOL_SMALL = {**_SMALL, **_jitter(0.4, 0.4, 0.2, 0.1)}
+_MOCO_V1 = {"count": 2, "crop_scale": (0.2, 1.0), **_jitter(0.4, 0.4, 0.4, 0.4, p=1.0)}
+_MOCO_V2 = {"count": 2, "crop_scale": (0.2, 1.0), **_WEAK}
+_LEJEPA = {**_BYOL, "blur": 0.5, "solarize": 0.2}
+_FINETUNE = {"flip": 0.5, "rand_augment": 2, "erase": 0.25}
 
 
 def _dino(
     large: tuple[float, float], count: int, size: int, small: tuple[float, float]
 ) -> list[Tree]:
     """Two large views with BYOL's colours, and `count` small ones."""
-    colours = {**_PHOTO, **_jitter(0.4, 0.4, 0.2, 0.1)}
     return [
-        {**colours, "crop_scale": large, "blur": 1.0},
-        {**colours, "crop_scale": large, "blur": 0.1, "solarize": 0.2},
-        {**colours, "count": count, "size": size, "crop_scale": small, "blur": 0.5},
+        {**_BYOL, "crop_scale": large, "blur": 1.0},
+        {**_BYOL, "crop_scale": large, "blur": 0.1, "solarize": 0.2},
+        {**_BYOL, "count": count, "size": size, "crop_scale": small, "blur": 0.5},
     ]
 
-
-_LEJEPA = {**_PHOTO, **_jitter(0.4, 0.4, 0.2, 0.1), "blur": 0.5, "solarize": 0.2}
-
-_FINETUNE = {"flip": 0.5, "rand_augment": 2, "erase": 0.25}
 
 # Name -> groups. The small variants are for images of 32 px: no blur and weaker colour jitter, as
 # in CIFAR benchmarks.
 PRESETS: dict[str, list[Tree]] = {
     # SimCLR, appendix A (arXiv 2002.05709): jitter of strength 1, blur on half of the views.
-    "simclr": [{"count": 2, **_PHOTO, **_jitter(0.8, 0.8, 0.8, 0.2), "blur": 0.5}],
-    "simclr-small": [{"count": 2, **_SMALL, **_jitter(0.4, 0.4, 0.4, 0.1)}],
+    "simclr": [{"count": 2, **_PHOTO, **_STRONG, "blur": 0.5}],
+    "simclr-small": [{"count": 2, **_SMALL, **_WEAK}],
     # MoCo v2, section 3 (arXiv 2003.04297): crops from 0.2, weaker jitter, blur on half of the
     # views.
-    "moco_v2": [
-        {
-            "count": 2,
-            **_PHOTO,
-            "crop_scale": (0.2, 1.0),
-            **_jitter(0.4, 0.4, 0.4, 0.1),
-            "blur": 0.5,
-        }
-    ],
-    "moco_v2-small": [
-        {"count": 2, **_SMALL, "crop_scale": (0.2, 1.0), **_jitter(0.4, 0.4, 0.4, 0.1)}
-    ],
+    "moco_v2": [{**_PHOTO, **_MOCO_V2, "blur": 0.5}],
+    "moco_v2-small": [{**_SMALL, **_MOCO_V2}],
     # BYOL, table 6 (arXiv 2006.07733): the first view is always blurred, the second sometimes
     # blurred and sometimes solarized.
-    "byol": [
-        {**_PHOTO, **_jitter(0.4, 0.4, 0.2, 0.1), "blur": 1.0},
-        {**_PHOTO, **_jitter(0.4, 0.4, 0.2, 0.1), "blur": 0.1, "solarize": 0.2},
-    ],
-    "byol-small": [
-        {**_SMALL, **_jitter(0.4, 0.4, 0.2, 0.1)},
-        {**_SMALL, **_jitter(0.4, 0.4, 0.2, 0.1), "solarize": 0.2},
-    ],
+    "byol": [{**_BYOL, "blur": 1.0}, {**_BYOL, "blur": 0.1, "solarize": 0.2}],
+    "byol-small": [_BYOL_SMALL, {**_BYOL_SMALL, "solarize": 0.2}],
     # MoCo, section 3.1 (arXiv 1911.05722): jitter on all views, no blur.
-    "moco_v1": [
-        {"count": 2, **_PHOTO, "crop_scale": (0.2, 1.0), **_jitter(0.4, 0.4, 0.4, 0.4, p=1.0)}
-    ],
-    "moco_v1-small": [
-        {"count": 2, **_SMALL, "crop_scale": (0.2, 1.0), **_jitter(0.4, 0.4, 0.4, 0.4, p=1.0)}
-    ],
+    "moco_v1": [{**_PHOTO, **_MOCO_V1}],
+    "moco_v1-small": [{**_SMALL, **_MOCO_V1}],
     # VICReg, appendix C (arXiv 2105.04906): BYOL's, with the same probabilities for both views.
-    "vicreg": [{"count": 2, **_PHOTO, **_jitter(0.4, 0.4, 0.2, 0.1), "blur": 0.5, "solarize": 0.1}],
-    "vicreg-small": [
-        {
-            "count": 2,
-            **_SMALL,
-            "crop_scale": (0.2, 1.0),
-            **_jitter(0.4, 0.4, 0.2, 0.1),
-            "solarize": 0.1,
-        }
-    ],
+    "vicreg": [{**_BYOL, "count": 2, "blur": 0.5, "solarize": 0.1}],
+    "vicreg-small": [{**_BYOL_SMALL, "count": 2, "crop_scale": (0.2, 1.0), "solarize": 0.1}],
     # SwAV, appendix (arXiv 2006.09882): two large and six small crops. At 32 px two are enough.
     "swav": [
-        {
-            "count": 2,
-            **_PHOTO,
-            "crop_scale": (0.14, 1.0),
-            **_jitter(0.8, 0.8, 0.8, 0.2),
-            "blur": 0.5,
-        },
-        {
-            "count": 6,
-            **_PHOTO,
-            "size": 96,
-            "crop_scale": (0.05, 0.14),
-            **_jitter(0.8, 0.8, 0.8, 0.2),
-            "blur": 0.5,
-        },
+        {"count": 2, **_PHOTO, "crop_scale": (0.14, 1.0), **_STRONG, "blur": 0.5},
+        {**_PHOTO, "count": 6, "size": 96, "crop_scale": (0.05, 0.14), **_STRONG, "blur": 0.5},
     ],
-    "swav-small": [{"count": 2, **_SMALL, **_jitter(0.4, 0.4, 0.4, 0.1)}],
+    "swav-small": [{"count": 2, **_SMALL, **_WEAK}],
     # DINO, section 3.2 and its code (arXiv 2104.14294): BYOL's colours, two large, eight small.
     "dino": _dino((0.4, 1.0), 8, 96, (0.05, 0.4)),
     "dino-small": [
-        {**_SMALL, "crop_scale": (0.2, 1.0), **_jitter(0.4, 0.4, 0.2, 0.1)},
-        {**_SMALL, "crop_scale": (0.2, 1.0), **_jitter(0.4, 0.4, 0.2, 0.1), "solarize": 0.2},
+        {**_BYOL_SMALL, "crop_scale": (0.2, 1.0)},
+        {**_BYOL_SMALL, "crop_scale": (0.2, 1.0), "solarize": 0.2},
     ],
     # iBOT, section 4 and its code (arXiv 2111.07832): as DINO, ten small crops.
     "ibot": _dino((0.25, 1.0), 10, 96, (0.05, 0.25)),
@@ -172,7 +134,7 @@ PRESETS: dict[str, list[Tree]] = {
         {"count": 2, **_LEJEPA, "crop_scale": (0.3, 1.0)},
         {"count": 6, **_LEJEPA, "size": 98, "crop_scale": (0.05, 0.3)},
     ],
-    "lejepa-small": [{"count": 4, **_SMALL, **_jitter(0.4, 0.4, 0.2, 0.1), "solarize": 0.1}],
+    "lejepa-small": [{**_BYOL_SMALL, "count": 4, "solarize": 0.1}],
     # MAE, section 3 (arXiv 2111.06377): crop and flip.
     "mae": [{"size": 224, "crop_scale": (0.2, 1.0), "flip": 0.5}],
     "mae-small": [{"size": 32, "crop_scale": (0.2, 1.0), "flip": 0.5}],
