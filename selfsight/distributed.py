@@ -121,6 +121,4 @@ def maximum(value: float, device: torch.device) -> float:
     """The largest value of all ranks, on every rank."""
     if world_size() == 1:
         return value
-    values = torch.tensor(float(value), device=device)
-    dist.all_reduce(values, op=dist.ReduceOp.MAX)
-    return float(values)
+    return float(all_max(torch.tensor(float(value), device=device)))

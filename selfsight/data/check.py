@@ -1,6 +1,5 @@
 """`selfsight check`: read and decode every image of a source once, and report what is wrong."""
 
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,12 +9,10 @@ import numpy as np
 from selfsight import distributed
 from selfsight.data.decode import decoded, read
 from selfsight.data.pack.read import DESCRIPTION, verify
-from selfsight.data.source import BadImage, Source, content_hash, made_from
+from selfsight.data.source import BadImage, Source, Watch, content_hash, made_from
 from selfsight.data.sources.open import DataConfig, folders_in, open_source, several
 
 BLOCK = 64  # images of one task of a thread
-
-Watch = Callable[[str, int, int], None]
 
 
 @dataclass
@@ -68,8 +65,6 @@ class Report:
 def check(config: DataConfig, watch: Watch) -> Report:
     """Read and decode all images of both splits.
 
-    Args:
-        watch: called with the present task, the images done and the number of all images.
     Raises: UserError if the source cannot be opened.
     """
     found = []

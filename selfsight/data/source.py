@@ -3,6 +3,7 @@
 import hashlib
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
@@ -10,6 +11,8 @@ import numpy as np
 
 from selfsight.errors import UserError
 
+# A callback for progress: the present task, the images done, the number of all images.
+Watch = Callable[[str, int, int], None]
 GRANULARITY = 2 * 10**9  # nanoseconds: the coarsest resolution of file times (FAT)
 TRAIN_NAMES = ("train", "training")
 TEST_NAMES = ("test", "testing", "val", "valid", "validation")  # the first that exists is used

@@ -12,7 +12,7 @@ import io
 import json
 import os
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -37,15 +37,13 @@ from selfsight.data.pack.read import (
     read_description,
 )
 from selfsight.data.packed_strings import PackedStrings
-from selfsight.data.source import BadImage, Source, content_hash, origins
+from selfsight.data.source import BadImage, Source, Watch, content_hash, origins
 from selfsight.data.sources.open import LOADING_KEYS, DataConfig, PathSpec, is_pattern, open_source
 from selfsight.errors import UserError
 from selfsight.files import locked, rename_durably, write_atomically, write_json
 
 PLAN, IMAGES, RECORDS, BAD = "plan.json", "images.part", "records.bin", "bad_images.txt"
 AHEAD = 8  # images per thread that are being encoded or wait to be written
-
-Watch = Callable[[str, int, int], None]
 
 
 class PackConfig(Config):
@@ -65,8 +63,6 @@ def pack(
 ) -> list[tuple[Path, bool]]:
     """Pack both splits, or the rest of them.
 
-    Args:
-        watch: called with the present task, the images done and the number of all images.
     Returns: for each split its folder, and whether it was written by this call.
     Raises: UserError if `output` contains something else, if more images are undecodable than
         data.max_bad allows, or if it cannot be written. What is written stays, and the same call

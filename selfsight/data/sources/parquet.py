@@ -2,7 +2,8 @@
 
 import json
 import threading
-from functools import cache, lru_cache
+from functools import cache, lru_cache, partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -90,25 +91,19 @@ class Parquet:
         return f"{self._files[n]} row {i - self._starts[n]}"
 
 
-def _pyarrow() -> Any:
+def _library(source: str, *modules: str) -> Any:
+    """The first of these modules; all are imported."""
     try:
-        import pyarrow
-        import pyarrow.compute
-        import pyarrow.parquet
+        first, *_ = map(import_module, modules)
+        return first
     except ImportError:
         raise UserError(
-            "data.source=parquet needs pyarrow: pip install 'selfsight[parquet]'"
+            f"data.source={source} needs {modules[0]}: pip install 'selfsight[{source}]'"
         ) from None
-    return pyarrow
 
 
-def _datasets() -> Any:
-    try:
-        import datasets
-    except ImportError:
-        needs = "data.source=huggingface needs datasets: pip install 'selfsight[huggingface]'"
-        raise UserError(needs) from None
-    return datasets
+_pyarrow = partial(_library, "parquet", "pyarrow", "pyarrow.compute", "pyarrow.parquet")
+_datasets = partial(_library, "huggingface", "datasets")
 
 
 def _footer(file: Path) -> Any:
