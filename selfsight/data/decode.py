@@ -33,7 +33,7 @@ warnings.filterwarnings("ignore", module=r"PIL\b")
 
 
 def decode(source: Source, i: int) -> np.ndarray:
-    """Image i as uint8 (H, W, 3): upright as EXIF says, any colour mode converted to RGB.
+    """Image i as uint8 (H, W, 3): turned upright by its EXIF orientation, converted to RGB.
 
     Raises: BadImage if it cannot be read or decoded.
     """
@@ -133,9 +133,9 @@ def _reason(data: bytes, error: Exception) -> str:
     if not data:
         return "the file is empty"
     if isinstance(error, UnidentifiedImageError):
-        return "not an image, or of a format that Pillow does not know"
+        return "not an image, or of a format that Pillow cannot read"
     if isinstance(error, Image.DecompressionBombError):
-        return f"more than {MOST_PIXELS:,} pixels, taken for a decompression bomb"
+        return f"more than {MOST_PIXELS:,} pixels: refused as a possible decompression bomb"
     text = " ".join(str(error).split()) or type(error).__name__
     if "remature end" in text or "truncated" in text.lower():
         return f"truncated ({text})"

@@ -49,12 +49,10 @@ class ViewGroup(Config):
         for name in ranges:
             low, high = getattr(self, name)
             if not 0 < low <= high:
-                raise ValueError(f"{name}=[{low}, {high}] is not 0 < low <= high")
+                raise ValueError(f"{name}=[{low}, {high}]: must be [low, high], 0 < low <= high")
         for name in ("crop_scale", "erase_area"):
             if getattr(self, name)[1] > 1:
-                raise ValueError(
-                    f"{name}=[..., {getattr(self, name)[1]}] is more than 1, the whole"
-                )
+                raise ValueError(f"{name}=[..., {getattr(self, name)[1]}] is more than 1")
         return self
 
     @property
@@ -122,11 +120,11 @@ PRESETS: dict[str, list[Tree]] = {
         {**_BYOL_SMALL, "crop_scale": (0.2, 1.0)},
         {**_BYOL_SMALL, "crop_scale": (0.2, 1.0), "solarize": 0.2},
     ],
-    # iBOT, section 4 and its code (arXiv 2111.07832): as DINO, ten small crops.
+    # iBOT, section 4 and its code (arXiv 2111.07832): DINO's, with ten small crops.
     "ibot": _dino((0.25, 1.0), 10, 96, (0.05, 0.25)),
     "ibot-small": [
-        {**_SMALL, "crop_scale": (0.25, 1.0), **_jitter(0.4, 0.4, 0.2, 0.1)},
-        {**_SMALL, "crop_scale": (0.25, 1.0), **_jitter(0.4, 0.4, 0.2, 0.1), "solarize": 0.2},
+        {**_BYOL_SMALL, "crop_scale": (0.25, 1.0)},
+        {**_BYOL_SMALL, "crop_scale": (0.25, 1.0), "solarize": 0.2},
     ],
     # LeJEPA, the code of arXiv 2511.08544: two large, six small, all with the same colours. The
     # small ones have 98 px, seven patches of 14.
@@ -141,7 +139,7 @@ PRESETS: dict[str, list[Tree]] = {
     # SimMIM, section 4.1 (arXiv 2111.09886).
     "simmim": [{"size": 192, "crop_scale": (0.67, 1.0), "flip": 0.5}],
     "simmim-small": [{"size": 32, "crop_scale": (0.67, 1.0), "flip": 0.5}],
-    # I-JEPA, appendix A (arXiv 2301.08243): a crop, and no other augmentation.
+    # I-JEPA, appendix A (arXiv 2301.08243): a crop without any other augmentation.
     "ijepa": [{"size": 224, "crop_scale": (0.3, 1.0)}],
     "ijepa-small": [{"size": 32, "crop_scale": (0.3, 1.0)}],
     # Training a classifier, as torchvision and timm do.

@@ -133,7 +133,7 @@ def _array(file: Path, kind: type, shape: tuple[int, ...]) -> np.ndarray:
     array = np.asarray(np.load(file, mmap_mode="r", allow_pickle=False))
     if array.dtype != kind or array.shape != shape:
         found = f"{array.dtype} {array.shape}"
-        raise ValueError(f"{file.name} holds {found} instead of {np.dtype(kind)} {shape}")
+        raise ValueError(f"{file.name} contains {found} instead of {np.dtype(kind)} {shape}")
     return array
 
 

@@ -91,11 +91,11 @@ class Arrays(_Pixels):
         if target is not None:
             whole = target.dtype.kind in "iu" and target.size > 0
             if target.shape != (len(images),) or not whole or target.min() < 0:
-                least = f", the least {target.min()}" if whole else ""
+                least = f", the smallest {target.min()}" if whole else ""
                 raise UserError(
-                    f"data.path={path}: {len(images)} images need a whole number from 0 each as "
-                    f"label, found {target.dtype} {target.shape}{least}; data.labels=false reads "
-                    f"none"
+                    f"data.path={path}: labels must be {len(images)} whole numbers from 0, one for "
+                    f"each image, found {target.dtype} {target.shape}{least}; data.labels=false "
+                    f"ignores them"
                 )
         super().__init__(images, target, f"{path} {key}")
         self._path = path
@@ -117,7 +117,8 @@ class Arrays(_Pixels):
             if image:
                 return loaded[image], loaded[label] if label else None, image
         raise UserError(
-            f"data.path={path}: no array named {', '.join(self.IMAGES)} among {loaded.files}"
+            f"data.path={path}: no array of images among {loaded.files}; its name must be one of "
+            f"{', '.join(self.IMAGES)}"
         )
 
     @staticmethod

@@ -72,8 +72,8 @@ class _Labels:
             if kind not in _KINDS:
                 raise ValueError(f"label {label!r} is neither a whole number nor a name")
             if self._kind is not None:
-                here, before = _KINDS[kind], _KINDS[self._kind]
-                raise ValueError(f"has {here}, but the lines before have {before}")
+                this, before = _KINDS[kind], _KINDS[self._kind]
+                raise ValueError(f"has {this}, but the lines before have {before}")
             self._kind = kind
         if kind is str:
             self._numbers.append(self._names.setdefault(label, len(self._names)))

@@ -44,7 +44,7 @@ class Parquet:
         self._ends = np.cumsum([group.num_rows for group in groups], dtype=np.int64)
         self._starts = np.cumsum([0] + [footer.num_rows for footer in self._footers])  # of files
         if not self._starts[-1]:
-            raise UserError(f"data.path={files[0]}: holds no rows")
+            raise UserError(f"data.path={files[0]}: contains no rows")
         sizes = [group.total_byte_size for group in groups]
         kept = len(sizes) if sum(sizes) <= KEPT else max(1, KEPT // max(sizes))
         self._column = lru_cache(kept)(self._read_group)

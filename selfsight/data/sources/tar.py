@@ -44,7 +44,7 @@ def members(file: int) -> Iterator[tuple[bytes, int, int]]:
             described = {}
     rest = os.pread(file, PADDING + 1, place)
     if len(rest) > PADDING or any(rest):
-        raise ValueError(f"damaged: more follows the end mark of a tar at byte {place:,}")
+        raise ValueError(f"damaged: data follows the end mark of a tar at byte {place:,}")
 
 
 def _parse(header: bytes, place: int) -> tuple[bytes, int, bytes]:
@@ -80,7 +80,7 @@ def _records(content: bytes) -> dict[bytes, bytes]:
             raise ValueError("damaged: a pax header is not readable")
         key, _, value = rest[: length - len(digits) - 2].partition(b"=")
         if key == b"size" and not value.isdigit():
-            raise ValueError("damaged: a pax header's size is no number")
+            raise ValueError("damaged: a pax header's size is not a number")
         found[key] = value
         content = content[length:]
     return found

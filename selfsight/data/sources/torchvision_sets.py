@@ -37,7 +37,7 @@ class Torchvision:
         except Exception as error:  # downloads raise too many kinds of exceptions to list
             raise UserError(
                 f"data.source=torchvision:{name}, data.path={folder}: {first_line(error)}. Without "
-                f"a network, put the files there or use another source"
+                f"a network, copy the files into that folder or use another source"
             ) from None
         self._name, self._split = name, split
         self.classes = self.labels = None
