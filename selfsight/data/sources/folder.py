@@ -5,7 +5,6 @@ import hashlib
 import os
 import stat
 import time
-from abc import ABC, abstractmethod
 from bisect import bisect_right
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -28,15 +27,8 @@ FORMAT = 2  # version of a saved index; raise it when its content or meaning cha
 DOT = ord(".")
 
 
-class Files(ABC):
-    """A source whose images are files."""
-
-    @abstractmethod
-    def __len__(self) -> int: ...
-
-    @abstractmethod
-    def _path(self, i: int) -> bytes:
-        """The path of image i, as the operating system gives it."""
+class Files:
+    """A source whose images are files. Subclasses define `__len__` and `_path`, as bytes."""
 
     def read(self, i: int) -> bytes:
         return read_file(self._path(i))
