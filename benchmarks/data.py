@@ -64,7 +64,7 @@ def ours(path: Path, views: list[ViewGroup], colours: bool = False) -> Work:
                 made._collect(0, crops)
             else:
                 crops.wait()
-                made._cutter.take_back(crops)
+                made._decoder.take_back(crops)
         return len(made.images)
 
     return work
@@ -213,7 +213,7 @@ def _plain(made: ViewLoader, steps: int) -> Iterator:
         crops = ahead.pop(0)
         crops.wait()
         yield crops.views
-        made._cutter.take_back(crops)
+        made._decoder.take_back(crops)
 
 
 def pack(path: Path, output: Path, raw: bool) -> Path:

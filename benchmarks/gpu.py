@@ -53,9 +53,10 @@ def photographs(batch: int) -> None:
     shape = (batch, group.size, group.size, 3)
     crops = torch.randint(0, 256, shape, dtype=torch.uint8, device="cuda").permute(0, 3, 1, 2)
     at = SampleKey(0, 0, torch.arange(batch, device="cuda"))
+    flips = group.flip > at.uniform(0, 1).T
 
     def views(compile: bool = True) -> None:
-        finish_crops([crops], [group], at, MEAN, STD, compile)
+        finish_crops([crops], flips, [group], at, MEAN, STD, compile)
 
     for compiled, name in ((True, "compiled"), (False, "step by step")):
         took = milliseconds(lambda compiled=compiled: views(compiled))
@@ -104,8 +105,8 @@ def counts(batch: int) -> None:
     cases["simclr-small"] = (0, True)
     for name, (number, crop) in cases.items():
         group = ViewGroup(**preset(name)[number])
-        kind = ViewSpec(group, crop, MEAN, STD)
-        eager, compiled = (count(kind, batch, group.size) for count in (launches, kernels))
+        kind = ViewSpec(group, MEAN, STD)
+        eager, compiled = (count(kind, batch, group.size, crop) for count in (launches, kernels))
         print(
             f"{name}, {'whole images' if crop else 'crops'}, {group.size} px: "
             f"{compiled['triton']} kernels and {compiled['bmm']} matrix products compiled, "

@@ -74,36 +74,43 @@ class Launches(TorchDispatchMode):
         return out
 
 
-def arguments(batch: int, source: int) -> list[Tensor]:
-    """Fake, on a GPU: pixels of `source` px, a view's numbers, indices; on the host: a stream."""
+def arguments(batch: int, source: int, crop: bool) -> list[Tensor]:
+    """Fake: pixels of `source` px, a view's numbers and indices on a GPU, a stream on the host, and
+    for crops their flips."""
     with FakeTensorMode(allow_non_fake_inputs=True):
         pixels = torch.empty((batch, source, source, 3), dtype=torch.uint8, device="cuda")
         u = torch.empty((batch, make.SLOTS), device="cuda")
         index = torch.empty(batch, dtype=torch.int64, device="cuda")
-        return [pixels.permute(0, 3, 1, 2), u, index, torch.empty((), dtype=torch.int64)]
+        flips = [] if crop else [torch.empty(batch, dtype=torch.bool, device="cuda")]
+        stream = torch.empty((), dtype=torch.int64)
+        return [pixels.permute(0, 3, 1, 2), u, index, stream, *flips]
 
 
-def launches(kind: make.ViewSpec, batch: int, source: int) -> Launches:
-    """Of a view that is not compiled, with its draws. What must wait for the GPU raises."""
-    pixels, _, index, stream = arguments(batch, source)
+def launches(kind: make.ViewSpec, batch: int, source: int, crop: bool) -> Launches:
+    """Of a view that is not compiled, with its draws. What must wait for the GPU raises.
+
+    Args:
+        crop: the view is cropped from whole images; else it comes cropped, with its flips.
+    """
+    pixels, _, index, stream, *flips = arguments(batch, source, crop)
     with index.fake_mode, Launches() as seen:
         u = randomness.numbers(index, stream, make.SLOTS)
-        make._steps(pixels, kind, u, index, stream)
+        make._steps(pixels, kind, u, index, stream, *flips)
     return seen
 
 
-def kernels(kind: make.ViewSpec, batch: int, source: int) -> Counter[str]:
+def kernels(kind: make.ViewSpec, batch: int, source: int, crop: bool) -> Counter[str]:
     """Of a compiled view with its draws: how often it calls "triton" and "bmm".
 
     In a process of its own, since inductor is made to believe in a GPU, and remembers it.
     """
     with ProcessPoolExecutor(1, get_context("spawn")) as pool:
-        code = pool.submit(_written_view, kind, batch, source).result()
+        code = pool.submit(_written_view, kind, batch, source, crop).result()
     calls = re.findall(r"(triton)_\w+\.run\(|extern_kernels\.(\w+)\(", code)
     return Counter(name for call in calls for name in call if name)
 
 
-def _written_view(kind: make.ViewSpec, batch: int, source: int) -> str:
+def _written_view(kind: make.ViewSpec, batch: int, source: int, crop: bool) -> str:
     """What inductor writes for both parts of a view, in Python and Triton, for an H200."""
 
     def draw(index: Tensor, stream: Tensor) -> Tensor:
@@ -114,11 +121,12 @@ def _written_view(kind: make.ViewSpec, batch: int, source: int) -> str:
         x = make._steps(pixels, kind, *others)
         return x.contiguous(memory_format=torch.channels_last)
 
-    inputs = arguments(batch, source)
-    return _written(draw, inputs[2:]) + _written(steps, inputs)
+    inputs = arguments(batch, source, crop)
+    stream = inputs[3]
+    return _written(draw, inputs[2:4], stream) + _written(steps, inputs, stream)
 
 
-def _written(function: Callable[..., Tensor], inputs: list[Tensor]) -> str:
+def _written(function: Callable[..., Tensor], inputs: list[Tensor], stream: Tensor) -> str:
     def pure(step: Tensor, *tensors: Tensor) -> list[Tensor]:
         randomness._STEP = step  # torch.compile makes it an input too
         return [function(*tensors)]
@@ -128,7 +136,7 @@ def _written(function: Callable[..., Tensor], inputs: list[Tensor]) -> str:
         raise InterruptedError
 
     code: list[str] = []
-    inputs = [inputs[-1], *inputs]
+    inputs = [stream, *inputs]
     functional = torch.func.functionalize(pure, remove="mutations")
     graph = make_fx(functional, select_decomp_table(), "fake")(*inputs)
     answers = {

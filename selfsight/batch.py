@@ -1,4 +1,4 @@
-"""What a method sees: the views of a batch of images, and which images they are."""
+"""The input of a method: the views of a batch of images, and which images they are."""
 
 from dataclasses import dataclass
 
@@ -9,9 +9,11 @@ from selfsight import randomness
 
 @dataclass(frozen=True)
 class SampleKey:
-    """Which images a batch holds, in which epoch of which seed: all randomness follows from this.
+    """The coordinates of a batch. All random numbers of its images are functions of them.
 
     Attributes:
+        seed: of the run.
+        epoch: from 0.
         index: (B,) int64, each image's index in its source.
     """
 
@@ -20,15 +22,15 @@ class SampleKey:
     index: Tensor
 
     def uniform(self, view: int, slots: int, purpose: int = randomness.VIEWS) -> Tensor:
-        """(B, slots) uniform numbers of one view."""
+        """(B, slots) uniform numbers in [0, 1) for one view."""
         return randomness.uniform(self.seed, self.epoch, self.index, view, slots, purpose)
 
     def stream(self, view: int, purpose: int = randomness.VIEWS) -> Tensor:
-        """() the key of one view's numbers: all coordinates but the images' indices."""
+        """() int64, the key of one view's numbers: made of all coordinates but `index`."""
         return randomness.stream(purpose, self.seed, self.epoch, view)
 
     def mask_draws(self, view: int, slots: int) -> Tensor:
-        """(B, slots) uniform numbers for the mask of one view."""
+        """(B, slots) uniform numbers in [0, 1) for the mask of one view."""
         return self.uniform(view, slots, randomness.MASKS)
 
 
@@ -37,10 +39,10 @@ class Batch:
     """The input of `Method.forward`.
 
     Attributes:
-        views: for each view (B, 3, s, s) float32, normalised.
-        labels: (B,) int64 or None.
-        keys: which images these are; masked methods draw their masks from it.
-        step: of training, for random choices that all images of a step share.
+        views: for each view (B, 3, s, s) float32, normalised; sizes s may differ.
+        labels: (B,) int64, or None.
+        keys: which images these are; masked methods draw their masks with it.
+        step: of training, from 0; for random numbers that all images of a step share.
     """
 
     views: list[Tensor]

@@ -1,8 +1,8 @@
-"""The few collectives that methods and the engine need; each is the identity with one process.
+"""The collectives that methods and the engine use; with one process each is the identity.
 
-Every loss is a mean over this rank's samples and DistributedDataParallel averages gradients over
-ranks, so gradients that arrive at a gathered tensor are summed over ranks: the whole is the
-gradient of the mean over the global batch.
+A loss is a mean over this rank's samples, and DistributedDataParallel averages gradients over
+ranks. Gradients of a gathered tensor are summed over ranks; the result is then the gradient of the
+mean over the batch of all ranks.
 """
 
 import os
@@ -23,13 +23,13 @@ def rank() -> int:
 
 
 def cores() -> int:
-    """CPU cores for this process: those that it may use, shared by the processes of its machine."""
+    """CPU cores per process: those this process may use / processes of the run on this machine."""
     mine = getattr(os, "sched_getaffinity", lambda _: range(os.cpu_count() or 1))(0)
     return max(1, len(mine) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
 def setup(device: torch.device) -> torch.device:
-    """Join the group that torchrun describes, if there is one; returns this rank's device."""
+    """Join the process group if torchrun started this process; returns this rank's device."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
         if device.type == "cuda":
             device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
@@ -50,7 +50,7 @@ def barrier() -> None:
 
 
 class _Gather(torch.autograd.Function):
-    """All ranks' rows in rank order; the gradient is summed over ranks, each takes its part."""
+    """The rows of all ranks in rank order; backward: the sum over ranks, of it this rank's rows."""
 
     @staticmethod
     def forward(ctx, x: Tensor) -> Tensor:
@@ -66,7 +66,7 @@ class _Gather(torch.autograd.Function):
 
 
 class _Sum(torch.autograd.Function):
-    """The sum over ranks; so is its gradient."""
+    """The sum over ranks; backward: the sum of the gradients over ranks."""
 
     @staticmethod
     def forward(ctx, x: Tensor) -> Tensor:
@@ -109,7 +109,7 @@ def all_max(x: Tensor) -> Tensor:
 
 
 def share(value: Any) -> Any:
-    """Rank 0's value, whatever it is, on every rank."""
+    """The value of rank 0, any object that can be pickled, on every rank."""
     if world_size() == 1:
         return value
     box = [value]
@@ -118,9 +118,7 @@ def share(value: Any) -> Any:
 
 
 def maximum(value: float, device: torch.device) -> float:
-    """The largest value of any rank; every rank gets the same answer."""
+    """The largest value of all ranks, on every rank."""
     if world_size() == 1:
         return value
-    values = torch.tensor(float(value), device=device)
-    dist.all_reduce(values, op=dist.ReduceOp.MAX)
-    return float(values)
+    return float(all_max(torch.tensor(float(value), device=device)))

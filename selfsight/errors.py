@@ -1,5 +1,5 @@
-"""The exception that a user's mistake raises; the command line prints it and exits with 2."""
+"""The exception for mistakes of a user; the command line prints it and exits with status 2."""
 
 
 class UserError(Exception):
-    """What is wrong, with key and value, and what to do; several problems are several lines."""
+    """The message names key and value, why they are refused and what to type; a line a problem."""

@@ -1,4 +1,4 @@
-"""Writing files so that a crash leaves the old one or the new one, never half of one."""
+"""Write files so that after a crash either the old or the new content is complete."""
 
 import contextlib
 import json
@@ -17,10 +17,10 @@ except ImportError:  # not on Windows
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Only one process at a time writes into the folder; the lock goes with the process, however
-    it ends. Without effect on Windows.
+    """Lock a folder for this process; the lock ends with the process at the latest.
 
-    Raises: UserError if another process holds it.
+    No effect on Windows.
+    Raises: UserError if another process has locked the folder.
     """
     with (folder / ".lock").open("w") as file:
         if fcntl:
@@ -34,9 +34,9 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
-    """`write` fills a temporary file beside `path`, which is flushed to disk and then renamed.
+    """Call `write` with a temporary path beside `path`, flush that file to disk and rename it.
 
-    The file gets the permissions of any new file here, also where a library would write 0600.
+    The file gets the permissions of a new file, even if a library would set others (0600).
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -51,7 +51,7 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
 
 
 def rename_durably(source: Path, target: Path) -> None:
-    """Flush a finished file, rename it, and flush the folder that names it."""
+    """Flush a complete file to disk, rename it, and flush its folder."""
     _flush(source)
     os.replace(source, target)
     if os.name == "posix":

@@ -1,4 +1,4 @@
-"""Small pure measures of predictions, features and embeddings."""
+"""Measures of predictions, features and embeddings, as pure functions."""
 
 import torch
 import torch.nn.functional as F
@@ -6,7 +6,7 @@ from torch import Tensor
 
 
 def top_k(scores: Tensor, labels: Tensor, k: int) -> Tensor:
-    """The fraction of rows whose label is among the k highest scores (all, where k > C).
+    """The fraction of rows whose label is among the k highest scores (among all C if k > C).
 
     Args:
         scores: (N, C).
@@ -18,11 +18,13 @@ def top_k(scores: Tensor, labels: Tensor, k: int) -> Tensor:
 
 
 def feature_std(features: Tensor) -> Tensor:
-    """sqrt(D) times the mean standard deviation of unit features: 0 collapsed, about 1 spread.
+    """sqrt(D) * the mean over features of the standard deviation of normalised rows.
+
+    0: all rows are equal (collapse); about 1: rows are spread over the sphere.
 
     Args:
         features: (B, D).
-    Source: SimSiam, section 4.1 (arXiv 2011.10566): a spread output has 1 / sqrt(D).
+    Source: SimSiam, section 4.1 (arXiv 2011.10566): spread rows have the deviation 1 / sqrt(D).
     """
     unit = F.normalize(features.detach().float(), dim=1)
     return unit.std(0).mean() * features.shape[1] ** 0.5
@@ -39,14 +41,14 @@ def rank_me(features: Tensor) -> Tensor:
     gram = x @ x.T if x.shape[0] < x.shape[1] else x.T @ x
     if not gram.isfinite().all():
         return gram.new_tensor(torch.nan)
-    # its eigenvalues are the squared singular values; a small matrix, which the CPU does faster
+    # Its eigenvalues are the squared singular values; on the CPU, which is faster for small ones.
     values = torch.linalg.eigvalsh(gram.cpu()).clamp_min(0).sqrt()
     p = values / values.sum().clamp_min(1e-12) + 1e-7
     return (-(p * p.log()).sum()).exp()
 
 
 def alignment(a: Tensor, b: Tensor) -> Tensor:
-    """The mean squared distance of two views' unit embeddings: 0 equal, 2 unrelated.
+    """The mean squared distance of two views' normalised embeddings: 0 equal, 2 unrelated.
 
     Args:
         a, b: (B, E).
@@ -57,7 +59,9 @@ def alignment(a: Tensor, b: Tensor) -> Tensor:
 
 
 def uniformity(features: Tensor, t: float = 2.0) -> Tensor:
-    """log of the mean Gaussian potential of pairs of unit embeddings: 0 all equal, -4 at best.
+    """log of the mean Gaussian potential of pairs of normalised embeddings.
+
+    0: all embeddings are equal; -4 (t = 2): the best value, for embeddings spread over the sphere.
 
         log( mean over i < j of exp(-t |x_i - x_j|^2) )
 

@@ -1,12 +1,12 @@
-"""Randomness by coordinates: every random choice is a pure function of where it is used.
+"""Random numbers as pure functions of coordinates, without any state.
 
-The value at (seed, epoch, image index, view, slot) comes from a counter-based hash, so a view of an
-image depends neither on batch size, order, workers, ranks nor on where a run was resumed, and no
-generator has a state that a checkpoint would have to keep.
+The number at (seed, epoch, image index, view, slot) is a hash of these integers. A view of an image
+therefore does not depend on batch size, order, workers, ranks, or on where a run was resumed, and a
+checkpoint stores no state of a generator.
 
-The mixer is the 64-bit finaliser of SplitMix64 (Steele, Lea, Flood: Fast splittable pseudorandom
-number generators, OOPSLA 2014), in two's complement: torch's int64 products wrap as unsigned ones
-do.
+The hash is the 64-bit finaliser of SplitMix64 (Steele, Lea, Flood: Fast splittable pseudorandom
+number generators, OOPSLA 2014). In torch it runs on int64, whose products overflow to the same 64
+bits as unsigned ones.
 """
 
 import numpy as np
@@ -20,8 +20,7 @@ _ROUNDS = 6  # of the network in `shuffled`
 
 _STEP = torch.tensor(_GOLDEN - (1 << 64))  # inductor's index arithmetic would refuse it as a number
 
-# The first coordinate after the seed says what the number is for, so that no two purposes share
-# one.
+# The first coordinate: what the numbers are for, so that no two purposes share a number.
 VIEWS, ORDER, SPLIT, SUBSET, STEP, WEIGHTS, MASKS, DIRECTIONS, MIX, ERASE = range(10)
 
 
@@ -32,7 +31,7 @@ def _signed(value: int) -> int:
 
 
 def mix(value: int) -> int:
-    """The mixer on a Python integer; returns an integer in [0, 2^64)."""
+    """The hash of a Python integer: an integer in [0, 2^64)."""
     value &= _MASK
     value = ((value ^ (value >> 30)) * _MIX_1) & _MASK
     value = ((value ^ (value >> 27)) * _MIX_2) & _MASK
@@ -40,7 +39,7 @@ def mix(value: int) -> int:
 
 
 def key(*coordinates: int) -> int:
-    """One 64-bit key of any number of integer coordinates; their order matters."""
+    """A 64-bit hash of any number of integers; their order matters."""
     state = 0
     for coordinate in coordinates:
         state = mix(state + _GOLDEN * (2 * coordinate + 1))
@@ -48,12 +47,12 @@ def key(*coordinates: int) -> int:
 
 
 def torch_seed(*coordinates: int) -> int:
-    """The key as a seed for torch: shifted by a bit, to fit a signed 64-bit number."""
+    """A seed for torch's generators: the key without its last bit, to fit a signed integer."""
     return key(*coordinates) >> 1
 
 
 def _shift(x: Tensor, bits: int) -> Tensor:
-    """Logical right shift; torch's own is arithmetic on int64."""
+    """Logical right shift, since torch's shift of int64 is arithmetic."""
     return (x >> bits) & ((1 << (64 - bits)) - 1)
 
 
@@ -69,33 +68,36 @@ def uniform(
     """Uniform numbers in [0, 1), one for each image of a batch and each slot.
 
     Args:
-        seed, epoch, view: coordinates that the batch shares.
+        seed, epoch, view: the coordinates that all images of the batch share.
         index: (B,) int64, each image's index in its source.
-        slots: how many numbers an image needs.
-        purpose: what the numbers are for.
+        slots: how many numbers each image gets.
+        purpose: one of the constants VIEWS, ORDER, ...
     Returns: (B, slots) float32, multiples of 2^-24, on the device of `index`.
     """
     return numbers(index, stream(purpose, seed, epoch, view), slots)
 
 
 def stream(*coordinates: int) -> Tensor:
-    """() int64, the key of all coordinates but the index, for `numbers`.
+    """() int64, the hash of all coordinates but the index, for `numbers`.
 
-    It stays on the CPU, whence every device takes it as a plain number. It is a tensor so that
-    compiled functions take it as an argument: they would be compiled again for every integer.
+    It is a tensor, since functions would be compiled again for every new Python integer. It stays
+    on the CPU, since operations on every device accept a CPU tensor of shape () as a number.
     """
     return torch.tensor(_signed(key(*coordinates)))
 
 
 def numbers(index: Tensor, stream: Tensor, slots: int) -> Tensor:
-    """(B, slots), as `uniform`."""
+    """The same as `uniform`, (B, slots), given `stream` of the other coordinates."""
     image = _mix(index[:, None] * _STEP + stream)
     slot = torch.arange(1, slots + 1, device=index.device) * _STEP
     return _shift(_mix(image + slot), 40).to(torch.float32) * 2.0**-24  # (B, slots)
 
 
 def directions(seed: int, step: int, dim: int, count: int) -> Tensor:
-    """(dim, count) unit columns, uniform on the sphere, of a training step: equal on all ranks."""
+    """(dim, count) random unit columns of a training step, uniform on the sphere.
+
+    They are equal on all ranks.
+    """
     generator = torch.Generator().manual_seed(torch_seed(DIRECTIONS, seed, step))
     return torch.nn.functional.normalize(torch.randn(dim, count, generator=generator), dim=0)
 
@@ -107,14 +109,16 @@ def permutation(n: int, *coordinates: int) -> np.ndarray:
 
 
 def shuffled(places: np.ndarray, n: int, *coordinates: int) -> np.ndarray:
-    """Where a keyed permutation of range(n) sends these places; no permutation is held in memory.
+    """The values of a random permutation of range(n) at some places, without storing it.
 
-    Six rounds of a Feistel network on the smallest even number of bits that holds n, walked along
-    its cycle until the value is below n (Black and Rogaway: Ciphers with Arbitrary Finite Domains,
-    CT-RSA 2002). The walk takes fewer than four steps on average.
+    A Feistel network of six rounds permutes the integers of the smallest even number of bits that
+    can express n - 1. It is applied again to results of n or more, until all are below n (cycle
+    walking; Black and Rogaway: Ciphers with Arbitrary Finite Domains, CT-RSA 2002). That takes
+    fewer than four steps on average.
 
     Args:
         places: (B,) integers in [0, n).
+        coordinates: they select the permutation.
     Returns: (B,) int64, different for different places.
     """
     half = np.uint64(max(1, ((n - 1).bit_length() + 1) // 2))
@@ -133,7 +137,7 @@ def shuffled(places: np.ndarray, n: int, *coordinates: int) -> np.ndarray:
 
 
 def _mix_array(x: np.ndarray) -> np.ndarray:
-    """The mixer on uint64, which wraps."""
+    """The hash of each element of a uint64 array, whose products overflow without an error."""
     x = (x ^ (x >> np.uint64(30))) * np.uint64(_MIX_1)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(_MIX_2)
     return x ^ (x >> np.uint64(31))

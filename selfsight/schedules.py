@@ -1,7 +1,7 @@
-"""What changes with time, as functions of progress: the fraction of training done, in [0, 1].
+"""Schedules as functions of progress, the fraction of training done, in [0, 1].
 
-The engine evaluates them at the middle of each step, progress = (step + 0.5) / steps, so that no
-step runs at a rate of exactly zero, neither the first of a warm-up nor the last of a cosine.
+The engine evaluates them in the middle of each step, progress = (step + 0.5) / steps, so that the
+learning rate is never exactly 0: not in the first step of a warm-up, nor in the last of a cosine.
 """
 
 import math
@@ -13,7 +13,7 @@ def cosine(start: float, end: float, progress: float) -> float:
 
 
 def linear(start: float, end: float, progress: float, until: float = 1.0) -> float:
-    """From `start` at progress 0 in a line to `end` at progress `until`, and `end` after it."""
+    """A line from `start` at progress 0 to `end` at progress `until`; `end` after that."""
     return end if progress >= until else start + (end - start) * progress / until
 
 
@@ -22,8 +22,8 @@ def rise(part: float, start: float = 0.0, shape: str = "linear") -> float:
 
     Args:
         part: fraction of the warm-up done, in [0, 1].
-        shape: linear; exponential, which grows by the same factor each step (start above 0);
-            or cosine, half of one.
+        shape: "linear"; "exponential", the same factor in each step (needs start > 0); or
+            "cosine", half a cosine.
     """
     if shape == "exponential":
         return start ** (1.0 - part)

@@ -1,4 +1,4 @@
-"""Broken images that training puts up with: each is written down, too many end the run."""
+"""A record of undecodable images, which training replaces; too many of them end the run."""
 
 import threading
 from contextlib import nullcontext
@@ -10,16 +10,15 @@ from selfsight.files import appending
 
 
 class BadImages:
-    """The broken images of a run, one line each in a file that all its processes share.
-
-    Attributes:
-        lines: that this process knows of.
+    """The undecodable images of a run, one line each in a file that all its processes share.
 
     Args:
-        file: path and reason of each, separated by a tab; an earlier part of the run counts, too.
-            None keeps them in memory.
-        images: of the source.
-        most: the fraction of them that may be broken.
+        file: name and reason of each image, separated by a tab. Lines that are already in it count.
+            None: keep the lines in memory only.
+        images: how many images the source has.
+        most: the fraction of them that may be undecodable.
+    Attributes:
+        lines: the lines that this process has read or written.
     """
 
     def __init__(self, file: Path | None, images: int, most: float) -> None:
@@ -28,9 +27,9 @@ class BadImages:
         self.lines: list[str] = []
 
     def note(self, error: BadImage) -> None:
-        """Write it down, once.
+        """Add a line, if the file has no equal one.
 
-        Raises: UserError if there are now too many.
+        Raises: UserError if more images are undecodable than `most` allows.
         """
         parts = (error.name, error.reason)
         line = "\t".join(" ".join(part.replace("\t", " ").splitlines()) for part in parts)
@@ -45,11 +44,11 @@ class BadImages:
         if count > allowed:
             raise UserError(
                 f"data.max_bad={self._most}: {count} of {self._images:,} images cannot be used, "
-                f"{allowed} may be; the last is {error.name}: {error.reason}. Mend or remove them "
-                f"(`selfsight check` lists all), or raise data.max_bad"
+                f"at most {allowed} may be; the last is {error.name}: {error.reason}. Repair or "
+                f"remove them (`selfsight check` lists all), or raise data.max_bad"
             )
 
 
 def read_bad(file: Path) -> list[str]:
-    """The lines of such a file; none if there is no file."""
+    """The lines of a file of undecodable images; [] if the file does not exist."""
     return file.read_text("utf-8", "surrogateescape").splitlines() if file.is_file() else []

@@ -1,6 +1,5 @@
-"""What is in a source, and what is wrong with it: every image is read and decoded once."""
+"""`selfsight check`: read and decode every image of a source once, and report what is wrong."""
 
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,12 +9,10 @@ import numpy as np
 from selfsight import distributed
 from selfsight.data.decode import decoded, read
 from selfsight.data.pack.read import DESCRIPTION, verify
-from selfsight.data.source import BadImage, Source, content_hash, made_from
+from selfsight.data.source import BadImage, Source, Watch, content_hash, made_from
 from selfsight.data.sources.open import DataConfig, folders_in, open_source, several
 
-BLOCK = 64  # images that a thread takes at a time
-
-Watch = Callable[[str, int, int], None]
+BLOCK = 64  # images of one task of a thread
 
 
 @dataclass
@@ -23,10 +20,11 @@ class Split:
     """What was found in one split.
 
     Attributes:
-        source: the split; sizes: (N, 2) height and width of each image, 0 of a broken one.
-        contents: (N,) 16 bytes each, a hash of the file or, of an array, of its pixels.
-        broken: name and reason of images that cannot be used.
-        twins: groups of images that are the same byte for byte.
+        name: "train" or "test".
+        sizes: (N, 2) height and width of each image in pixels; 0 of an undecodable one.
+        contents: (N, 16) uint8, the content hash of each image; 0 of one that cannot be read.
+        broken: (name, reason) of each image that cannot be read or decoded.
+        twins: groups of indices of images that are equal byte for byte.
     """
 
     name: str
@@ -37,7 +35,7 @@ class Split:
     twins: list[list[int]] = field(default_factory=list)
 
     def counts(self) -> list[tuple[str, int]]:
-        """(class, images) of every class."""
+        """(name, number of images) of every class."""
         if self.source.classes is None:
             return []
         number = np.bincount(self.source.labels, minlength=len(self.source.classes))
@@ -46,11 +44,11 @@ class Split:
 
 @dataclass
 class Report:
-    """Both splits.
+    """What was found in both splits.
 
     Attributes:
-        shared: (a test image, the same image among the training images), byte for byte.
-        damaged: what of a pack is not as it was packed.
+        shared: pairs (name of a test image, name of an equal training image).
+        damaged: a line for each file or image of a pack whose checksum is wrong.
     """
 
     splits: list[Split]
@@ -59,17 +57,15 @@ class Report:
 
     @property
     def problems(self) -> int:
-        """How many things are wrong."""
+        """Undecodable images, groups of equal images, shared images and damaged files, in all."""
         found = sum(len(split.broken) + len(split.twins) for split in self.splits)
         return found + len(self.shared) + len(self.damaged)
 
 
 def check(config: DataConfig, watch: Watch) -> Report:
-    """Read all of a source.
+    """Read and decode all images of both splits.
 
-    Args:
-        watch: takes what is being done, the images done, and all of them.
-    Raises: UserError if the source cannot be opened at all.
+    Raises: UserError if the source cannot be opened.
     """
     found = []
     with ThreadPoolExecutor(config.workers or distributed.cores(), "check") as pool:
@@ -82,11 +78,10 @@ def check(config: DataConfig, watch: Watch) -> Report:
 
 
 def _packs(config: DataConfig) -> list[Path]:
-    """The finished packs that the source's paths are or hold."""
-    paths = (*several(config.path), *several(config.test_path))
-    given = (Path(path).expanduser() for path in paths)
-    places = [p for place in given if place.is_dir() for p in (place, *sorted(folders_in(place)))]
-    return [p for p in places if (p / DESCRIPTION).is_file() and not p.name.startswith(".")]
+    """The finished packs among the source's paths and the folders directly in them."""
+    paths = [Path(path).expanduser() for path in several(config.path) + several(config.test_path)]
+    folders = [f for path in paths if path.is_dir() for f in (path, *sorted(folders_in(path)))]
+    return [f for f in folders if (f / DESCRIPTION).is_file() and not f.name.startswith(".")]
 
 
 def _check_split(name: str, source: Source, pool: ThreadPoolExecutor, watch: Watch) -> Split:
@@ -113,7 +108,7 @@ def _check_split(name: str, source: Source, pool: ThreadPoolExecutor, watch: Wat
 
 
 def _twins(contents: np.ndarray) -> list[list[int]]:
-    """Groups of equal images; images that could not even be read are in none."""
+    """Groups of two or more equal images; those that could not be read are left out."""
     groups: dict[bytes, list[int]] = {}
     for i, value in enumerate(contents):
         if value.any():
@@ -122,8 +117,8 @@ def _twins(contents: np.ndarray) -> list[list[int]]:
 
 
 def _shared(train: Split, test: Split) -> list[tuple[str, str]]:
-    """Pairs of names; images of a pack are compared as they were before."""
-    before, after = (made_from(split.source, split.contents) for split in (train, test))
-    places = {row.tobytes(): i for i, row in enumerate(before) if row.any()}
-    pairs = ((i, places[key]) for i, row in enumerate(after) if (key := row.tobytes()) in places)
+    """Report.shared. Images of a pack count as equal if the images they were made from were."""
+    trained, tested = (made_from(split.source, split.contents) for split in (train, test))
+    index = {row.tobytes(): i for i, row in enumerate(trained) if row.any()}
+    pairs = ((i, index[key]) for i, row in enumerate(tested) if (key := row.tobytes()) in index)
     return [(test.source.name(i), train.source.name(other)) for i, other in pairs]

@@ -1,8 +1,8 @@
-"""Threads that decode images and cut their crops straight into batches.
+"""Threads that decode images and write their crops into the tensors of a batch.
 
-Decoding and resizing leave Python's lock free, so threads use all cores, and what they make needs
-no copy from another process. Each task is a few images, so that the boxes of their crops are
-computed together.
+Decoding and resizing release Python's global lock, so threads use all cores, and no other process
+has to send its result. A task is a few images, so that the boxes of their crops are computed
+together.
 """
 
 from collections.abc import Callable
@@ -15,25 +15,28 @@ from torch import Tensor
 
 from selfsight.data.images import Images, resize
 
-TASK = 8  # images that a thread takes at a time
+TASK = 8  # images of one task
 
-# Of n images, their places, heights and widths (n,): for each view boxes (n, 4).
-Boxes = Callable[[Tensor, Tensor, Tensor], list[Tensor]]
+# Of n images the indices, heights and widths, each (n,) -> for each view int64 (n, 4) boxes: top,
+# left, height, width in pixels; or (n, 5), where the last column is 1 for a crop to be mirrored.
+Draw = Callable[[Tensor, Tensor, Tensor], list[Tensor]]
 
 
 @dataclass(frozen=True)
 class PendingCrops:
-    """A batch that threads are filling.
+    """A batch that threads are writing; its tensors may be read after `wait`.
 
     Attributes:
-        views: for each (B, s, s, 3) uint8, not mirrored; to be read after `wait`.
+        views: for each view (B, s, s, 3) uint8, not yet mirrored.
+        flips: (V, B) bool, the crops to be mirrored, as drawn together with their boxes.
     """
 
     views: list[Tensor]
+    flips: Tensor
     _tasks: list[Future]
 
     def wait(self) -> np.ndarray:
-        """(B,) the images that it holds: those asked for, or stand-ins of broken ones."""
+        """(B,) indices of the images in the batch: undecodable ones are replaced by others."""
         return np.concatenate([task.result() for task in self._tasks])
 
     def cancel(self) -> None:
@@ -42,41 +45,53 @@ class PendingCrops:
 
 
 class CropDecoder:
-    """Makes batches of crops of the images' parts that `boxes` names."""
+    """Makes batches of crops, one crop of each image for each view.
+
+    Args:
+        sizes: of each view the side of its crops in pixels.
+    """
 
     def __init__(self, images: Images, sizes: list[int]) -> None:
         self._images, self._sizes = images, sizes
-        self._spare: list[list[Tensor]] = []  # batches that are not in use
-        self._pinned = images.device.type == "cuda"  # then torch keeps the spare ones, not we
+        self._spare: list[tuple[list[Tensor], Tensor]] = []  # tensors of batches to be reused
+        self._pinned = images.device.type == "cuda"  # torch itself reuses pinned memory
 
-    def submit(self, rows: np.ndarray, boxes: Boxes) -> PendingCrops:
-        """Have the threads make this batch."""
-        views = self._batch(len(rows))
+    def submit(self, rows: np.ndarray, draw: Draw) -> PendingCrops:
+        """Start a batch of the images with these indices."""
+        views, flips = self._batch(len(rows))
         tasks = []
         for start in range(0, len(rows), TASK):
             part = slice(start, start + TASK)
             outs = [view[part].numpy() for view in views]
-            tasks.append(self._images.pool.submit(_fill, self._images, rows[part], outs, boxes))
-        return PendingCrops(views, tasks)
+            task = self._images.pool.submit(
+                _fill, self._images, rows[part], outs, flips[:, part], draw
+            )
+            tasks.append(task)
+        return PendingCrops(views, flips, tasks)
 
     def take_back(self, crops: PendingCrops) -> None:
-        """The batch was read and can be filled anew."""
+        """Reuse the tensors of a batch that nobody reads any more."""
         if self._images.device.type == "cpu":
-            self._spare.append(crops.views)
+            self._spare.append((crops.views, crops.flips))
 
-    def _batch(self, count: int) -> list[Tensor]:
-        if self._spare and len(self._spare[-1][0]) == count:
+    def _batch(self, count: int) -> tuple[list[Tensor], Tensor]:
+        if self._spare and self._spare[-1][1].shape[1] == count:
             return self._spare.pop()
         shapes = [(count, size, size, 3) for size in self._sizes]
-        return [torch.empty(s, dtype=torch.uint8, pin_memory=self._pinned) for s in shapes]
+        views = [torch.empty(s, dtype=torch.uint8, pin_memory=self._pinned) for s in shapes]
+        shape = len(views), count
+        return views, torch.empty(shape, dtype=torch.bool, pin_memory=self._pinned)
 
 
-def _fill(images: Images, rows: np.ndarray, outs: list[np.ndarray], boxes: Boxes) -> np.ndarray:
-    """Decode each image once and cut all its crops; returns the images that were taken."""
-    taken, pictures = zip(*(images.decode(int(i)) for i in rows), strict=True)
-    sizes = torch.tensor([picture.shape[:2] for picture in pictures])
-    cuts = boxes(torch.tensor(taken), sizes[:, 0], sizes[:, 1])
-    for out, places in zip(outs, cuts, strict=True):
-        for n, box in enumerate(places.tolist()):
-            out[n] = resize(pictures[n], box, out.shape[1])
+def _fill(
+    images: Images, rows: np.ndarray, outs: list[np.ndarray], flips: Tensor, draw: Draw
+) -> np.ndarray:
+    """Decode each image once and write all its crops; returns the indices of the images used."""
+    taken, decoded = zip(*(images.decode(int(i)) for i in rows), strict=True)
+    sizes = torch.tensor([image.shape[:2] for image in decoded])
+    drawn = draw(torch.tensor(taken), sizes[:, 0], sizes[:, 1])
+    for out, flip, crops in zip(outs, flips, drawn, strict=True):
+        flip[:] = crops[:, 4:].any(1)  # without a fifth column none is mirrored
+        for n, box in enumerate(crops[:, :4].tolist()):
+            out[n] = resize(decoded[n], box, out.shape[1])
     return np.array(taken)

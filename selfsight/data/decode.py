@@ -1,7 +1,6 @@
-"""From the bytes of one image file to uint8 RGB pixels, or to the reason why not.
+"""Decode the bytes of one image file to uint8 RGB pixels.
 
-Files come from anywhere, so there are two outcomes and no third: an upright (H, W, 3) array, or
-BadImage.
+The result is an upright (H, W, 3) array, or BadImage is raised; no file raises anything else.
 """
 
 import contextlib
@@ -15,10 +14,10 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from selfsight.data.source import BadImage, Source
 
-MOST_PIXELS = Image.MAX_IMAGE_PIXELS  # 89 million: more is taken for a decompression bomb
-JPEG = b"\xff\xd8\xff"  # how its files begin
-ORIENTATION = 0x0112  # EXIF's tag
-# What EXIF's orientations ask for.
+MOST_PIXELS = Image.MAX_IMAGE_PIXELS  # 89 million: a larger image is refused
+JPEG = b"\xff\xd8\xff"  # first bytes of a JPEG file
+ORIENTATION = 0x0112  # the EXIF tag
+# EXIF orientation -> what makes the image upright.
 _UPRIGHT = {
     2: np.fliplr,
     3: partial(np.rot90, k=2),
@@ -29,13 +28,12 @@ _UPRIGHT = {
     8: np.rot90,
 }
 
-# Pillow warns of damaged notes and of large images: here the first do not matter, the second are
-# refused.
+# Pillow warns of damaged metadata, which is ignored here, and of large images, which are refused.
 warnings.filterwarnings("ignore", module=r"PIL\b")
 
 
 def decode(source: Source, i: int) -> np.ndarray:
-    """Image i as uint8 (H, W, 3): upright as EXIF says, any colour mode converted to RGB.
+    """Image i as uint8 (H, W, 3): turned upright by its EXIF orientation, converted to RGB.
 
     Raises: BadImage if it cannot be read or decoded.
     """
@@ -43,7 +41,7 @@ def decode(source: Source, i: int) -> np.ndarray:
 
 
 def read(source: Source, i: int) -> bytes | np.ndarray:
-    """What the source holds. Raises: BadImage if it cannot be read."""
+    """Image i as the source stores it. Raises: BadImage if it cannot be read."""
     try:
         return source.read(i)
     except OSError as error:
@@ -51,7 +49,7 @@ def read(source: Source, i: int) -> bytes | np.ndarray:
 
 
 def decoded(source: Source, i: int, data: bytes | np.ndarray) -> np.ndarray:
-    """As `decode`, of what `read` returned."""
+    """The same as `decode`, given what `read` returned."""
     return data if isinstance(data, np.ndarray) else decode_bytes(data, source.name(i))
 
 
@@ -60,7 +58,7 @@ def decode_bytes(data: bytes, name: str) -> np.ndarray:
     try:
         pixels = _decode_jpeg(data) if data.startswith(JPEG) else None
         return _decode_other(data) if pixels is None else pixels
-    # Decoders meet hostile bytes with more kinds of exceptions than their pages list.
+    # On damaged files decoders raise more kinds of exceptions than their documentation lists.
     except Exception as error:
         raise BadImage(name, _reason(data, error)) from None
 
@@ -77,23 +75,26 @@ def _limit(width: int, height: int) -> None:
 
 
 def _decode_jpeg(data: bytes) -> np.ndarray | None:
-    """By libjpeg-turbo: the same pixels as Pillow in a third of the time; None if Pillow must."""
+    """Decode with libjpeg-turbo: the pixels of Pillow in a third of its time.
+
+    Returns None for files that Pillow has to decode.
+    """
     try:
         height, width, space, _ = simplejpeg.decode_jpeg_header(data)
         if space in ("CMYK", "YCCK"):
             return None
         _limit(width, height)
         pixels = simplejpeg.decode_jpeg(data, "RGB")
-    except (KeyError, ValueError) as error:  # KeyError: of a header cut in the middle
-        if "remature end" in str(error):  # Pillow would make the rest of the picture gray
+    except (KeyError, ValueError) as error:  # KeyError: the header is cut in the middle
+        if "remature end" in str(error):  # Pillow would fill the missing pixels with gray
             raise
-        return None  # Pillow decides whether it is broken, and says why
+        return None  # Pillow decides whether the file is damaged, and says why
     turn = _UPRIGHT.get(orientation(data))
     return pixels if turn is None else np.ascontiguousarray(turn(pixels))
 
 
 def orientation(data: bytes) -> int:
-    """EXIF's orientation of a JPEG file, 1 if it has none."""
+    """The EXIF orientation, 1 to 8, of a JPEG file; 1 (upright) if it has none."""
     place = 2
     while data[place : place + 1] == b"\xff":
         marker, length = data[place + 1], int.from_bytes(data[place + 2 : place + 4])
@@ -102,18 +103,18 @@ def orientation(data: bytes) -> int:
             try:
                 exif.load(data[place + 4 : place + 2 + length])
                 return exif.get(ORIENTATION, 1)
-            except Exception:  # damaged notes, in too many ways to name; the pixels may be whole
+            except Exception:  # the metadata is damaged; the pixels may be good
                 return 1
-        if marker == 0xDA or length < 2:  # the scan begins: there are no more headers
+        if marker == 0xDA or length < 2:  # the pixel data begins: no header follows
             break
         place += 2 + length
     return 1
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Upright RGB; transparency becomes white, 16-bit gray is scaled to 8."""
+    """An upright RGB image; transparent pixels become white, 16-bit gray becomes 8-bit."""
     image.load()
-    with contextlib.suppress(Exception):  # damaged notes of a camera; the pixels are whole
+    with contextlib.suppress(Exception):  # damaged metadata does not matter
         image = ImageOps.exif_transpose(image)
     if image.mode == "F":
         raise ValueError("pixels are floating-point numbers; save them as 8 or 16 bits")
@@ -128,13 +129,13 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _reason(data: bytes, error: Exception) -> str:
-    """In one line, in a user's words where they are known."""
+    """Why the data cannot be decoded, in one line; plain words for the common causes."""
     if not data:
         return "the file is empty"
     if isinstance(error, UnidentifiedImageError):
-        return "not an image, or of a format that Pillow does not know"
+        return "not an image, or of a format that Pillow cannot read"
     if isinstance(error, Image.DecompressionBombError):
-        return f"more than {MOST_PIXELS:,} pixels, taken for a decompression bomb"
+        return f"more than {MOST_PIXELS:,} pixels: refused as a possible decompression bomb"
     text = " ".join(str(error).split()) or type(error).__name__
     if "remature end" in text or "truncated" in text.lower():
         return f"truncated ({text})"

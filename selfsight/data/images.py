@@ -1,4 +1,4 @@
-"""Decoded images: small ones as one uint8 tensor on the device, others decoded when asked for."""
+"""Decoded images: small ones are one uint8 tensor on the device, others are decoded on demand."""
 
 import copy
 import functools
@@ -18,20 +18,21 @@ from selfsight.data.sources.open import DataConfig
 from selfsight.errors import UserError
 
 SMALL = 96  # pixels: images whose sides are all at most this are kept decoded
-CENTER = 0.875  # of the shorter side: what evaluation sees of a photograph, as 224 of 256 pixels
+CENTER = 0.875  # side of an evaluation crop / shorter side of a photograph: 224 of 256 pixels
 
 
 class Images:
-    """A source made ready for batches.
+    """The images of a source, decoded for batches.
 
     Args:
-        bad: puts up with broken images, for which `decode` then takes the next; without it they
-            are errors.
+        bad: if given, undecodable images are recorded there and `decode` returns the next good
+            image; if None, they raise BadImage.
         lazy: decode small images at the first use of `tensor`, not now.
     Attributes:
         labels: (N,) int64 on the device, or None.
         classes: names, or None.
-        workers: threads of the pool, which read and decode.
+        pool: threads that read and decode.
+        workers: how many threads the pool has.
     """
 
     def __init__(
@@ -49,7 +50,7 @@ class Images:
         if source.labels is not None:
             self.labels = torch.from_numpy(source.labels.astype(np.int64)).to(device)
         self._bad = bad
-        self._broken: dict[int, str] = {}  # and why
+        self._broken: dict[int, str] = {}  # index of an undecodable image -> reason
         self.in_memory = config.in_memory
         self._kept = functools.cache(self._decode_all)
         if not lazy:
@@ -57,16 +58,17 @@ class Images:
 
     @property
     def tensor(self) -> Tensor | None:
-        """(N, 3, H, W) uint8 on the device, or None if the images are decoded when asked for."""
+        """(N, 3, H, W) uint8 on the device, or None if the images are decoded on demand."""
         return self._kept()
 
     def __len__(self) -> int:
         return len(self.source)
 
     def decode(self, i: int) -> tuple[int, np.ndarray]:
-        """Image i, or the next one that is whole: its place and (H, W, 3) uint8.
+        """Image i, or the next good one if i is undecodable: its index and (H, W, 3) uint8.
 
-        Raises: BadImage if it is broken and none may be, UserError if too many are.
+        Raises: BadImage if it is undecodable and `bad` is None; UserError if there are more such
+            images than data.max_bad allows.
         """
         while True:
             j = self._next_whole(i)
@@ -76,37 +78,36 @@ class Images:
                 self.mark_bad(j, error)
 
     def _next_whole(self, i: int) -> int:
-        """Image i, or the next one that is not known to be broken."""
+        """i, or the next index that is not known to be undecodable; after the last comes 0."""
         for j in chain(range(i, len(self)), range(i)):
             if j not in self._broken:
                 return j
-        raise UserError("None of the images can be used")
+        raise UserError("data.path: none of the images can be decoded; `selfsight check` says why")
 
     def mark_bad(self, i: int, error: BadImage) -> None:
-        """Note that image i is broken; raises the error if none may be, UserError if too many
-        are."""
+        """Record that image i is undecodable. Raises: as `decode`."""
         if self._bad is None:
             raise error
         self._broken[i] = error.reason
         self._bad.note(error)
 
     def broken(self) -> dict[int, str]:
-        """The images that are known to be broken, in order, and why."""
+        """Index -> reason of the images that are known to be undecodable, in order."""
         return dict(sorted(self._broken.items()))
 
     def without(self, broken: Iterable[int]) -> "Images":
-        """The others; from now on a broken image is an error."""
+        """All images but these; in the result another undecodable image raises BadImage."""
         rows = np.setdiff1d(np.arange(len(self)), list(broken))
         others = self.part(rows) if broken else copy.copy(self)
         others._bad = None
         return others
 
     def replace_bad(self, rows: np.ndarray) -> np.ndarray:
-        """These images, and for each that is known to be broken the one that stands for it."""
+        """These indices, those of undecodable images replaced by the next good ones."""
         return np.array([self._next_whole(int(i)) for i in rows]) if self._broken else rows
 
     def part(self, rows: np.ndarray) -> "Images":
-        """Some of the images, in this order; what is decoded stays decoded."""
+        """The subset with these indices, in this order; no image is decoded again."""
         some = copy.copy(self)
         some.source = Subset(self.source, rows)
         some._broken = {n: self._broken[i] for n, i in enumerate(rows) if i in self._broken}
@@ -117,7 +118,7 @@ class Images:
         return some
 
     def _decode_all(self) -> Tensor | None:
-        """All images as one (N, 3, H, W) tensor, or None where they are large or differ in size."""
+        """All images as one (N, 3, H, W) tensor; None if they are large or differ in size."""
         wanted = self.in_memory
         if wanted is False:
             return None
@@ -125,7 +126,7 @@ class Images:
         if wanted is None and max(first.shape[:2]) > SMALL:
             return None
         out = np.empty((len(self.source), *first.shape), np.uint8)
-        for i in range(len(out)):  # one thread: with images so small, two wait for each other
+        for i in range(len(out)):  # one thread: two would only wait for Python's global lock
             taken, image = self.decode(i)
             if image.shape != first.shape:
                 if wanted is None:
@@ -133,14 +134,14 @@ class Images:
                 odd, size = (f"{s[1]}x{s[0]}" for s in (image.shape, first.shape))
                 raise UserError(
                     f"data.in_memory=true: {self.source.name(taken)} is {odd} pixels, the first "
-                    f"image {size}; all must be equal"
+                    f"image {size}; all must be equal; set data.in_memory=false"
                 )
             out[i] = image
         return torch.from_numpy(out).permute(0, 3, 1, 2).contiguous().to(self.device)
 
 
 def cut(image: np.ndarray, box: list[int], size: int) -> Tensor:
-    """As `resize`, as a (3, size, size) tensor."""
+    """One crop as `resize` makes it, but (3, size, size) uint8."""
     return torch.from_numpy(resize(image, box, size)).permute(2, 0, 1)
 
 
@@ -153,7 +154,7 @@ def resize(image: np.ndarray, box: list[int], size: int | tuple[int, int]) -> np
         size: of a square, or height and width.
     """
     top, left, height, width = box
-    # Made contiguous here: torch would do it with threads of its own, which disturb each other.
+    # Copied by NumPy: torch would use threads of its own, which compete with those of the pool.
     crop = np.ascontiguousarray(image[top : top + height, left : left + width])
     resized = torch.nn.functional.interpolate(
         torch.from_numpy(crop)[None].permute(0, 3, 1, 2),  # so that torch sees channels last
@@ -166,7 +167,7 @@ def resize(image: np.ndarray, box: list[int], size: int | tuple[int, int]) -> np
 
 
 def evaluation_box(height: int, width: int) -> list[int]:
-    """What evaluation sees of an image: the central square, of a photograph 0.875 of its side."""
+    """The central square that evaluation uses; of a photograph 0.875 of the shorter side."""
     return center_box(height, width, 1.0 if max(height, width) <= SMALL else CENTER)
 
 

@@ -1,4 +1,4 @@
-"""Many strings in little memory, and indices of files that are kept from run to run."""
+"""Many strings in little memory, and saved indices of files."""
 
 import contextlib
 import os
@@ -15,13 +15,13 @@ BATCH = 2**14  # strings held as Python objects at a time
 
 
 class PackedStrings:
-    """A list of N file names or paths, kept as their bytes one after the other and N + 1 offsets.
+    """A list of N file names or paths: all their bytes in one string, and N + 1 offsets.
 
-    A million file names of 20 bytes take 24 MB, as a list of `str` 77 MB. Bytes that are no UTF-8
-    survive, as they do in `os.fsdecode`.
+    A million file names of 20 bytes take 24 MB; as a list of `str` they take 77 MB. Bytes that are
+    not UTF-8 are kept, as in `os.fsdecode`.
 
     Attributes:
-        blob: all bytes.
+        blob: the bytes of all strings, joined.
         offsets: (N + 1,) uint32, or int64 from 4 GiB on; string i is blob[offsets[i]:offsets[i+1]].
     """
 
@@ -55,7 +55,7 @@ class PackedStrings:
         return os.fsdecode(self.raw(i))
 
     def raw(self, i: int) -> bytes:
-        """String i as the operating system gave it."""
+        """String i as bytes, as the operating system gave it."""
         return self.blob[self.offsets[i] : self.offsets[i + 1]]
 
 
@@ -78,7 +78,7 @@ def save_index(file: Path, index: Any) -> None:
 
 
 def load_index(file: Path, kind: type) -> Any | None:
-    """What `save_index` wrote, as this kind of named tuple; None if it is not there or damaged."""
+    """The index that `save_index` has written, of type `kind`; None if missing or damaged."""
     try:
         with np.load(file, allow_pickle=False) as saved:
             values = {key: saved[key] for key in kind._fields}
@@ -86,6 +86,6 @@ def load_index(file: Path, kind: type) -> Any | None:
                 if f"{key}_offsets" in saved:
                     values[key] = PackedStrings(values[key].tobytes(), saved[f"{key}_offsets"])
             return kind(**values)
-    # NumPy meets damaged files with more kinds of exceptions than its pages list.
+    # On damaged files NumPy raises more kinds of exceptions than its documentation lists.
     except Exception:
         return None

@@ -1,8 +1,9 @@
-"""What a source of images is, and a part of one."""
+"""The interface of image sources, and sources that are made of others."""
 
 import hashlib
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
@@ -10,16 +11,18 @@ import numpy as np
 
 from selfsight.errors import UserError
 
-GRANULARITY = 2 * 10**9  # nanoseconds, of the times that the coarsest file systems keep
+# A callback for progress: the present task, the images done, the number of all images.
+Watch = Callable[[str, int, int], None]
+GRANULARITY = 2 * 10**9  # nanoseconds: the coarsest resolution of file times (FAT)
 TRAIN_NAMES = ("train", "training")
-TEST_NAMES = ("test", "testing", "val", "valid", "validation")  # the first that exists is taken
+TEST_NAMES = ("test", "testing", "val", "valid", "validation")  # the first that exists is used
 
 
 class Source(Protocol):
-    """What every source offers; `read` is called by many threads at a time.
+    """The interface of every source; many threads call `read` at the same time.
 
     Attributes:
-        classes: their names, or None of images without labels.
+        classes: the names of the classes, or None if the images have no labels.
         labels: (N,) int64, or None where `classes` is None.
     """
 
@@ -31,13 +34,14 @@ class Source(Protocol):
     def read(self, i: int) -> bytes | np.ndarray:
         """Encoded bytes, or uint8 pixels (H, W, 3) that must not be written to.
 
-        Raises: OSError or BadImage if the image is not there or not readable.
+        Raises: OSError or BadImage if the image does not exist or cannot be read.
         """
 
     def name(self, i: int) -> str:
-        """What an error message calls the image: its path, if it has one."""
+        """The image's name in error messages: its path, if it has one."""
 
-    # A source of files also has files(), their paths: see `stamp`.
+    # Optional: files(), the paths of all files that the source reads (see `stamp`); origins (see
+    # `origins`).
 
 
 class BadImage(UserError):
@@ -53,27 +57,25 @@ class BadImage(UserError):
 
 
 class ConcatSource:
-    """Several sources, one after the other, with the classes of them all."""
+    """Several sources as one: their images in sequence, the union of their classes."""
 
     def __init__(self, sources: list[Source]) -> None:
-        """Raises: UserError if some have labels and others have none."""
+        """Raises: UserError if some sources have labels and others have none."""
         self._sources = sources
         self._ends = np.cumsum([len(source) for source in sources])
         self.classes, self.labels = None, None
         if any(source.classes is not None for source in sources):
             self._join_labels()
-        known = [origins(source) for source in sources]
         self.origins = None
-        if any(rows is not None for rows in known):
-            unknown = [np.zeros((len(source), 16), np.uint8) for source in sources]
-            pairs = zip(known, unknown, strict=True)
-            self.origins = np.concatenate([b if a is None else a for a, b in pairs])
+        if any(origins(source) is not None for source in sources):
+            parts = [made_from(s, np.zeros((len(s), 16), np.uint8)) for s in sources]
+            self.origins = np.concatenate(parts)
 
     def _join_labels(self) -> None:
         if any(source.classes is None for source in self._sources):
             raise UserError(
-                "data.path: some of these sources have labels and others have none; "
-                "data.labels=false reads none"
+                "data.path: some of these sources have labels and others have none; give all or "
+                "none of them labels, or ignore labels with data.labels=false"
             )
         self.classes = max((source.classes for source in self._sources), key=len)
         every = {name for source in self._sources for name in source.classes}
@@ -100,7 +102,7 @@ class ConcatSource:
 
 
 class Subset:
-    """Some images of a source: one side of a split made here."""
+    """The images of a source with the given indices."""
 
     def __init__(self, source: Source, rows: np.ndarray) -> None:
         self._source, self._rows = source, rows
@@ -120,12 +122,12 @@ class Subset:
 
 
 def first_line(error: Exception | str) -> str:
-    """Of what a library says, for a message of one line."""
+    """The first line of a library's error, for messages of one line."""
     return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 def content_hash(data: bytes | np.ndarray) -> bytes:
-    """16 bytes that name what `read` returned: the file's bytes, or the pixels and their shape."""
+    """A 16-byte fingerprint of what `read` returned: of bytes, or of pixels and their shape."""
     if isinstance(data, bytes):
         return hashlib.blake2b(data, digest_size=16).digest()
     pixels = hashlib.blake2b(np.ascontiguousarray(data), digest_size=16)
@@ -134,22 +136,26 @@ def content_hash(data: bytes | np.ndarray) -> bytes:
 
 
 def origins(source: Source) -> np.ndarray | None:
-    """(N, 16) uint8, the content hashes of the images that a source's images were made from, 0 of
-    those that are as they were; None if all are."""
+    """(N, 16) uint8, the content hash of the image that each image was made from, 0 for an image
+    that was not changed; None if the source records none."""
     return getattr(source, "origins", None)
 
 
 def made_from(source: Source, contents: np.ndarray) -> np.ndarray:
-    """(N, 16) the same of all images, given the content hashes of what the source holds."""
+    """(N, 16) uint8, the content hash of each image before packing.
+
+    Args:
+        contents: (N, 16) the content hashes of what the source returns now.
+    """
     known = origins(source)
     return contents if known is None else np.where(known.any(1)[:, None], known, contents)
 
 
 def stamp(source: Source) -> str | None:
-    """Names what a source holds by the paths, sizes and times of its files, without reading them.
+    """A fingerprint of the paths, sizes and modification times of a source's files.
 
-    None if the source has no `files()`, or if one changed so recently that it may change again
-    without another time of change.
+    No file is read. None if the source has no `files()`, or if a file changed so recently that
+    another change would leave its modification time as it is.
     """
     if isinstance(source, ConcatSource):
         stamps = [stamp(part) for part in source._sources]
@@ -164,7 +170,7 @@ def stamp(source: Source) -> str | None:
     for path in source.files():
         try:
             status = os.stat(path)
-        except OSError:  # reading it says what is wrong
+        except OSError:  # reading the file will raise a clear error
             return None
         digest.update(b"\0%b %d %d" % (os.fsencode(path), status.st_size, status.st_mtime_ns))
         newest = max(newest, status.st_mtime_ns)
@@ -177,19 +183,20 @@ def _digest(*parts: str | bytes) -> str:
 
 
 def align(source: Source, classes: list[str]) -> None:
-    """Number a source's labels as another split does, whose classes it shares.
+    """Renumber a source's labels so that they are indices into `classes`, those of another split.
 
-    Splits number their own classes, so one that lacks a class would shift all after it.
-    Raises: ValueError if it has a class that the other split has not.
+    Each split numbers its own classes: without this, a split that lacks a class would number all
+    later classes differently.
+    Raises: ValueError if the source has a class that is not in `classes`.
     """
-    place = {name: n for n, name in enumerate(classes)}
-    unknown = [name for name in source.classes if name not in place]
+    number = {name: n for n, name in enumerate(classes)}
+    unknown = [name for name in source.classes if name not in number]
     if unknown:
         raise ValueError(f"class '{unknown[0]}' is not among the others")
-    source.labels = np.array([place[name] for name in source.classes])[source.labels]
+    source.labels = np.array([number[name] for name in source.classes])[source.labels]
     source.classes = classes
 
 
 def cache_beside(run: str | Path | None) -> Path | None:
-    """Where the runs beside this one remember what large folders hold."""
+    """The folder of saved indices of large sources, shared by all runs beside this one."""
     return None if run is None else Path(run).absolute().parent / ".cache"

@@ -1,7 +1,7 @@
-"""Losses as pure functions of this rank's embeddings; where samples couple, they gather ranks.
+"""Losses as pure functions of this rank's embeddings.
 
-With W ranks the mean of their values and, averaged by DistributedDataParallel, their gradients
-equal those of one rank with the whole batch.
+A loss that compares samples gathers them from all ranks. The mean over ranks of its value, and of
+its gradient (which DistributedDataParallel computes), is that of one rank with the whole batch.
 """
 
 from selfsight.losses.contrast import batch_info_nce, dcl, info_nce, nt_xent, sup_con

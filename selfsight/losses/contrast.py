@@ -1,4 +1,4 @@
-"""Contrastive losses: an anchor attracts its positive and repels the rest, of all ranks."""
+"""Contrastive losses: an anchor is close to its positive and far from all others, of all ranks."""
 
 import torch
 import torch.nn.functional as F
@@ -7,14 +7,14 @@ from torch import Tensor
 from selfsight import distributed
 from selfsight.losses.precision import full_precision
 
-BLOCK = 2**24  # logits at a time: 64 MiB in float32
+BLOCK = 2**24  # logits computed at a time: 64 MiB in float32
 
 
 class _Contrast(torch.autograd.Function):
     """The mean over anchors i of -log softmax of a_i . k_j / T, j != excluded_i, at its positive.
 
-    A block of anchors at a time and its gradient with it, in place: the matrix of all logits is
-    never whole, at the cost of the same three matrix products.
+    Loss and gradient are computed together, for one block of anchors at a time. The matrix of all
+    logits is never stored, and the number of matrix products is the same: three.
     """
 
     @staticmethod
@@ -61,7 +61,7 @@ class _Contrast(torch.autograd.Function):
 
 
 def _own(z: Tensor) -> Tensor:
-    """(B,) the places of this rank's rows among those of all ranks."""
+    """(B,) the indices of this rank's rows among those of all ranks."""
     return torch.arange(len(z), device=z.device) + distributed.rank() * len(z)
 
 
@@ -71,7 +71,7 @@ def nt_xent(z1: Tensor, z2: Tensor, temperature: float) -> Tensor:
 
         -log( exp(sim(z_i, z_j) / T) / sum over k != i of exp(sim(z_i, z_k) / T) ),  sim = cosine.
 
-    Memory grows with B * D, not with B squared.
+    Memory is proportional to B * D, not to B squared.
     Args:
         z1, z2: (B, D) projections of the two views, not normalised; rows i show the same image.
         temperature: T > 0.
@@ -87,7 +87,7 @@ def nt_xent(z1: Tensor, z2: Tensor, temperature: float) -> Tensor:
 
 @full_precision
 def info_nce(q: Tensor, k: Tensor, queue: Tensor, temperature: float) -> Tensor:
-    """Cross-entropy of each query's own key among the queue's keys: the mean over the batch of
+    """Cross-entropy of each query's own key against the keys of a queue: the mean over the batch of
 
         -log( exp(q.k+ / T) / (exp(q.k+ / T) + sum over the queue's k of exp(q.k / T)) ).
 
@@ -105,7 +105,7 @@ def info_nce(q: Tensor, k: Tensor, queue: Tensor, temperature: float) -> Tensor:
 
 @full_precision
 def batch_info_nce(a: Tensor, k: Tensor, temperature: float) -> Tensor:
-    """Cross-entropy of each anchor's own key among the keys of the batch: the mean over it of
+    """Cross-entropy of each anchor's own key against the keys of the batch: the mean over i of
 
         -log( exp(a_i.k_i / T) / sum over j of exp(a_i.k_j / T) ).
 
@@ -113,7 +113,7 @@ def batch_info_nce(a: Tensor, k: Tensor, temperature: float) -> Tensor:
         a, k: (B, D) anchors and their keys, normalised here. Gradients go to both; detach the
             targets.
         temperature: T > 0.
-    Source: MoCo v3, eq. 1 (arXiv 2104.02057), there times 2T; NNCLR, eq. 3 (arXiv 2104.14548).
+    Source: MoCo v3, eq. 1 (arXiv 2104.02057; it multiplies by 2T); NNCLR, eq. 3 (arXiv 2104.14548).
     """
     a, k = F.normalize(a, dim=1), F.normalize(k, dim=1)
     return _Contrast.apply(a, distributed.gather(k), _own(a), None, temperature)
@@ -128,14 +128,14 @@ def dcl(z1: Tensor, z2: Tensor, temperature: float, sigma: float | None = None) 
     Args:
         z1, z2: (B, D) projections of the two views, normalised here.
         temperature: T > 0.
-        sigma: of the von Mises-Fisher weights w_i = 2 - exp(z_i.z_j / sigma) / (its mean over the
-            batch), through which no gradient goes (DCLW); None: w_i = 1.
+        sigma: width of the von Mises-Fisher weights w_i = 2 - exp(z_i.z_j / sigma) / (its mean over
+            the batch), which are constants for the gradient (DCLW); None: w_i = 1.
     Source: Decoupled Contrastive Learning, eq. 6 and 7 (arXiv 2110.06848).
     """
     z1, z2 = F.normalize(z1, dim=1), F.normalize(z2, dim=1)
     keys = torch.cat([distributed.gather(z1), distributed.gather(z2)])  # (2WB, D)
     own = _own(z1)[:, None]
-    same = torch.cat([own, own + len(keys) // 2], dim=1)  # (B, 2) the places of this image
+    same = torch.cat([own, own + len(keys) // 2], dim=1)  # (B, 2) the indices of this image
     positive = (z1 * z2).sum(1)  # (B,)
     weight: Tensor | float = 1.0
     if sigma is not None:

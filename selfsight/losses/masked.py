@@ -12,7 +12,7 @@ def mae(prediction: Tensor, target: Tensor, mask: Tensor, norm_pix: bool) -> Ten
 
     Args:
         prediction, target: (B, N, P) pixels of the patches.
-        mask: (B, N) bool, as many of each image.
+        mask: (B, N) bool, the same number of patches in each image.
         norm_pix: the target is standardised patch by patch (unbiased variance, epsilon 1e-6).
     Source: MAE, section 3 (arXiv 2111.06377).
     """
@@ -27,7 +27,7 @@ def mae(prediction: Tensor, target: Tensor, mask: Tensor, norm_pix: bool) -> Ten
 def simmim(prediction: Tensor, target: Tensor, mask: Tensor) -> Tensor:
     """The mean absolute error per pixel, over masked patches.
 
-    Args: as `mae`.
+    Args: the same as for `mae`.
     Source: SimMIM, eq. 1 (arXiv 2111.09886).
     """
     error = (prediction - target).abs().mean(-1)  # (B, N)
@@ -39,8 +39,8 @@ def masked_smooth_l1(prediction: Tensor, target: Tensor, mask: Tensor) -> Tensor
     """The mean over blocks of the mean smooth L1 distance of their patches' features.
 
     Args:
-        prediction, target: (B, N, D) features, of each block so many patches;
-        mask: (B, N) bool, the patches that count, at least one of each block.
+        prediction, target: (B, N, D) features of the N patches of each block.
+        mask: (B, N) bool, false for padding; at least one patch of each block is true.
     Source: I-JEPA, eq. 1 (arXiv 2301.08243), with the distance of its code.
     """
     error = F.smooth_l1_loss(prediction, target, reduction="none").mean(-1)  # (B, N)
@@ -57,7 +57,7 @@ def masked_cross_entropy(
 
     Args:
         logits, targets: (B, N, K); targets are distributions without gradient.
-        mask: (B, N) bool; an image without masked patches counts as zero.
+        mask: (B, N) bool; the loss of an image without masked patches is 0.
         temperature: T > 0.
     Source: iBOT, eq. 2 (arXiv 2111.07832).
     """

@@ -9,7 +9,7 @@ from selfsight.losses.precision import full_precision
 
 
 def _rows(z: Tensor) -> int:
-    """Rows of all ranks together."""
+    """The number of rows of all ranks."""
     return len(z) * distributed.world_size()
 
 
@@ -18,9 +18,9 @@ def _centred(z: Tensor) -> Tensor:
 
 
 def _energy(a: Tensor, b: Tensor) -> Tensor:
-    """The sum of squares of A'B, a (D, D) matrix of the rows of all ranks.
+    """The sum of squares of the (D, D) matrix A^T B over the rows of all ranks.
 
-    It is also that of AA' * BB', elementwise, which is less work where rows are few.
+    It equals the sum of the elementwise product of A A^T and B B^T, which is faster for few rows.
     """
     if 2 * _rows(a) < a.shape[1]:
         gram_a = a @ distributed.gather(a).T
@@ -31,7 +31,7 @@ def _energy(a: Tensor, b: Tensor) -> Tensor:
 
 @full_precision
 def barlow_twins(z1: Tensor, z2: Tensor, off_diagonal_weight: float) -> Tensor:
-    """The cross-correlation c of the views' features is pulled towards the identity:
+    """The distance of the cross-correlation c of the views' features from the identity:
 
         sum over i of (1 - c_ii)^2  +  weight * sum over i != j of c_ij^2.
 
@@ -62,8 +62,8 @@ def vicreg(z1: Tensor, z2: Tensor, invariance: float, variance: float, covarianc
     Args:
         z1, z2: (B, D) embeddings; variance and covariance are unbiased.
         invariance, variance, covariance: the weights (lambda, mu, nu in eq. 6).
-    Source: VICReg, eq. 1 to 6 (arXiv 2105.04906); as in its code the hinge is halved and the
-    invariance a mean over features, too.
+    Source: VICReg, eq. 1 to 6 (arXiv 2105.04906). As in its code, the hinge is halved, and the
+    invariance is a mean over features too.
     """
     loss = invariance * F.mse_loss(z1, z2)
     n, d = _rows(z1), z1.shape[1]
@@ -78,7 +78,8 @@ def vicreg(z1: Tensor, z2: Tensor, invariance: float, variance: float, covarianc
 
 @full_precision
 def sigreg(z: Tensor, directions: Tensor, knots: int = 17) -> Tensor:
-    """How far z is from an isotropic Gaussian: Epps and Pulley's test of z.a, the mean over a, of
+    """The distance of z from an isotropic Gaussian: the mean over directions a of Epps and Pulley's
+    statistic of z.a,
 
         N * integral over t in [-5, 5] of |mean over n of exp(i t z_n.a) - exp(-t^2 / 2)|^2
         * exp(-t^2 / 2) dt

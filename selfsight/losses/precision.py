@@ -1,4 +1,4 @@
-"""Losses are computed in full precision, whatever autocast says outside."""
+"""A decorator that computes losses in full precision, also under autocast."""
 
 from collections.abc import Callable
 from functools import wraps
@@ -10,9 +10,9 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 
 def full_precision(loss: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """Half-precision inputs become float32 and autocast is off inside; float64 stays as it is.
+    """Convert half-precision inputs to float32 and turn autocast off; float64 is not changed.
 
-    Tensors may come alone or in lists, by place or by name.
+    Tensors may be positional or keyword arguments, alone or in lists.
     """
 
     @wraps(loss)

@@ -10,7 +10,7 @@ from selfsight.losses.precision import full_precision
 
 @full_precision
 def negative_cosine(p: Tensor, z: Tensor) -> Tensor:
-    """The mean over the batch of -cos(p, z); the caller stops the gradient of the target.
+    """The mean over the batch of -cos(p, z). The caller has to stop the gradient of the target.
 
     Args:
         p, z: (B, D) predictions and targets.
@@ -24,8 +24,8 @@ def centre_distance(views: list[Tensor], large: int) -> Tensor:
     """The mean over views, samples and features of the squared distance to the large views' mean.
 
     Args:
-        views: of each view embeddings (B, D), the large ones first.
-        large: how many of them make the mean.
+        views: the embeddings (B, D) of each view, the large views first.
+        large: number of large views.
     Source: LeJEPA, algorithm 2 (arXiv 2511.08544).
     """
     center = torch.stack(views[:large]).mean(0)
@@ -35,18 +35,19 @@ def centre_distance(views: list[Tensor], large: int) -> Tensor:
 @torch.no_grad()
 @full_precision
 def sinkhorn(scores: Tensor, epsilon: float, iterations: int) -> Tensor:
-    """Soft assignments near to exp(scores / epsilon) that use all prototypes equally.
+    """Soft assignments close to exp(scores / epsilon) that use all prototypes equally.
 
-    Rows and columns of the matrix of all ranks are normalised in turn, prototypes first.
+    Columns (prototypes) and rows of the matrix of all ranks are normalised in turn.
     Args:
-        scores: (B, K) of each sample with each prototype; ranks may bring different numbers of
-            rows.
-        epsilon: > 0, softness.
+        scores: (B, K) of each sample with each prototype; B may differ between ranks.
+        epsilon: > 0; larger values make assignments softer.
+        iterations: how often columns and rows are normalised.
     Returns: (B, K), each row a distribution.
     Source: SwAV, eq. 3 and appendix A (arXiv 2006.09882); Cuturi (arXiv 1306.0895).
     """
     largest = distributed.all_max(scores.max())
-    # the common factor is cancelled by the first line of the loop; e^-80 still is a float32
+    # Subtracting the maximum changes nothing, since the first line of the loop cancels a common
+    # factor. float32 can still express e^-80.
     q = (scores - largest).div_(epsilon).clamp_min_(-80).exp_()
     for _ in range(iterations):
         q /= distributed.all_sum(q.sum(0))
@@ -56,13 +57,13 @@ def sinkhorn(scores: Tensor, epsilon: float, iterations: int) -> Tensor:
 
 @full_precision
 def swapped_prediction(logits: list[Tensor], targets: list[Tensor], temperature: float) -> Tensor:
-    """Each view's prototypes are predicted from every other view: the mean over pairs i != v of
+    """Cross-entropy of each target view and every other view: the mean over pairs i != v of
 
         -sum over k of target_i[k] * log softmax(logits_v / T)[k].
 
     Args:
-        logits: of each view (B, K).
-        targets: distributions (B, K) of the first views; no gradient goes to them.
+        logits: (B, K) for each view.
+        targets: distributions (B, K) for the first views, constants for the gradient.
         temperature: T > 0.
     Source: SwAV, eq. 2 (arXiv 2006.09882); DINO, eq. 3 (arXiv 2104.14294).
     """
@@ -79,7 +80,7 @@ def swapped_prediction(logits: list[Tensor], targets: list[Tensor], temperature:
 @torch.no_grad()
 @full_precision
 def centred_softmax(logits: Tensor, center: Tensor, temperature: float | Tensor) -> Tensor:
-    """softmax((logits - center) / T): the teacher's targets, kept apart by the centre.
+    """softmax((logits - center) / T), the teacher's targets; the centre prevents collapse.
 
     Args:
         logits: (..., K); center: (K,); temperature: T > 0.

@@ -1,4 +1,4 @@
-"""The methods by name. A new one is its file, a line here, a recipe and an oracle test."""
+"""The methods by name. A new method needs its file, a line here, a recipe and an oracle test."""
 
 from selfsight.methods.barlow_twins import BarlowTwins
 from selfsight.methods.byol import BYOL

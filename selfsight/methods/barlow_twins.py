@@ -1,4 +1,4 @@
-"""Barlow Twins: features of two views correlate one by one, and with no other."""
+"""Barlow Twins: each feature of one view correlates with the same feature of the other only."""
 
 from typing import Literal
 

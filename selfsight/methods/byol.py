@@ -1,4 +1,4 @@
-"""BYOL: the student predicts a slow teacher's projection of the other view; no negatives."""
+"""BYOL: the student predicts the teacher's projection of the other view; no negatives."""
 
 from typing import Literal
 
@@ -23,7 +23,7 @@ class BYOL(Method):
         name: Literal["byol"] = "byol"
         hidden_dim: int = Field(4096, ge=1)  # hidden width of projector and predictor
         output_dim: int = Field(256, ge=1)  # width of z and p
-        momentum: float = Field(0.996, ge=0, le=1)  # tau_base; grows to 1 by half a cosine
+        momentum: float = Field(0.996, ge=0, le=1)  # tau_base; rises to 1 by half a cosine
 
     def __init__(self, backbone: nn.Module, config: Config) -> None:
         super().__init__(backbone, config)

@@ -1,4 +1,4 @@
-"""DCL and DCLW: SimCLR without the positive in the denominator, so that small batches suffice."""
+"""DCL and DCLW: SimCLR without the positive in the denominator, which helps small batches."""
 
 from typing import Literal
 

@@ -1,4 +1,4 @@
-"""DINO: a student's crops predict what a slow teacher, centred and sharp, says of large ones."""
+"""DINO: the student predicts, from all crops, the teacher's distributions of the large crops."""
 
 from typing import Literal
 
@@ -32,10 +32,10 @@ class DINO(Method):
         temperature: float = Field(0.1, gt=0)  # the student's
         teacher_temperature: float = Field(0.04, gt=0)  # at the start
         final_teacher_temperature: float = Field(0.07, gt=0)  # after the warm-up
-        temperature_warmup: float = Field(0.1, ge=0, le=1)  # linear, until then: 30 of 300 epochs
+        temperature_warmup: float = Field(0.1, ge=0, le=1)  # linear until it: 30 of 300 epochs
         center_momentum: float = Field(0.9, ge=0, le=1)  # m in eq. 4
-        momentum: float = Field(0.996, ge=0, le=1)  # the teacher's; grows to 1 by half a cosine
-        freeze_last_layer: float = Field(0.01, ge=0, le=1)  # until then: one of 100 epochs
+        momentum: float = Field(0.996, ge=0, le=1)  # the teacher's; rises to 1 by half a cosine
+        freeze_last_layer: float = Field(0.01, ge=0, le=1)  # until this progress: 1 of 100 epochs
 
     def __init__(self, backbone: nn.Module, config: Config) -> None:
         super().__init__(backbone, config)
@@ -64,7 +64,7 @@ class DINO(Method):
             self.backbone, self.head, momentum=cosine(c.momentum, 1.0, progress)
         )
         self.center.commit()
-        self.teacher_temperature.fill_(  # of the next step
+        self.teacher_temperature.fill_(  # for the next step
             linear(
                 c.teacher_temperature, c.final_teacher_temperature, progress, c.temperature_warmup
             )
@@ -72,7 +72,7 @@ class DINO(Method):
 
 
 def dino_head(width: int, config: MethodConfig) -> nn.Sequential:
-    """Three layers, then cosines with K prototypes (appendix C)."""
+    """Three linear layers, then the cosines with K prototypes (appendix C)."""
     hidden = [config.hidden_dim] * 2
     layers = mlp(width, *hidden, config.bottleneck_dim, norm=config.head_norm, activation=nn.GELU)
     for module in layers:

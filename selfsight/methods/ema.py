@@ -1,4 +1,4 @@
-"""Running averages that methods keep: a teacher's weights, the centre of its outputs."""
+"""Moving averages: of a student's weights (teacher), and of a teacher's outputs (centre)."""
 
 import copy
 
@@ -10,11 +10,11 @@ from selfsight import distributed
 
 
 class Teacher(nn.Sequential):
-    """A copy of modules, run in sequence, that follows them as an exponential moving average.
+    """A sequence of modules whose weights are an exponential moving average of the students'.
 
-    Buffers, such as the running statistics of batch normalisation, are the teacher's own. No
-    gradient reaches it, and it drops nothing, neither units nor layers. Source: mean teacher (arXiv
-    1703.01780), momentum encoder of MoCo (arXiv 1911.05722).
+    Only parameters are averaged: buffers, such as the running statistics of batch normalisation,
+    are computed by the teacher itself. It has no gradients, and dropout and stochastic depth are
+    off. Source: mean teacher (arXiv 1703.01780), momentum encoder of MoCo (arXiv 1911.05722).
     """
 
     def __init__(self, *students: nn.Module) -> None:
@@ -26,7 +26,7 @@ class Teacher(nn.Sequential):
         return super().forward(x)
 
     def train(self, mode: bool = True) -> "Teacher":
-        """Only batch normalisation trains; dropout and stochastic depth are for students."""
+        """Set the mode of batch normalisation; all other modules stay in evaluation mode."""
         super().train(mode)
         for module in self.modules():
             module.training = mode and hasattr(module, "running_mean")
@@ -34,15 +34,16 @@ class Teacher(nn.Sequential):
 
     @torch.no_grad()
     def ema_update(self, *students: nn.Module, momentum: float) -> None:
-        """teacher = momentum * teacher + (1 - momentum) * student, all tensors in one call."""
+        """teacher = momentum * teacher + (1 - momentum) * student, for all parameters at once."""
         own = list(self.parameters())
         theirs = [p for student in students for p in student.parameters()]
         get_ema_multi_avg_fn(momentum)(own, theirs, None)
 
 
 class Center(nn.Module):
-    """A running mean of all ranks' teacher outputs; a step's own outputs enter at its end.
+    """A moving average of the teacher outputs of all ranks.
 
+    `stage` keeps the outputs of a step until `commit`, which the method calls after the step.
     Source: DINO, eq. 4 (arXiv 2104.14294).
     """
 
@@ -54,13 +55,13 @@ class Center(nn.Module):
 
     @torch.no_grad()
     def stage(self, outputs: Tensor) -> None:
-        """(..., dim) of this rank, as many on every rank."""
+        """Add outputs (..., dim) of this rank; every rank must add the same number."""
         mean = outputs.detach().flatten(0, -2).to(self.value.dtype).mean(0)
         self._staged.append(distributed.mean(mean))
 
     @torch.no_grad()
     def commit(self) -> None:
-        """center = momentum * center + (1 - momentum) * mean of what was staged."""
+        """center = momentum * center + (1 - momentum) * mean of the staged outputs."""
         if self._staged:
             self.value.lerp_(torch.stack(self._staged).mean(0), 1 - self.momentum)
             self._staged.clear()

@@ -1,4 +1,4 @@
-"""What sits between an encoder and a loss: heads, prototypes, views encoded together."""
+"""Parts between encoder and loss: heads, prototypes, and the encoding of several views."""
 
 from collections.abc import Callable
 from itertools import groupby, pairwise
@@ -12,10 +12,11 @@ from selfsight import distributed
 
 
 class BatchNorm(nn.BatchNorm1d):
-    """Batch norm of (..., D) over the batch of all ranks, on any device, as in the papers."""
+    """Batch norm of (..., D) over the batch of all ranks, on any device; the tokens of an image
+    count as samples."""
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.ndim > 2:  # tokens count as samples
+        if x.ndim > 2:
             return self(x.flatten(0, -2)).view_as(x)
         if not self.training or distributed.world_size() == 1:
             return super().forward(x)
@@ -39,13 +40,13 @@ def mlp(
     last: Literal["bias", "no bias", "norm", "affine norm"] = "bias",
     activation: Callable[[], nn.Module] = nn.ReLU,
 ) -> nn.Sequential:
-    """Linear layers of the given widths (input, hidden ..., output), activated in between.
+    """Linear layers of the given widths (input, hidden ..., output) with activations between them.
 
     Args:
-        norm: batch normalisation before each activation; the layer before it then has no bias,
-            which the normalisation would cancel.
-        last: the last layer has a bias, or none, or batch normalisation, with or without a learned
-            affine map, in its place.
+        norm: batch normalisation before each activation. The linear layer before it then has no
+            bias, since the normalisation would cancel it.
+        last: what the last linear layer has: a bias, no bias, or no bias and a batch normalisation
+            without ("norm") or with ("affine norm") a learned affine map.
     """
     *hidden, (inputs, outputs) = pairwise(widths)
     layers: list[nn.Module] = []
@@ -59,7 +60,9 @@ def mlp(
 
 
 class EncoderWithProjection(nn.Module):
-    """An encoder and the first layer of its projector, which is kept: (B, 3, s, s) -> (B, width).
+    """An encoder with the first layer of its projector, (B, 3, s, s) -> (B, width).
+
+    The layer stays part of the encoder after pretraining.
 
     Source: SimCLR v2, section 2 (arXiv 2006.10029).
     """
@@ -75,7 +78,7 @@ class EncoderWithProjection(nn.Module):
 
 
 def encode(network: nn.Module, views: list[Tensor]) -> list[Tensor]:
-    """The network's output for each view; neighbours of one size go through it together."""
+    """The network's output for each view; adjacent views of one size are one batch."""
     outputs: list[Tensor] = []
     for _, group in groupby(views, lambda view: view.shape[-1]):
         same = list(group)
@@ -84,10 +87,10 @@ def encode(network: nn.Module, views: list[Tensor]) -> list[Tensor]:
 
 
 class CosinePrototypes(nn.Module):
-    """Products of unit inputs with K unit prototypes: (..., D) -> (..., K).
+    """Cosines of the inputs and K prototypes: (..., D) -> (..., K).
 
-    It is a linear layer under weight normalisation whose gains are fixed to 1, after a
-    normalisation (arXiv 1602.07868).
+    The same as normalising the input and applying a linear layer with weight normalisation (arXiv
+    1602.07868) whose gains are fixed to 1.
     """
 
     def __init__(self, dim: int, count: int) -> None:

@@ -1,4 +1,4 @@
-"""iBOT: DINO, and masked patches predict what the teacher, who sees them, says of each."""
+"""iBOT: DINO, and for each masked patch the student predicts the teacher's distribution."""
 
 from typing import Literal
 
@@ -30,9 +30,9 @@ class IBOT(Method):
     class Config(DINO.Config):
         name: Literal["ibot"] = "ibot"
         output_dim: int = Field(8192, ge=2)  # K
-        mask_probability: float = Field(0.5, ge=0, le=1)  # of a large view
+        mask_probability: float = Field(0.5, ge=0, le=1)  # that a large view is masked
         mask_ratio: tuple[float, float] = (0.1, 0.5)  # fraction of its patches, uniform
-        patch_weight: float = Field(1.0, ge=0)  # of the patches' loss beside the images'
+        patch_weight: float = Field(1.0, ge=0)  # weight of the patches' loss; the images' has 1
 
     def __init__(self, backbone: nn.Module, config: Config) -> None:
         super().__init__(backbone, config)
@@ -71,10 +71,10 @@ class IBOT(Method):
         return Output(loss, features=h.chunk(2)[0], embeddings=tuple(student[:2]))
 
     def mask(self, batch: Batch, view: int) -> Tensor:
-        """(B, N) bool: blocks of some views, nothing of the others."""
+        """(B, N) bool: blocks in a random part of the images, no patch in the others."""
         rows, columns = self.backbone.patch_embed.grid_size
         low, high = self.config.mask_ratio
-        u = batch.keys.mask_draws(2 + view, 2)  # the masks themselves draw as views 0 and 1
+        u = batch.keys.mask_draws(2 + view, 2)  # views 0 and 1 are used by the masks themselves
         ratio = torch.where(u[:, 0] < self.config.mask_probability, low + (high - low) * u[:, 1], 0)
         return block_mask(batch.keys, (rows, columns), (ratio * rows * columns).long(), view)
 

@@ -1,4 +1,4 @@
-"""I-JEPA: from one block of an image the features of others are predicted, not their pixels."""
+"""I-JEPA: predict the features of blocks of an image from another block of it."""
 
 from typing import Literal
 
@@ -19,7 +19,7 @@ class IJEPA(Method):
     """Image-based Joint-Embedding Predictive Architecture (Assran et al., CVPR 2023, 2301.08243).
 
     differs: block sizes are drawn for each image, not for a batch, so that a mask does not depend
-        on the batch; what is ragged by that is padded and not attended to.
+        on the batch. Shorter rows of a batch are padded, and no token attends to the padding.
     """
 
     default_views = "ijepa"
@@ -36,7 +36,7 @@ class IJEPA(Method):
         target_scale: tuple[float, float] = (0.15, 0.2)  # area of a target, fraction of the view
         target_ratio: tuple[float, float] = (0.75, 1.5)  # height / width of a target
         context_scale: tuple[float, float] = (0.85, 1.0)  # area of the context
-        momentum: float = Field(0.996, ge=0, le=1)  # the teacher's; grows to 1 in a line
+        momentum: float = Field(0.996, ge=0, le=1)  # the teacher's; rises linearly to 1
 
         @model_validator(mode="after")
         def _heads(self) -> "IJEPA.Config":
@@ -80,13 +80,13 @@ class IJEPA(Method):
 
 
 def ragged(mask: Tensor) -> tuple[Tensor, Tensor]:
-    """(B, N) bool -> the places that are set, (B, n), and which of them are no padding."""
+    """Mask (B, N) -> the indices where it is true (B, n), and a bool (B, n), false for padding."""
     keep = masked_positions(mask, int(mask.sum(1).max()))
     return keep, mask.gather(1, keep)
 
 
 class Predictor(nn.Module):
-    """A narrow transformer: context tokens and a token for each wanted place -> its features."""
+    """A narrow transformer: context tokens and one mask token per target patch -> its features."""
 
     def __init__(self, backbone: nn.Module, config: IJEPA.Config) -> None:
         from timm.models.vision_transformer import Block
@@ -105,7 +105,7 @@ class Predictor(nn.Module):
     def forward(
         self, seen: Tensor, keep: Tensor, real: Tensor, wanted: Tensor, counted: Tensor
     ) -> Tensor:
-        """(B, n, D) context at places (B, n) and wanted places (B M, m) -> (B M, m, D)."""
+        """Context (B, n, D) at indices (B, n), target indices (B M, m) -> features (B M, m, D)."""
         context = self.embed(seen) + self.positions[keep]
         repeats = len(wanted) // len(seen)
         context, real = (x.repeat_interleave(repeats, 0) for x in (context, real))

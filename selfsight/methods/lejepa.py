@@ -1,4 +1,4 @@
-"""LeJEPA: views predict the mean of the large ones; embeddings are held to a Gaussian, no more."""
+"""LeJEPA: views predict the mean of the large views; embeddings are made Gaussian. No teacher."""
 
 from typing import Literal
 
@@ -26,9 +26,9 @@ class LeJEPA(Method):
         name: Literal["lejepa"] = "lejepa"
         hidden_dim: int = Field(2048, ge=1)  # width of the projector's two hidden layers
         output_dim: int = Field(64, ge=1)  # width of z
-        sigreg_weight: float = Field(0.05, ge=0, le=1)  # lambda; prediction has 1 - lambda
-        directions: int = Field(1024, ge=1)  # that a step looks along
-        knots: int = Field(17, ge=3)  # of the integral over [-5, 5], odd
+        sigreg_weight: float = Field(0.05, ge=0, le=1)  # lambda; the prediction has 1 - lambda
+        directions: int = Field(1024, ge=1)  # random directions of a step
+        knots: int = Field(17, ge=3)  # points of the integral over [-5, 5]; odd
 
         @field_validator("knots")
         @classmethod

@@ -1,4 +1,4 @@
-"""MAE: a transformer sees a quarter of the patches; a small decoder paints the others."""
+"""MAE: the encoder processes a quarter of the patches; a decoder predicts the others' pixels."""
 
 from typing import Literal
 
@@ -22,9 +22,11 @@ class MAE(Method):
 
     class Config(MethodConfig):
         name: Literal["mae"] = "mae"
-        mask_ratio: float = Field(0.75, gt=0, lt=1)  # fraction of patches that the encoder misses
+        mask_ratio: float = Field(0.75, gt=0, lt=1)  # fraction of patches hidden from the encoder
         norm_pix: bool = True  # targets standardised patch by patch
-        decoder_dim: int = Field(512, ge=4)  # width of the decoder; a multiple of its heads and 4
+        decoder_dim: int = Field(
+            512, ge=4
+        )  # width of the decoder; a multiple of 4 and of its heads
         decoder_depth: int = Field(8, ge=1)  # blocks
         decoder_heads: int = Field(16, ge=1)  # of attention
 
@@ -58,10 +60,11 @@ class MAE(Method):
 
 
 class Decoder(nn.Module):
-    """Tokens of the seen patches -> pixels of all: mask tokens fill the gaps, with fixed positions.
+    """The tokens of the kept patches -> the pixels of all patches; see section 3, "MAE decoder".
 
+    Each hidden patch is a mask token with a fixed position.
     Args:
-        width, depth, heads: of its blocks; section 3, "MAE decoder".
+        width, depth, heads: of the transformer blocks.
     """
 
     def __init__(self, backbone: nn.Module, width: int, depth: int, heads: int) -> None:
@@ -79,7 +82,7 @@ class Decoder(nn.Module):
         self.pixels = nn.Linear(width, 3 * height * across)
 
     def forward(self, seen: Tensor, keep: Tensor) -> Tensor:
-        """(B, prefix + n, D) tokens and the patches' places (B, n) -> (B, N, 3 P P)."""
+        """Tokens (B, prefix + n, D), indices of their patches (B, n) -> pixels (B, N, 3 P P)."""
         tokens = self.embed(seen)
         prefix, patches = tokens[:, : self.prefix], tokens[:, self.prefix :]
         full = self.mask_token.to(tokens.dtype).expand(len(tokens), len(self.positions), -1)

@@ -14,18 +14,18 @@ __all__ = ["Batch", "Method", "MethodConfig", "Output", "Paper"]
 
 
 class MethodConfig(Config):
-    """Base of the methods' own configuration classes; each adds `name: Literal[...]`."""
+    """Base class of the methods' configurations; each adds `name: Literal[...]`."""
 
 
 @dataclass(frozen=True)
 class Output:
-    """What a forward pass gives back.
+    """The result of a forward pass.
 
     Attributes:
         loss: scalar, the mean over this rank's samples.
-        features: (B, D) the encoder's features of one view; the online probe reads them, detached.
-        embeddings: of one or two views (B, E), in the space where the loss compares, or nothing;
-            the collapse monitor reads them, detached.
+        features: (B, D) the encoder's features of one view; the online probe uses them, detached.
+        embeddings: (B, E) for one or two views, the vectors that the loss compares; or empty. The
+            collapse monitor uses them, detached.
     """
 
     loss: Tensor
@@ -35,7 +35,7 @@ class Output:
 
 @dataclass(frozen=True)
 class Paper:
-    """Where a method comes from."""
+    """The paper of a method."""
 
     title: str
     year: int
@@ -43,17 +43,17 @@ class Paper:
 
 
 class Method(nn.Module, ABC):
-    """A way to pretrain `self.backbone`. Knows no loader, optimizer, rank or device.
+    """A way to pretrain `self.backbone`, independent of loader, optimizer, rank and device.
 
-    Everything with requires_grad is optimised; what changes with time happens in the two hooks,
-    with progress, the fraction of training done, in [0, 1].
+    All parameters with requires_grad are optimised. Changes over time are made in the two hooks,
+    whose argument progress is the fraction of training done, in [0, 1].
 
     Class attributes:
-        default_views: the preset of the paper's views.
-        view_count: the least and the greatest number of views it takes (None: any).
-        needs: of "teacher", "queue", "multi-crop", "ViT", "labels", what it cannot do without.
+        default_views: the preset with the views of the paper.
+        view_count: the smallest and the largest number of views (None: no limit).
+        needs: which of "teacher", "queue", "multi-crop", "ViT" and "labels" the method requires.
         constant_lr: names of members whose learning rate does not follow the schedule.
-        remedy: what to change if all embeddings become the same; None: nobody watches them.
+        remedy: what to change if all embeddings become equal; None: the monitor does not check.
     """
 
     default_views: ClassVar[str] = "simclr"
@@ -69,23 +69,23 @@ class Method(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, batch: Batch) -> Output:
-        """The loss of one batch; changes no state that the next forward reads."""
+        """The loss of one batch. Must not change state that the next forward reads."""
 
     def after_backward(self, progress: float) -> None:
-        """Between backward and the optimizer's step."""
+        """Called between backward and the optimizer's step, for example to drop a gradient."""
 
     def after_step(self, progress: float) -> None:
-        """After the optimizer's step: teachers move, queues take the keys of the step."""
+        """Called after the optimizer's step: update teachers, add the step's keys to queues."""
 
     def rate(self, name: str) -> float:
-        """The factor on the learning rate of the parameter of this name."""
+        """The factor on the learning rate of the parameter with this name."""
         return 1.0
 
     @classmethod
     def paper(cls) -> Paper:
-        """Read from the head of the docstring: title (authors, venue, arXiv number)."""
+        """The paper, from the docstring's beginning: title (authors, venue, arXiv number)."""
         text = " ".join((cls.__doc__ or "").split())
         title, number = text.partition(" (")[0], re.search(r"\b(\d{2})\d{2}\.\d{4,5}\b", text)
         if not number:
-            raise TypeError(f"{cls.__name__}: its docstring names no arXiv number")
+            raise TypeError(f"{cls.__name__}: its docstring contains no arXiv number")
         return Paper(title, 2000 + int(number[1]), number[0])

@@ -1,4 +1,4 @@
-"""MoCo v1 and v2: queries find their own key, made by a slow teacher, in a queue of others."""
+"""MoCo v1 and v2: a query is compared with its own key, from a teacher, and a queue of others."""
 
 from typing import Literal
 

@@ -1,4 +1,4 @@
-"""MoCo v3: MoCo without a queue, with a predictor; keys are those of the batch."""
+"""MoCo v3: MoCo with a predictor; the negatives are the keys of the batch, without a queue."""
 
 from typing import Literal
 
@@ -27,8 +27,8 @@ class MoCoV3(Method):
         hidden_dim: int = Field(4096, ge=1)  # hidden width of projector and predictor
         output_dim: int = Field(256, ge=1)  # width of q and k
         temperature: float = Field(0.2, gt=0)  # tau in eq. 1 (ResNet-50: 1.0)
-        momentum: float = Field(0.99, ge=0, le=1)  # m; grows to 1 by half a cosine
-        freeze_patch_embed: bool = True  # ViTs: section 4.2, against instability
+        momentum: float = Field(0.99, ge=0, le=1)  # m; rises to 1 by half a cosine
+        freeze_patch_embed: bool = True  # for ViTs; section 4.2: makes training stable
 
     def __init__(self, backbone: nn.Module, config: Config) -> None:
         super().__init__(backbone, config)

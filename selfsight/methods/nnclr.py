@@ -1,4 +1,4 @@
-"""NNCLR: the positive is not the other view but its nearest neighbour among earlier images."""
+"""NNCLR: the positive is the nearest neighbour of the other view among earlier images."""
 
 from typing import Literal
 
@@ -48,7 +48,7 @@ class NNCLR(Method):
 
     @torch.no_grad()
     def nearest(self, z: Tensor) -> Tensor:
-        """(B, output_dim) the queue's rows with the largest cosine (eq. 2)."""
+        """(B, output_dim) for each z the row of the queue with the largest cosine (eq. 2)."""
         keys = self.queue.keys
         return keys[(F.normalize(z, dim=1).to(keys) @ keys.T).argmax(1)]
 

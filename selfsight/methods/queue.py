@@ -1,4 +1,4 @@
-"""The keys of earlier batches, as negatives; all of it is in state_dict."""
+"""A queue of the keys of earlier batches, which serve as negatives; its state is in state_dict."""
 
 import torch
 import torch.nn.functional as F
@@ -8,9 +8,9 @@ from selfsight import distributed
 
 
 class Queue(nn.Module):
-    """The last `size` keys of all ranks, first in, first out; starts with random unit rows.
+    """The last `size` keys of all ranks, first in, first out; initialised with random unit rows.
 
-    `stage` holds a batch's keys back until `commit`, which the method calls after the step: the
+    `stage` keeps the keys of a batch until `commit`, which the method calls after the step, so the
     keys of a step are never among its own negatives.
     """
 
@@ -23,23 +23,24 @@ class Queue(nn.Module):
         self._staged: list[Tensor] = []
 
     def full(self) -> bool:
-        """Whether keys of training have taken the place of all random ones."""
-        self._full = self._full or bool(self.seen >= len(self.keys))  # reads the device till then
+        """Whether keys have replaced all random rows."""
+        # Reading `seen` waits for the device, so it is not read any more once the queue is full.
+        self._full = self._full or bool(self.seen >= len(self.keys))
         return self._full
 
     @torch.no_grad()
     def stage(self, keys: Tensor) -> None:
-        """(B, D) keys of this rank, normalised here."""
+        """Add the keys (B, D) of this rank, which are normalised here."""
         keys = keys.detach().to(self.keys.dtype)
         self._staged.append(distributed.gather(F.normalize(keys, dim=1)))
 
     def drop(self) -> None:
-        """Forget what was staged."""
+        """Remove the staged keys without adding them."""
         self._staged.clear()
 
     @torch.no_grad()
     def commit(self) -> None:
-        """The staged keys of all ranks take the place of the oldest ones."""
+        """Replace the oldest keys by the staged keys of all ranks."""
         if not self._staged:
             return
         size = len(self.keys)

@@ -50,7 +50,7 @@ class SimMIM(Method):
         return Output(loss, features=vit.pool(self.backbone, tokens))
 
     def mask(self, batch: Batch) -> torch.Tensor:
-        """(B, N) bool: whole units of patches, as many in each image."""
+        """(B, N) bool: whole units of patches, the same number in each image."""
         rows, columns = (side // self.unit for side in self.grid)
         units = rows * columns
         masked = min(units - 1, -int(-units * self.config.mask_ratio // 1))  # rounded up

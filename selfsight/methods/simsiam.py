@@ -1,4 +1,4 @@
-"""SimSiam: a view's prediction meets the other view's projection, whose gradient is stopped."""
+"""SimSiam: predict the projection of the other view, whose gradient is stopped."""
 
 from typing import Literal
 
@@ -14,7 +14,7 @@ class SimSiam(Method):
     """Exploring Simple Siamese Representation Learning (Chen and He, CVPR 2021, 2011.10566)."""
 
     default_views = "moco_v2"
-    constant_lr = ("predictor",)  # section 4.2: it should keep up with the latest features
+    constant_lr = ("predictor",)  # section 4.2: it has to follow the latest features
     remedy = "lower optimizer.lr or weight_decay; method.predictor_dim a quarter of output_dim"
 
     class Config(MethodConfig):

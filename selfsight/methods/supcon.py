@@ -1,4 +1,4 @@
-"""SupCon: SimCLR that knows the labels; all images of a class attract each other."""
+"""SupCon: SimCLR with labels; all images of a class are positives."""
 
 from typing import Literal
 

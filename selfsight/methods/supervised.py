@@ -1,4 +1,4 @@
-"""Supervised: the plain classifier, as a baseline that sees all labels."""
+"""Supervised: a classifier trained with all labels, as a baseline."""
 
 from typing import Literal
 
@@ -22,7 +22,7 @@ class Supervised(Method):
 
     class Config(MethodConfig):
         name: Literal["supervised"] = "supervised"
-        classes: int = Field(1000, ge=2)  # as many as the data have
+        classes: int = Field(1000, ge=2)  # number of classes of the data
         label_smoothing: float = Field(0.0, ge=0, lt=1)
 
     def __init__(self, backbone: nn.Module, config: Config) -> None:

@@ -1,4 +1,4 @@
-"""SwAV: the prototypes that one view is assigned to are predicted from the other views."""
+"""SwAV: predict the prototypes that one view is assigned to from the other views."""
 
 from typing import Literal
 
@@ -32,9 +32,11 @@ class SwAV(Method):
         temperature: float = Field(0.1, gt=0)  # tau of the predictions
         epsilon: float = Field(0.05, gt=0)  # softness of the assignments
         iterations: int = Field(3, ge=1)  # of Sinkhorn-Knopp
-        queue_size: int = Field(3840, ge=0)  # earlier z of each large view; 0: none
-        queue_start: float = Field(0.075, ge=0, le=1)  # it is filled from then on: 15 of 200 epochs
-        freeze_prototypes: float = Field(0.005, ge=0, le=1)  # until then: one of 200 epochs
+        queue_size: int = Field(3840, ge=0)  # stored z of each large view; 0: no queue
+        queue_start: float = Field(
+            0.075, ge=0, le=1
+        )  # progress from which it fills: epoch 15 of 200
+        freeze_prototypes: float = Field(0.005, ge=0, le=1)  # until this progress: 1 of 200 epochs
 
     def __init__(self, backbone: nn.Module, config: Config) -> None:
         super().__init__(backbone, config)
@@ -64,7 +66,7 @@ class SwAV(Method):
         """(B, K) soft assignments, balanced over the batch of all ranks and a full queue."""
         b, earlier = len(scores), scores[:0]
         if self.queues and self.queues[view].full():
-            # the queue is the same on all ranks; each brings its share of it to the whole
+            # The queue is equal on all ranks, so each rank adds another part of it to the batch.
             share = self.queues[view].keys[distributed.rank() :: distributed.world_size()]
             earlier = self.prototypes(share).to(scores.dtype)
         everything = torch.cat([scores, earlier])

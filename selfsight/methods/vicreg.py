@@ -1,4 +1,4 @@
-"""VICReg: two views agree; each feature varies and features do not repeat each other."""
+"""VICReg: two views are equal, each feature varies, and features are uncorrelated."""
 
 from typing import Literal
 

@@ -1,4 +1,4 @@
-"""timm's Vision Transformers, token by token: some patches left out, or replaced, or looked up."""
+"""timm's Vision Transformers with patches left out or replaced by a mask token."""
 
 import torch
 from torch import Tensor, nn
@@ -7,10 +7,11 @@ from selfsight.errors import UserError
 
 
 def require_plain_vit(backbone: nn.Module, method: str, pooled: bool = False) -> None:
-    """Raises: UserError if the encoder is no plain Vision Transformer with added positions.
+    """Raises: UserError if the encoder is not a plain Vision Transformer with added positions.
 
     Args:
-        pooled: nor may its features be the class token's, which this method does not train.
+        pooled: also refuse an encoder whose features are the class token, since the method does not
+            train it.
     """
     from timm.layers import PatchEmbed
     from timm.models.vision_transformer import VisionTransformer
@@ -32,10 +33,13 @@ def sincos(rows: int, columns: int, dim: int) -> Tensor:
     """(rows * columns, dim) fixed positions: sines and cosines of the row, then of the column.
 
     Source: MAE, section 3 (arXiv 2111.06377), MoCo v3, section 5 (arXiv 2104.02057).
-    Raises: UserError if dim is no multiple of 4.
+    Raises: UserError if dim is not a multiple of 4.
     """
     if dim % 4:
-        raise UserError(f"sine-cosine positions need a width that 4 divides, not {dim}")
+        raise UserError(
+            f"sine-cosine positions need a width that is a multiple of 4, not {dim}; change the "
+            f"backbone or the decoder's or predictor's width"
+        )
     frequency = 10_000.0 ** -(torch.arange(dim // 4) / (dim // 4))
     row, column = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
     angles = [place.flatten()[:, None] * frequency for place in (row, column)]
@@ -43,7 +47,7 @@ def sincos(rows: int, columns: int, dim: int) -> Tensor:
 
 
 def fix_positions(backbone: nn.Module) -> None:
-    """Put fixed sine-cosine positions in place of the learned ones; a class token's is zero."""
+    """Replace learned positions by fixed sine-cosine positions; that of a class token is zero."""
     table = sincos(*backbone.patch_embed.grid_size, backbone.embed_dim)
     prefix = backbone.pos_embed.shape[1] - len(table)
     table = torch.cat([torch.zeros(prefix, table.shape[1]), table])[None]
@@ -58,7 +62,7 @@ def patches(x: Tensor, backbone: nn.Module) -> Tensor:
 
 
 def pick(tokens: Tensor, at: Tensor) -> Tensor:
-    """(B, N, D), (B, n) -> (B, n, D): the tokens at those places."""
+    """Tokens (B, N, D), indices (B, n) -> the tokens at these indices (B, n, D)."""
     return tokens.gather(1, at[..., None].expand(-1, -1, tokens.shape[-1]))
 
 
@@ -75,11 +79,13 @@ def run(
 
     Args:
         x: (B, 3, H, W).
-        keep: (B, n) places of the patches that go in; the others are left out. Default: all N.
-        real: (B, n) bool, which of them count; the others fill up and nobody attends to them.
-        masked: (B, N) bool, patches whose embedding is replaced by mask_token, (D,).
+        keep: (B, n) indices of the patches that are processed; default: all N.
+        real: (B, n) bool, false for padding, to which no token attends.
+        masked: (B, N) bool, the patches whose embedding is replaced by mask_token (D,).
     """
-    embedded = backbone.patch_embed(x)  # (B, N, D), or (B, rows, columns, D) for sizes that vary
+    embedded = backbone.patch_embed(
+        x
+    )  # (B, N, D); (B, rows, columns, D) if the image size may vary
     if masked is not None:
         masked = masked.view(*embedded.shape[:-1], 1)
         embedded = torch.where(masked, mask_token.to(embedded.dtype), embedded)
@@ -97,11 +103,11 @@ def run(
 
 
 def attention_mask(real: Tensor, prefix: int = 0) -> Tensor:
-    """(B, n) bool -> (B, 1, 1, prefix + n) float: 0 for keys to attend to, else -infinity."""
+    """(B, n) bool -> (B, 1, 1, prefix + n) float: 0 where true, -infinity where false."""
     real = torch.nn.functional.pad(real, (prefix, 0), value=True)
     return torch.zeros(real.shape, device=real.device).masked_fill(~real, -torch.inf)[:, None, None]
 
 
 def pool(backbone: nn.Module, tokens: Tensor) -> Tensor:
-    """(B, prefix + N, D) -> (B, D) as in the encoder's own forward."""
+    """Tokens (B, prefix + N, D) -> features (B, D), as in the encoder's own forward."""
     return backbone.forward_head(tokens, pre_logits=True)

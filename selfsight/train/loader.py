@@ -64,20 +64,20 @@ class ViewLoader:
         self.batch_size, self.parts = batch_size, parts
         self._finish = mean, std, compile
         self._views = list(expand(groups))
-        self._cutter = CropDecoder(images, [group.size for _, group in self._views])
+        self._decoder = CropDecoder(images, [group.size for _, group in self._views])
 
     @property
     def steps_per_epoch(self) -> int:
         return len(self.images) // self.batch_size
 
     def indices(self, step: int) -> np.ndarray:
-        """(batch_size,) the images of a step, over all ranks."""
+        """(batch_size,) the indices of the images of a step, over all ranks."""
         epoch, place = divmod(step, self.steps_per_epoch)
         places = np.arange(place * self.batch_size, (place + 1) * self.batch_size)
         return randomness.shuffled(places, len(self.images), randomness.ORDER, self.seed, epoch)
 
     def steps(self, start: int, stop: int) -> Iterator[list[Batch]]:
-        """For each step its batch on this rank, as `parts` equal batches."""
+        """For each step this rank's batch, in `parts` equal batches."""
         if self.images.tensor is not None:
             for step in range(start, stop):
                 yield [self._in_memory(epoch, rows, step) for epoch, rows in self._own(step)]
@@ -94,13 +94,13 @@ class ViewLoader:
                 crops.cancel()
 
     def batch_of(self, epoch: int, rows: np.ndarray) -> Batch:
-        """The views of any images in any epoch: what training would see of them."""
+        """The views that training makes of these images in this epoch."""
         if self.images.tensor is not None:
             return self._in_memory(epoch, rows)
         return self._collect(epoch, self._submit(epoch, rows))
 
     def _own(self, step: int) -> list[tuple[int, np.ndarray]]:
-        """Epoch and this rank's images of a step, for each accumulated part."""
+        """For each part of a step: epoch, and the indices of this rank's images."""
         parts = np.split(self.indices(step), self.parts * distributed.world_size())
         own = parts[distributed.rank() :: distributed.world_size()]
         return [(step // self.steps_per_epoch, rows) for rows in own]
@@ -121,30 +121,33 @@ class ViewLoader:
         return self._batch(make_views(pixels, self.groups, at, *self._finish), at, step)
 
     def _submit(self, epoch: int, rows: np.ndarray) -> PendingCrops:
-        """Have the pool decode and crop these images."""
+        """Queue these images: the pool's threads decode and crop them."""
 
-        def boxes(index: Tensor, height: Tensor, width: Tensor) -> list[Tensor]:
+        def draw(index: Tensor, height: Tensor, width: Tensor) -> list[Tensor]:
             at = SampleKey(self.seed, epoch, index)
             return [
-                boxes_and_flips(group, at.uniform(view, CROP_DRAWS), height, width)[0]
+                torch.column_stack(
+                    boxes_and_flips(group, at.uniform(view, CROP_DRAWS), height, width)
+                )
                 for view, group in self._views
             ]
 
-        return self._cutter.submit(rows, boxes)
+        return self._decoder.submit(rows, draw)
 
     def _collect(self, epoch: int, crops: PendingCrops, step: int = 0) -> Batch:
         at = self._coordinates(epoch, self._wait(crops))
-        views = finish_crops(self._move(crops), self.groups, at, *self._finish)
-        self._cutter.take_back(crops)
+        views = finish_crops(*self._move(crops), self.groups, at, *self._finish)
+        self._decoder.take_back(crops)
         return self._batch(views, at, step)
 
     def _wait(self, crops: PendingCrops) -> np.ndarray:
         return crops.wait()
 
-    def _move(self, crops: PendingCrops) -> list[Tensor]:
-        """To the device: for each view (B, 3, s, s) uint8, channels last."""
+    def _move(self, crops: PendingCrops) -> tuple[list[Tensor], Tensor]:
+        """On the device: for each view (B, 3, s, s) uint8, channels last; flips (V, B) bool."""
         device = self.images.device
-        return [v.to(device, non_blocking=True).permute(0, 3, 1, 2) for v in crops.views]
+        views = [v.to(device, non_blocking=True).permute(0, 3, 1, 2) for v in crops.views]
+        return views, crops.flips.to(device, non_blocking=True)
 
 
 def make_loader(config: TrainConfig, images: Images) -> ViewLoader:

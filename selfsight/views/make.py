@@ -1,7 +1,7 @@
-"""From a batch of images and its coordinates to views: draw the parameters, then apply batched ops.
+"""Make views of a batch of images: draw their parameters, then apply batched operations.
 
-`make_views` crops data of one size in batches; photographs are cropped where they are decoded, at
-`boxes_and_flips`, and `finish_crops` does the rest.
+Images of one size are cropped in batches by `make_views`. Photographs are cropped while they are
+decoded, with the boxes of `boxes_and_flips`, and `finish_crops` applies the other steps.
 """
 
 import functools
@@ -24,7 +24,7 @@ Compile = Literal["auto"] | bool
 
 
 class Slot(IntEnum):
-    """Which of a view's uniform numbers decides what."""
+    """The use of each of a view's uniform numbers."""
 
     CROP = 0  # ... CROP_SLOTS numbers
     FLIP = augment.CROP_SLOTS
@@ -38,9 +38,9 @@ class Slot(IntEnum):
     RAND_AUGMENT = ERASE_BOX + augment.CROP_SLOTS  # ... OP_SLOTS numbers for each operation
 
 
-CROP_DRAWS = Slot.FLIP + 1  # numbers of a view that its crop and its flip take
+CROP_DRAWS = Slot.FLIP + 1  # how many numbers crop and flip use, the first of the view
 SLOTS = Slot.RAND_AUGMENT + randaugment.MOST_OPS * randaugment.OP_SLOTS
-# Values at a time on the CPU: larger chunks leave the cache, smaller ones wait for Python.
+# Values of a chunk on the CPU: larger chunks do not fit the cache, smaller ones cost Python time.
 CHUNK = 2**20
 
 
@@ -56,7 +56,12 @@ def expand(groups: list[ViewGroup]) -> Iterator[tuple[int, ViewGroup]]:
 def boxes_and_flips(
     group: ViewGroup, u: Tensor, height: Tensor | int, width: Tensor | int
 ) -> tuple[Tensor, Tensor]:
-    """Where each image of (B,) is cropped, (B, 4), and whether it is mirrored, (B,) bool."""
+    """The only draw of a view's crop: boxes (B, 4) in pixels and flips (B,) bool.
+
+    Args:
+        u: (B, CROP_DRAWS or more) the view's uniform numbers.
+        height, width: in pixels, of all images, or (B,) of each.
+    """
     boxes = augment.crop_boxes(
         u[:, : augment.CROP_SLOTS], height, width, group.crop_scale, group.crop_ratio
     )
@@ -64,10 +69,9 @@ def boxes_and_flips(
 
 
 class ViewSpec(NamedTuple):
-    """What a view is made by, the same in every step."""
+    """What is the same for a view in every step; a compiled function exists for each."""
 
     group: ViewGroup
-    crop: bool  # from whole images; else from crops, which are neither cropped nor resized
     mean: tuple[float, ...]
     std: tuple[float, ...]
 
@@ -80,53 +84,72 @@ def make_views(
     std: tuple[float, ...],
     compile: Compile = "auto",
 ) -> list[Tensor]:
-    """All views of a batch of equally large images.
+    """All views of a batch of images of one size.
 
     Args:
         images: (B, 3, H, W) uint8.
-        mean, std: per channel, of images in [0, 1].
-        compile: each view to a few fused kernels; auto: on GPUs.
+        mean, std: per channel, for pixels in [0, 1].
+        compile: compile each view to a few fused kernels; "auto": only on GPUs.
     Returns: for each view (B, 3, size, size) float32, normalised, channels last in memory.
     """
     views = expand(groups)
-    return [_view(images, ViewSpec(group, True, mean, std), at, v, compile) for v, group in views]
+    return [_view(images, ViewSpec(group, mean, std), at, v, compile) for v, group in views]
 
 
 def finish_crops(
     crops: list[Tensor],
+    flips: Tensor,
     groups: list[ViewGroup],
     at: SampleKey,
     mean: tuple[float, ...],
     std: tuple[float, ...],
     compile: Compile = "auto",
 ) -> list[Tensor]:
-    """As make_views, from crops cut while decoding: for each view (B, 3, size, size) uint8, not yet
-    mirrored."""
-    views = zip(expand(groups), crops, strict=True)
-    return [_view(x, ViewSpec(group, False, mean, std), at, v, compile) for (v, group), x in views]
+    """The same as `make_views`, for images that were cropped while they were decoded.
+
+    Args:
+        crops: for each view (B, 3, size, size) uint8, not yet mirrored.
+        flips: (V, B) bool, the crops to mirror: the second result of `boxes_and_flips`.
+    """
+    views = zip(expand(groups), crops, flips, strict=True)
+    return [
+        _view(x, ViewSpec(group, mean, std), at, v, compile, flip) for (v, group), x, flip in views
+    ]
 
 
-def _view(pixels: Tensor, spec: ViewSpec, at: SampleKey, view: int, compile: Compile) -> Tensor:
-    """One view, compiled as a whole, or step by step; that on the CPU in chunks."""
+def _view(
+    pixels: Tensor,
+    spec: ViewSpec,
+    at: SampleKey,
+    view: int,
+    compile: Compile,
+    flips: Tensor | None = None,
+) -> Tensor:
+    """One view: compiled as a whole, or step by step (on the CPU in chunks of images)."""
     noise = at.stream(view, randomness.ERASE)
     if compile is True or (compile == "auto" and pixels.device.type == "cuda"):
         draw, steps = _compiled()
-        return steps(pixels, spec, draw(at.index, at.stream(view), SLOTS), at.index, noise)
+        u = draw(at.index, at.stream(view), SLOTS)
+        return steps(pixels, spec, u, at.index, noise, flips)
     u = at.uniform(view, SLOTS)
     n, size = len(pixels), spec.group.size
     out = torch.empty((n, 3, size, size), device=pixels.device, memory_format=torch.channels_last)
     step = max(1, CHUNK // (3 * size * size)) if pixels.device.type == "cpu" else n
     for start in range(0, n, step):
         rows = slice(start, start + step)
-        out[rows] = _steps(pixels[rows], spec, u[rows], at.index[rows], noise)
+        flip = None if flips is None else flips[rows]
+        out[rows] = _steps(pixels[rows], spec, u[rows], at.index[rows], noise, flip)
     return out
 
 
 @functools.cache
 def _compiled() -> list[Callable[..., Tensor]]:
-    """Both parts of a view: apart, so that no number is drawn again for every pixel."""
+    """The compiled draw and the compiled steps of a view.
 
-    def steps(*arguments: Tensor | ViewSpec) -> Tensor:
+    They are two functions: fused into one, the numbers would be drawn again for every pixel.
+    """
+
+    def steps(*arguments: Tensor | ViewSpec | None) -> Tensor:
         return _steps(*arguments).contiguous(memory_format=torch.channels_last)
 
     functions = randomness.numbers, steps
@@ -134,27 +157,35 @@ def _compiled() -> list[Callable[..., Tensor]]:
 
 
 def compiler_options() -> dict[str, int]:
-    """A loop writes its part of what torch.cat makes, which would else take a loop of its own."""
+    """Options of inductor with which torch.cat needs no kernel of its own."""
     names = ("max_pointwise_cat_inputs", "max_complex_pointwise_cat_inputs")
     return {name: 0 for name in names if name in torch._inductor.list_options()}
 
 
-def _steps(pixels: Tensor, spec: ViewSpec, u: Tensor, index: Tensor, noise: Tensor) -> Tensor:
-    """All steps of a view; other devices than the CPU are not waited for.
+def _steps(
+    pixels: Tensor,
+    spec: ViewSpec,
+    u: Tensor,
+    index: Tensor,
+    noise: Tensor,
+    flips: Tensor | None = None,
+) -> Tensor:
+    """All steps of a view. On a GPU the host never waits for a result.
 
     Args:
         pixels: (B, 3, H, W) uint8.
         u: (B, SLOTS) the view's uniform numbers.
-        index: (B,), noise: (), where more numbers come from for what is erased.
+        index, noise: (B,) image indices and () the key of the numbers that fill erased boxes.
+        flips: (B,) bool, if the pixels are crops already; None: crop and mirror whole images here.
     Returns: (B, 3, size, size) float32, normalised.
     """
     group = spec.group
-    if spec.crop:
+    if flips is None:
         boxes, flips = boxes_and_flips(group, u, *pixels.shape[2:])
         x = augment.resized_crop(pixels, boxes, group.size, flips)
     else:
         x = pixels.to(torch.float32, memory_format=torch.contiguous_format).div_(255)
-        x = augment.where(u[:, Slot.FLIP] < group.flip, lambda x: x.flip(3), x)
+        x = augment.where(flips, lambda x: x.flip(3), x)
     if group.rand_augment:
         numbers = u[:, Slot.RAND_AUGMENT :][:, : group.rand_augment * randaugment.OP_SLOTS]
         strength = group.rand_magnitude, group.rand_magnitude_std
@@ -164,7 +195,7 @@ def _steps(pixels: Tensor, spec: ViewSpec, u: Tensor, index: Tensor, noise: Tens
 
 
 def _distort(x: Tensor, group: ViewGroup, u: Tensor) -> Tensor:
-    """The steps from affine to solarize; may write into x."""
+    """The steps from affine to solarize. Writes into x."""
     if group.affine:
         x = augment.where(u[:, Slot.AFFINE] < group.affine, augment.affine, x, *_affine(group, u))
     planes = x.split(1, 1)
@@ -206,7 +237,7 @@ def _between(u: Tensor, low: float, high: float) -> Tensor:
 
 
 def _affine(group: ViewGroup, u: Tensor) -> tuple[Tensor, ...]:
-    """angle, shift, zoom, shear of each image."""
+    """Angle, shift, zoom and shear of each image, as `augment.affine` takes them."""
     angle = _between(u[:, Slot.ROTATION], -group.rotation, group.rotation)
     shift = _between(u[:, Slot.RIGHT : Slot.DOWN + 1], -group.translation, group.translation)
     zoom = _between(u[:, Slot.ZOOM], *map(math.log, group.zoom)).exp()
@@ -214,20 +245,21 @@ def _affine(group: ViewGroup, u: Tensor) -> tuple[Tensor, ...]:
 
 
 def _jitter(group: ViewGroup, u: Tensor) -> tuple[Tensor, ...]:
-    """brightness, contrast, saturation, hue of each image, and the place of each of them."""
+    """Brightness, contrast, saturation and hue of each image, and their places in its order."""
     strengths = (group.brightness, group.contrast, group.saturation)
     factors = [
         _between(u[:, slot], max(0.0, 1 - strength), 1 + strength)
-        for slot, strength in zip(
-            (Slot.BRIGHTNESS, Slot.CONTRAST, Slot.SATURATION), strengths, strict=True
-        )
+        for slot, strength in enumerate(strengths, Slot.BRIGHTNESS)
     ]
     hue = _between(u[:, Slot.HUE], -group.hue, group.hue)
-    return *factors, hue, *_places(u[:, Slot.ORDER : Slot.ORDER + 4])
+    return *factors, hue, *_ranks(u[:, Slot.ORDER : Slot.ORDER + 4])
 
 
-def _places(u: Tensor) -> list[Tensor]:
-    """For each column (B,): how many numbers of the row are smaller, or equal and further left."""
+def _ranks(u: Tensor) -> list[Tensor]:
+    """For each column (B,) the rank of its number in the row, from 0; of equals the left is first.
+
+    A sort would do the same, but would not become part of the compiled loop.
+    """
     columns = u.unbind(1)
     return [
         sum(a <= b if j < i else a < b for j, a in enumerate(columns) if j != i)

@@ -1,6 +1,6 @@
 """Masks over the patches of a view, as functions of its coordinates.
 
-A mask depends neither on the batch, nor on ranks, nor on where a run was resumed, as views do not.
+Like a view, a mask does not depend on the batch, the ranks, or on where a run was resumed.
 """
 
 import torch
@@ -12,7 +12,7 @@ Grid = tuple[int, int]  # rows and columns of patches
 
 
 def random_mask(at: SampleKey, tokens: int, masked: int, view: int = 0) -> Tensor:
-    """(B, tokens) bool with `masked` patches of each image, all choices alike.
+    """(B, tokens) bool with `masked` patches of each image, uniform over all such masks.
 
     Source: MAE, section 3 (arXiv 2111.06377).
     """
@@ -22,12 +22,12 @@ def random_mask(at: SampleKey, tokens: int, masked: int, view: int = 0) -> Tenso
 
 
 def masked_positions(mask: Tensor, count: int) -> Tensor:
-    """(B, count) the patches where the mask is set, in order; then, where it has fewer, others."""
+    """(B, count) the indices of the masked patches, in order; padded with indices of others."""
     return mask.logical_not().byte().argsort(dim=1, stable=True)[:, :count]
 
 
 def _rectangle(top: Tensor, left: Tensor, h: Tensor, w: Tensor, grid: Grid) -> Tensor:
-    """(B, rows, columns) bool of one rectangle for each image, all arguments (B,)."""
+    """(B, rows, columns) bool, one rectangle for each image; positions and sizes are (B,)."""
     row = torch.arange(grid[0], device=top.device)[None, :, None]
     column = torch.arange(grid[1], device=top.device)[None, None, :]
     top, left, h, w = (x[:, None, None] for x in (top, left, h, w))
@@ -35,19 +35,21 @@ def _rectangle(top: Tensor, left: Tensor, h: Tensor, w: Tensor, grid: Grid) -> T
 
 
 def _corner(u: Tensor, free: Tensor) -> Tensor:
-    """An integer in [0, free] of u in [0, 1)."""
+    """A uniform integer in [0, free], from u in [0, 1)."""
     return (u * (free + 1)).long()
 
 
 def block_mask(at: SampleKey, grid: Grid, masked: Tensor, view: int = 0, tries: int = 40) -> Tensor:
-    """(B, rows * columns) bool: rectangles are added until `masked` patches are covered, or nearly.
+    """(B, rows * columns) bool: rectangles that cover nearly, and at most, `masked` patches.
 
-    A rectangle has an area of 4 patches up to what is missing, an aspect ratio log-uniform in
-    [0.3, 1 / 0.3], and is taken if it covers something new and not too much.
+    The area of a rectangle is uniform between 4 patches and the number still missing, its aspect
+    ratio log-uniform in [0.3, 1 / 0.3]. It is added if it covers at least one new patch, but not
+    more than are missing.
     Args:
-        masked: (B,) how many patches of each image.
-        tries: rectangles tried for an image.
-    Source: BEiT, algorithm 1 (arXiv 2106.08254), there with areas from 16; iBOT (arXiv 2111.07832).
+        masked: (B,) number of patches to mask in each image.
+        tries: number of rectangles drawn for an image.
+    Source: BEiT, algorithm 1 (arXiv 2106.08254), where areas are at least 16; iBOT (arXiv
+        2111.07832).
     """
     rows, columns = grid
     u = at.mask_draws(view, 4 * tries).unflatten(1, (tries, 4))
@@ -75,13 +77,14 @@ def context_and_targets(
     target_ratio: tuple[float, float],
     context_scale: tuple[float, float],
 ) -> tuple[Tensor, Tensor]:
-    """One large block to see and several to predict, which are cut out of it.
+    """One large block as context, and several target blocks, which are removed from the context.
 
-    A target that would leave less than ten patches (of small grids a quarter) is not cut out.
+    A target is not removed if that would leave fewer than 10 patches (or a quarter of the grid,
+    whichever is less).
     Args:
-        targets: number M of target blocks, all of one size in an image.
+        targets: number M of target blocks; those of one image have the same size.
         target_scale, context_scale: area as a fraction of the grid, uniform.
-        target_ratio: height / width, uniform; that of the context is 1.
+        target_ratio: height / width of targets, uniform; the context is square.
     Returns: context (B, N) bool and targets (B, M, N) bool.
     Source: I-JEPA, section 3 (arXiv 2301.08243).
     """

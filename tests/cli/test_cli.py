@@ -87,7 +87,7 @@ def test_from_pretraining_to_the_table(tmp_path):
             "simmim: works on the patches of a plain Vision Transformer; set for example",
         ),
         (["pretrain", "digits/ibot", "views.0.size=18"], "views.0.size=18: not a multiple of"),
-        (["pretrain", "digits/mae", "method.decoder_dim=66"], "that 4 divides, not 66"),
+        (["pretrain", "digits/mae", "method.decoder_dim=66"], "a multiple of 4, not 66"),
         (["pretrain", "digits/mae", "method.decoder_heads=5"], "decoder_heads=5 does not divide"),
         (["pretrain", "digits/ijepa", "method.predictor_heads=5"], "predictor_heads=5 does not"),
         (["pretrain", "digits/lejepa", "method.knots=4"], "knots=4 is not odd"),

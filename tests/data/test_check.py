@@ -54,7 +54,7 @@ def test_everything_wrong_is_found(tmp_path):
     train, test = found.splits
     assert [(Path(name).name, reason) for name, reason in train.broken] == [
         ("4.png", "the file is empty"),
-        ("5.jpg", "not an image, or of a format that Pillow does not know"),
+        ("5.jpg", "not an image, or of a format that Pillow cannot read"),
     ]
     assert [[Path(train.source.name(i)).name for i in group] for group in train.twins] == [
         ["0.png", "6.png"]

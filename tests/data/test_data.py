@@ -144,7 +144,7 @@ def test_arrays(tmp_path, layout):
 def test_labels_of_arrays_that_mean_no_class(tmp_path, labels):
     path = tmp_path / "data.npz"
     np.savez(path, images=np.zeros((2, 4, 4, 3), np.uint8), labels=np.array(labels))
-    with pytest.raises(UserError, match=r"data\.npz: 2 images need a whole number .*, found"):
+    with pytest.raises(UserError, match=r"data\.npz: 2 whole numbers from 0, .*, found"):
         open_source(DataConfig(path=str(path)), "train")
     assert open_source(DataConfig(path=str(path), labels=False), "train").classes is None
 
@@ -182,8 +182,8 @@ def test_torchvision_with_a_split_of_its_own(tmp_path, monkeypatch):
         ({"path": "nowhere"}, "data.path=nowhere: no such file or folder"),
         ({"source": "folder"}, "data.source=folder needs data.path"),
         ({"source": "foldr", "path": "."}, "Did you mean 'folder'"),
-        ({"path": "empty"}, "holds no images"),
-        ({"path": "notes.md"}, "is none of .jsonl, .list"),
+        ({"path": "empty"}, "contains no images"),
+        ({"path": "notes.md"}, "is not a folder, nor a file that ends in .jsonl, .list"),
         ({"path": "broken.parquet"}, "not readable as parquet"),
         ({"path": "broken.npz"}, "not readable as NumPy arrays"),
         ({"path": "float.npy"}, "images must be uint8"),

@@ -96,7 +96,7 @@ def test_the_listing_is_that_of_os_walk(tree, leaves):
         grow(root, tree, leaves)
         expected = walked(root)
         if not expected:
-            with pytest.raises(UserError, match="no images below it"):
+            with pytest.raises(UserError, match="contains no images"):
                 Folder(root)
             return
         folder = Folder(root)
@@ -269,7 +269,7 @@ def test_a_folder_that_cannot_be_read_is_named():
 
 def test_a_folder_without_images_is_named(tmp_path):
     make(tmp_path, "notes.txt", ".hidden.png", ".git/1.png")
-    with pytest.raises(UserError, match=rf"data\.path={tmp_path}: no images below it \(.*\.png"):
+    with pytest.raises(UserError, match=rf"data\.path={tmp_path}: contains no images \(.*\.png"):
         Folder(tmp_path)
 
 

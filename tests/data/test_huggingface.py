@@ -314,7 +314,7 @@ def test_tables_that_do_not_fit(tmp_path):
             Parquet([a, b])
         assert "\n" not in str(caught.value)
     pq.write_table(table(0, 2).slice(0, 0), a)
-    with pytest.raises(UserError, match="holds no rows"):
+    with pytest.raises(UserError, match="contains no rows"):
         Parquet([a])
 
 

@@ -136,10 +136,10 @@ MISTAKES = [
     (f"a.png {MOST_CLASSES}\n", f"1: label {MOST_CLASSES} is not from 0 to {MOST_CLASSES - 1}"),
     ("a.png " + "9" * 5000, "1: Exceeds the limit"),
     (b"a.png 1\n\xff.png 1\n", "2: is not UTF-8"),
-    ("a.png 1\na\0.png 1\n", "2: the path holds a zero byte"),
+    ("a.png 1\na\0.png 1\n", "2: the path contains a zero byte"),
     ("a.png 1\n".encode("utf-16"), "1: is not UTF-8"),
-    ('{"file": "a.png"}\nb.png\n', "2: is no JSON: Expecting value at column 1"),
-    ('{"file": "a.png"}\n[1]\n', "2: is no JSON object"),
+    ('{"file": "a.png"}\nb.png\n', "2: is not JSON: Expecting value at column 1"),
+    ('{"file": "a.png"}\n[1]\n', "2: is not a JSON object"),
     ('{"name": "a.png"}\n', "1: names no image: needs one of filename, file_name"),
     ('{"image": {"bytes": ""}}\n', "1: names no image"),
     ('{"file": ""}\n', "1: names no image"),
@@ -149,8 +149,8 @@ MISTAKES = [
     ('{"file": "a.png", "label": -3}\n', "1: label -3 is not from 0 to"),
     ('{"file": "\\ud800.png"}\n', "1: 'utf-8' codec can't encode character"),
     ('{"file": ' + "[" * 100_000, "1: is JSON nested too deeply"),
-    ("# nothing\n\n", " names no images"),
-    ("", " names no images"),
+    ("# nothing\n\n", " lists no images"),
+    ("", " lists no images"),
 ]
 
 
@@ -164,7 +164,7 @@ def test_mistakes_are_named_with_their_line(tmp_path, content, message):
 
 
 def test_a_file_named_jsonl_is_json(tmp_path):
-    with pytest.raises(UserError, match=r"list\.jsonl:1: is no JSON"):
+    with pytest.raises(UserError, match=r"list\.jsonl:1: is not JSON"):
         read(write(tmp_path, "a.png 1\n", "list.jsonl"))
 
 

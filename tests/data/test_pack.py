@@ -268,9 +268,9 @@ def test_broken_images_are_left_out_and_listed(tmp_path):
 
 def test_a_source_of_broken_images_makes_no_pack(tmp_path):
     write(tmp_path / "in", {"1.png": b"", "2.png": b"nothing"})
-    with pytest.raises(UserError, match="None of the 2 images"):
+    with pytest.raises(UserError, match="none of the 2 images"):
         packed(tmp_path / "in", tmp_path / "out", max_bad=1)
-    with pytest.raises(UserError, match="holds no"):
+    with pytest.raises(UserError, match="contains no"):
         opened(tmp_path / "out")
 
 
@@ -538,7 +538,7 @@ def test_other_labels_are_refused(tmp_path):
 
 def test_a_folder_of_something_else_is_left_alone(tmp_path):
     pngs(tmp_path / "in")
-    with pytest.raises(UserError, match=r"'.*in/train' is there and is no pack"):
+    with pytest.raises(UserError, match=r"'.*in/train' exists and is not a pack"):
         packed(tmp_path / "in", tmp_path / "in")
     assert opened(tmp_path / "in").name(0).endswith("000.png")
     assert not (tmp_path / "in" / ".train.packing").exists()
@@ -556,7 +556,7 @@ def test_two_commands_at_a_time_are_refused(tmp_path):
 
 def test_half_a_pack_does_not_open(tmp_path, finished):
     os.rename(finished / "train", finished / ".train.packing")
-    with pytest.raises(UserError, match="holds no finished pack"):
+    with pytest.raises(UserError, match="contains no finished pack"):
         opened(finished)
     shutil.rmtree(finished / "test")
     (finished / ".train.packing" / "pack.json").unlink()

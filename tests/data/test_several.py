@@ -104,7 +104,9 @@ def test_files_are_found_behind_links_and_not_where_they_are_hidden(folders):
     (folders / "arrays" / "linked").symlink_to("../elsewhere")
     (folders / "arrays" / "._train.npy").write_bytes(b"a resource fork")
     assert opened(folders, path=["arrays"]).name(0).endswith("arrays/linked/train.npy image 0")
-    with pytest.raises(UserError, match=r"data\.path=.*/c: holds no files \.parquet"):
+    with pytest.raises(
+        UserError, match=r"data\.path=.*/c: contains no files that end in \.parquet"
+    ):
         opened(folders, path=["c"], source="parquet")
 
 

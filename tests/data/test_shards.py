@@ -251,8 +251,8 @@ def test_damaged_shards_are_named(tmp_path):
         "cut": (whole[:1000], r"cut short: it ends within '0000\.png'"),
         "no-end": (whole[: 18 * 1024], "cut short: no end mark"),
         "header": (whole[:2048] + b"x" * 512 + whole[2560:], "damaged: no header at byte 2,048"),
-        "hole": (whole[:2048] + bytes(1024) + whole[3072:], "damaged: more follows the end mark"),
-        "zeros": (whole[:2048] + bytes(2**21), "damaged: more follows the end mark"),
+        "hole": (whole[:2048] + bytes(1024) + whole[3072:], "damaged: data follows the end mark"),
+        "zeros": (whole[:2048] + bytes(2**21), "damaged: data follows the end mark"),
         "packed": (gzip.compress(whole), "not a tar, or a compressed one"),
         "empty": (b"", "cut short"),
     }

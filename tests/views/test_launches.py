@@ -24,15 +24,15 @@ from tests.views.test_views import EVERYTHING, FINETUNE, pictures
 PHOTOGRAPHS = sorted(name for name in PRESETS if not name.endswith("-small"))
 
 
-def kinds(name: str, crop: bool) -> list[ViewSpec]:
-    return [ViewSpec(validate(ViewGroup, group), crop, MEAN, STD) for group in preset(name)]
+def kinds(name: str) -> list[ViewSpec]:
+    return [ViewSpec(validate(ViewGroup, group), MEAN, STD) for group in preset(name)]
 
 
 @pytest.mark.parametrize("crop", [True, False], ids=["whole", "crops"])
 @pytest.mark.parametrize("name", PHOTOGRAPHS)
 def test_no_view_waits_for_the_gpu_or_sends_it_more_than_numbers(name, crop):
-    for kind in kinds(name, crop):
-        seen = launches(kind, 8, 256 if crop else kind.group.size)
+    for kind in kinds(name):
+        seen = launches(kind, 8, 256 if crop else kind.group.size, crop)
         assert seen.copies == []
         assert 0 < seen.operations.total() < 600
 
@@ -76,7 +76,8 @@ def test_a_view_is_one_graph_whatever_seed_epoch_and_view(group, crop, monkeypat
         at, size = SampleKey(3, epoch, torch.arange(16)), 24 if crop else group.size
         if crop:
             return make_views(pictures(16, size), [group], at, MEAN, STD, compile)
-        return finish_crops([pictures(16, size)] * 2, [group], at, MEAN, STD, compile)
+        flips = torch.arange(32).view(2, 16) % 3 == epoch
+        return finish_crops([pictures(16, size)] * 2, flips, [group], at, MEAN, STD, compile)
 
     for epoch in range(3):
         for a, b in zip(views(epoch, True), views(epoch, False), strict=True):
@@ -89,7 +90,7 @@ def test_a_view_is_one_graph_whatever_seed_epoch_and_view(group, crop, monkeypat
 def test_a_view_on_a_gpu_is_a_handful_of_kernels(crop, most, products):
     """Draws, their use, the colours' two loops, the blur's matrix and all that follows it; whole
     images also need boxes, two matrices and their pixels in the order of the products."""
-    count = kernels(kinds("byol", crop)[1], 512, 256 if crop else 224)
+    count = kernels(kinds("byol")[1], 512, 256 if crop else 224, crop)
     assert count["triton"] <= most
     assert count["bmm"] == products
 

@@ -7,13 +7,18 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from scipy import stats
 
 from selfsight import randomness
 from selfsight.batch import SampleKey
 from selfsight.config import validate
+from selfsight.data.bad import BadImages
+from selfsight.data.images import Images
+from selfsight.data.sources.open import DataConfig, open_source
 from selfsight.errors import UserError
 from selfsight.methods import METHODS
+from selfsight.train.loader import ViewLoader
 from selfsight.views import make
 from selfsight.views.make import finish_crops, make_views
 from selfsight.views.ops import augment, randaugment
@@ -111,7 +116,9 @@ def test_crops_cut_while_decoding_get_the_same_colours():
     groups = [group, FINETUNE]
     at = SampleKey(0, 0, torch.arange(8))
     whole = make_views(pictures(8), groups, at, MEAN, STD)
-    cut = finish_crops([pictures(8)] * 4, groups, at, MEAN, STD)
+    draws = zip([group, group, FINETUNE, FINETUNE], range(4), strict=True)
+    flips = [make.boxes_and_flips(g, at.uniform(v, make.CROP_DRAWS), 20, 20)[1] for g, v in draws]
+    cut = finish_crops([pictures(8)] * 4, torch.stack(flips), groups, at, MEAN, STD)
     for a, b in zip(whole, cut, strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=5e-5)
 
@@ -152,11 +159,11 @@ def test_jitter_draws_every_order_equally():
 
 
 @given(st.lists(st.lists(st.integers(0, 3), min_size=4, max_size=4), min_size=1, max_size=20))
-def test_places_are_ranks_and_the_left_one_is_first_of_equals(rows):
+def test_ranks_are_those_of_a_stable_sort(rows):
     """Coarse numbers, so that most rows have ties."""
     u = torch.tensor(rows) / 4
-    places = torch.stack(make._places(u), 1)
-    assert torch.equal(places, u.argsort(dim=1, stable=True).argsort(1))
+    ranks = torch.stack(make._ranks(u), 1)
+    assert torch.equal(ranks, u.argsort(dim=1, stable=True).argsort(1))
 
 
 def erased(mean: tuple[float, ...], std: tuple[float, ...]) -> tuple[torch.Tensor, ...]:
@@ -273,7 +280,7 @@ def test_mistakes_are_named():
         validate(ViewGroup, {"crop_scale": [0.5, 0.2]})
     with pytest.raises(UserError, match="flip=2"):
         validate(ViewGroup, {"flip": 2})
-    with pytest.raises(UserError, match=r"erase_area=\[\.\.\., 1\.5\] is more than all"):
+    with pytest.raises(UserError, match=r"erase_area=\[\.\.\., 1\.5\] is more than 1"):
         validate(ViewGroup, {"erase_area": [0.5, 1.5]})
     with pytest.raises(UserError, match="erase_ratio"):
         validate(ViewGroup, {"erase_ratio": [3, 0.3]})
@@ -281,3 +288,22 @@ def test_mistakes_are_named():
         validate(ViewGroup, {"rand_augment": 5})
     with pytest.raises(UserError, match="rand_magnitude=11"):
         validate(ViewGroup, {"rand_magnitude": 11})
+
+
+def test_decoded_crops_are_mirrored_as_whole_images_are(tmp_path):
+    """Flips come from the threads that decode, also for an image that replaces a broken one."""
+    for i, image in enumerate(pictures(12)):
+        Image.fromarray(image.permute(1, 2, 0).numpy()).save(tmp_path / f"{i:02}.png")
+    (tmp_path / "05.png").write_bytes(b"broken")
+    plain = {"size": 20, "crop_scale": (1, 1), "crop_ratio": (1, 1)}
+    groups = [ViewGroup(flip=0.5, count=2, **plain), ViewGroup(**plain)]
+    views = []
+    for in_memory in (True, False):
+        data = DataConfig(path=str(tmp_path), in_memory=in_memory, max_bad=0.5, workers=2)
+        source = open_source(data, "train")
+        images = Images(source, data, torch.device("cpu"), BadImages(None, len(source), 0.5))
+        loader = ViewLoader(images, groups, batch_size=12, seed=1, mean=MEAN, std=STD)
+        views.append([v for (batch,) in loader.steps(0, 3) for v in batch.views])
+    for a, b in zip(*views, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=5e-5)
+    assert not torch.allclose(views[0][0], views[0][1])  # some images are mirrored in one view only

@@ -1,4 +1,4 @@
-"""Images appended to a file one by one, so that whatever ends the process leaves whole ones."""
+"""Append images to a file, so that a killed process leaves complete images."""
 
 import io
 import os
@@ -11,15 +11,16 @@ import numpy as np
 
 from selfsight.data.source import content_hash
 
-# Of each image of the source: where it ends in the file of images (a broken one takes no room
-# there), the hash of what is stored, the hash of what that was made from; a checksum of these.
+# For each image of the source: its end in the file of images in bytes (an undecodable image has
+# length 0), the content hash of what is stored, that of what it was made from, whether it is good;
+# then the CRC-32 of these.
 FIELDS = [("end", "<u8"), ("stored", "u1", 16), ("origin", "u1", 16), ("whole", "?")]
 RECORD = np.dtype([*FIELDS, ("check", "<u4")])
-FLUSH = 2.0  # seconds of work that an end without warning may cost
+FLUSH = 2.0  # seconds between writes to disk: the most work that is lost if the process is killed
 
 
 class Made(NamedTuple):
-    """An image as it is stored, its hash, and the hash of what it was made from."""
+    """An image as it is stored, its content hash, and that of the image it was made from."""
 
     data: bytes
     stored: bytes
@@ -30,14 +31,14 @@ BROKEN = Made(b"", bytes(16), bytes(16))
 
 
 class Journal:
-    """Two files: the images, and a record for each that is written when its image is on the disk.
+    """A file of images, and a file of records: a record is written after its image is on disk.
 
-    Opening them again cuts both back to the last image that is whole.
+    Opening them again removes what follows the last complete image from both.
 
     Args:
-        header: what the file of images begins with.
+        header: the first bytes of the file of images.
     Attributes:
-        count: of records: the place in the source of the image that comes next.
+        count: the number of records, which is the index of the next image in the source.
     """
 
     def __init__(self, images: Path, records: Path, header: bytes) -> None:
@@ -57,7 +58,8 @@ class Journal:
             self.flush()
 
     def _cut_back(self, start: int) -> tuple[int, int]:
-        """Leave what is whole; returns the number of records, and where their images end."""
+        """Remove what follows the last complete image; returns the number of records, and where
+        the images end in bytes."""
         self._records.seek(0)
         found = self._records.read()
         table = np.frombuffer(found[: len(found) // RECORD.itemsize * RECORD.itemsize], RECORD)
@@ -70,7 +72,7 @@ class Journal:
         return count, ends[count]
 
     def _is_whole(self, record: np.void, start: int, end: int) -> bool:
-        """Whether the image is as its record says: a power cut may lose parts of either."""
+        """Whether an image matches its record; after a power cut either may be incomplete."""
         if record["check"] != zlib.crc32(record.tobytes()[:-4]):
             return False
         if not record["whole"]:
@@ -80,7 +82,7 @@ class Journal:
         return content_hash(data) == record["stored"].tobytes()
 
     def add(self, made: Made) -> None:
-        """The next image of the source; BROKEN if it cannot be used."""
+        """Append the next image of the source; BROKEN for one that cannot be decoded."""
         self._images.write(made.data)
         self._end += len(made.data)
         whole = bytes([made is not BROKEN])
@@ -91,8 +93,8 @@ class Journal:
             self.flush()
 
     def flush(self) -> None:
-        """The images, then the records that say that they are there."""
-        # taken first: if an interrupt ends this, the second attempt must not write them twice
+        """Write the images to disk, and then their records."""
+        # Taken first: if this is interrupted, the next call must not write the records twice.
         waiting, self._waiting = self._waiting, []
         _to_disk(self._images)
         self._records.write(b"".join(waiting))

@@ -18,10 +18,10 @@ from selfsight.errors import UserError
 DESCRIPTION = "pack.json"
 FORMAT, VERSION = "selfsight-pack", 1
 FORMATS = (FORMAT, "tacit-pack")  # the second was written before the package was renamed
-BLOB = {"jpeg": "images.bin", "raw": "images.npy"}  # by kind: where the images are
-BLOCK = 256  # images that a thread verifies at a time
+BLOB = {"jpeg": "images.bin", "raw": "images.npy"}  # kind of a pack -> the file of its images
+BLOCK = 256  # images of one task of a thread
 
-# Images of a raw pack are read-only, for nothing may write to its files; torch warns of that.
+# Images of a raw pack are read-only, so that nothing can change its files; torch warns about that.
 warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
 
 
@@ -29,10 +29,9 @@ class Pack:
     """One split of a pack, opened without reading its images.
 
     Attributes:
-        origins: (N, 16) uint8, the content hash of what each image was made from.
-        hashes: (N, 16) uint8, blake2b of each image's bytes as they are stored here.
-    Raises: UserError if it is not finished, of a later version, or its files are not of the sizes
-        that they should have.
+        origins: (N, 16) uint8, the content hash of the image that each image was made from.
+        hashes: (N, 16) uint8, the content hash of each image as it is stored here.
+    Raises: UserError if the pack is unfinished, of another version, or if a file has a wrong size.
     """
 
     def __init__(self, folder: Path, labels: bool = True) -> None:
@@ -48,7 +47,7 @@ class Pack:
             self.classes = self.labels = None
 
     def _map(self, folder: Path, about: dict[str, Any]) -> None:
-        """Map all files; raises ValueError where they do not fit the description."""
+        """Map all files into memory. Raises: ValueError if one does not match the description."""
         self._count = n = about["count"]
         self.classes, self.labels, self._kind = about["classes"], None, about["kind"]
         if self.classes is not None:
@@ -76,18 +75,21 @@ class Pack:
         return sorted(self._folder.iterdir())
 
     def name(self, i: int) -> str:
-        """What the source called the image."""
+        """The image's name in the source that was packed."""
         return self._names[i]
 
 
 def read_description(folder: Path) -> dict[str, Any]:
-    """pack.json. Raises: UserError if it is not there or not a pack's of this version."""
+    """The content of pack.json.
+
+    Raises: UserError if it does not exist or describes no pack of this version.
+    """
     where = f"data.path={folder}"
     try:
         about = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(
-            f"{where}: holds no finished pack; if packing was interrupted, type its command again"
+            f"{where}: contains no finished pack; if packing was interrupted, run its command again"
         ) from None
     except (OSError, ValueError) as error:
         raise UserError(f"{where}: {DESCRIPTION} is not readable: {error}") from None
@@ -102,15 +104,15 @@ def read_description(folder: Path) -> dict[str, Any]:
 
 
 def verify(folder: Path, pool: Executor) -> list[str]:
-    """Read every byte of a pack; returns a line for each image or file that is not as packed.
+    """Compare all bytes of a pack with its checksums; returns a line for each difference.
 
-    Raises: UserError if the pack does not open.
+    Raises: UserError if the pack cannot be opened.
     """
     pack, about = Pack(folder), read_description(folder)
     problems = []
     for file, packed in about["checksums"].items():
         if checksum(folder / file) != packed:
-            problems.append(f"{folder / file}: damaged: not what was packed")
+            problems.append(f"{folder / file}: damaged: its checksum is not that of the packing")
 
     def damaged(start: int) -> list[int]:
         rows = range(start, min(start + BLOCK, len(pack)))
@@ -127,11 +129,11 @@ def checksum(file: Path) -> str:
 
 
 def _array(file: Path, kind: type, shape: tuple[int, ...]) -> np.ndarray:
-    # a plain view of the map: slicing a np.memmap costs microseconds
+    # a plain array on the mapped memory, since slicing a np.memmap takes microseconds
     array = np.asarray(np.load(file, mmap_mode="r", allow_pickle=False))
     if array.dtype != kind or array.shape != shape:
         found = f"{array.dtype} {array.shape}"
-        raise ValueError(f"{file.name} holds {found} instead of {np.dtype(kind)} {shape}")
+        raise ValueError(f"{file.name} contains {found} instead of {np.dtype(kind)} {shape}")
     return array
 
 

@@ -1,8 +1,8 @@
-"""Making packs: each image is read, shrunk and encoded once, in the source's order.
+"""Write packs: each image is read, shrunk and encoded once, in the source's order.
 
-A split is packed in DIR/.SPLIT.packing: images are appended to one file, then a record of each to
-another, so that whatever ends the process, all images up to some place are whole and the same
-command goes on from there. The folder gets its name DIR/SPLIT when everything is written.
+A split is written in DIR/.SPLIT.packing. Each image is appended to one file, and then its record to
+another. If the process ends, all images up to some index are complete, and the same command
+continues after them. The folder is renamed to DIR/SPLIT when everything is written.
 """
 
 import contextlib
@@ -12,7 +12,7 @@ import io
 import json
 import os
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -37,23 +37,21 @@ from selfsight.data.pack.read import (
     read_description,
 )
 from selfsight.data.packed_strings import PackedStrings
-from selfsight.data.source import BadImage, Source, content_hash, origins
-from selfsight.data.sources.open import LOADING_KEYS, DataConfig, Places, is_pattern, open_source
+from selfsight.data.source import BadImage, Source, Watch, content_hash, origins
+from selfsight.data.sources.open import LOADING_KEYS, DataConfig, PathSpec, is_pattern, open_source
 from selfsight.errors import UserError
 from selfsight.files import locked, rename_durably, write_atomically, write_json
 
 PLAN, IMAGES, RECORDS, BAD = "plan.json", "images.part", "records.bin", "bad_images.txt"
-AHEAD = 8  # images for each thread that are worked on or wait to be written
-
-Watch = Callable[[str, int, int], None]
+AHEAD = 8  # images per thread that are being encoded or wait to be written
 
 
 class PackConfig(Config):
-    """What a pack holds of an image."""
+    """How a pack stores an image."""
 
-    raw: bool = False  # pixels of its central square, else a JPEG file of the whole image
-    size: int = Field(256, ge=1)  # pixels: the square's side; of JPEG the most of the shorter side
-    quality: int = Field(90, ge=1, le=100)  # of a JPEG that is not kept as it is
+    raw: bool = False  # true: pixels of the central square; false: a JPEG file of the whole image
+    size: int = Field(256, ge=1)  # pixels: side of the square; JPEG: maximum of the shorter side
+    quality: int = Field(90, ge=1, le=100)  # of JPEG files that are encoded here
 
     @property
     def kind(self) -> str:
@@ -63,14 +61,12 @@ class PackConfig(Config):
 def pack(
     data: DataConfig, config: PackConfig, output: Path, watch: Watch
 ) -> list[tuple[Path, bool]]:
-    """Pack both splits, or what is missing of them.
+    """Pack both splits, or the rest of them.
 
-    Returns: the folder of each split that there is, and whether it was made now.
-
-    Args:
-        watch: takes what is being done, the images done, and all of them.
-    Raises: UserError if `output` holds something else, if more images are broken than
-        data.max_bad, or if it cannot be written; what is done stays, and the same call goes on.
+    Returns: for each split its folder, and whether it was written by this call.
+    Raises: UserError if `output` contains something else, if more images are undecodable than
+        data.max_bad allows, or if it cannot be written. What is written stays, and the same call
+        continues.
     """
     data = _absolute(data)
     sources = {split: open_source(data, split) for split in ("test", "train")}
@@ -82,7 +78,7 @@ def pack(
         with locked(output):
             for split in sources:
                 _refuse_others(output / split, plans.get(split))
-            # the train split is the last, for without it the folder does not open
+            # the train split is last: an unfinished folder has none, so it cannot be opened
             for split, plan in plans.items():
                 folder = output / split
                 folders.append((folder, not folder.exists()))
@@ -90,28 +86,28 @@ def pack(
                     _pack_split(sources[split], folder, plan, data, config, watch)
     except OSError as error:
         raise UserError(
-            f"--output {output}: {error.strerror or error}. What is packed so far stays, and the "
-            f"same command goes on from there"
+            f"--output {output}: {error.strerror or error}. What is packed so far stays; remove "
+            f"the cause and run the same command again to continue"
         ) from None
     return folders[::-1]
 
 
 def _absolute(data: DataConfig) -> DataConfig:
-    """With paths that mean the same from every folder, for they become the names of images."""
+    """The same keys with absolute paths, since paths become the names of the images."""
 
-    def absolute(place: Places | None) -> Places | None:
-        if isinstance(place, tuple):
-            return tuple(map(absolute, place))
-        if place is None or is_pattern(place):
-            return place
-        return os.path.abspath(Path(place).expanduser())
+    def absolute(path: PathSpec | None) -> PathSpec | None:
+        if isinstance(path, tuple):
+            return tuple(map(absolute, path))
+        if path is None or is_pattern(path):
+            return path
+        return os.path.abspath(Path(path).expanduser())
 
     keys = ("path", "test_path", "image_dir", "test_image_dir")
     return data.model_copy(update={key: absolute(getattr(data, key)) for key in keys})
 
 
 def _plan(source: Source, split: str, data: DataConfig, config: PackConfig) -> dict[str, Any]:
-    """What the pack will be; one of another plan is another pack."""
+    """The description of the pack before it is written; packs of other plans are not continued."""
     digest = hashlib.blake2b(repr(source.classes).encode(), digest_size=16)
     if source.labels is not None:
         digest.update(source.labels.astype("<i8").tobytes())
@@ -132,18 +128,24 @@ def _plan(source: Source, split: str, data: DataConfig, config: PackConfig) -> d
 
 
 def _refuse_others(folder: Path, plan: dict[str, Any] | None) -> None:
-    """Raises: UserError if the folder, or what was begun of it, is not the pack of this plan."""
+    """Raises: UserError if the folder, or its unfinished pack, has another plan than this."""
     work = _work(folder)
     if folder.exists():
         if not (folder / DESCRIPTION).exists():
-            raise UserError(f"--output {folder.parent}: '{folder}' is there and is no pack")
+            raise UserError(
+                f"--output {folder.parent}: '{folder}' exists and is not a pack; choose another "
+                f"folder with --output"
+            )
         found = read_description(folder)
     elif (plan_file := work / PLAN).exists() or (plan_file := work / DESCRIPTION).exists():
         folder, found = work, json.loads(plan_file.read_text(encoding="utf-8"))
     else:
         return
     if plan is None:
-        raise UserError(f"'{folder}' is a pack, but these images have no test split; remove it")
+        raise UserError(
+            f"'{folder}' is a pack, but these images have no test split; remove the folder, or "
+            f"choose another one with --output"
+        )
     same = {"format": FORMAT} if found.get("format") in FORMATS else {}  # under each of its names
     changed = differences({key: found.get(key) for key in plan} | same, plan)
     if changed:
@@ -190,7 +192,7 @@ def _pack_split(
 def _made(
     source: Source, rows: range, config: PackConfig, workers: int | None
 ) -> Iterator[Made | BadImage]:
-    """The images in order, made by all cores; a few are in memory at a time."""
+    """The encoded images in order, made by all threads; a few are in memory at a time."""
     threads = workers or distributed.cores()
     with ThreadPoolExecutor(threads, "pack") as pool:
         waiting: deque[Future] = deque()
@@ -229,7 +231,7 @@ def _make(source: Source, i: int, config: PackConfig) -> Made | BadImage:
 
 
 def _fits(data: bytes, pixels: np.ndarray, config: PackConfig) -> bool:
-    """Whether these bytes are what a pack holds: a small upright JPEG file, gray or in colour."""
+    """Whether a file is stored unchanged: a small upright JPEG file, gray or in colour."""
     if not data.startswith(JPEG) or min(pixels.shape[:2]) > config.size or orientation(data) != 1:
         return False
     try:
@@ -248,7 +250,7 @@ def shrink(pixels: np.ndarray, size: int) -> np.ndarray:
 
 
 def _header(count: int, size: int) -> bytes:
-    """What a .npy file of the images begins with; NumPy pads it to a length that fits any count."""
+    """The header of a .npy file of `count` images; NumPy pads it to one length for any count."""
     header = io.BytesIO()
     about = {"descr": "|u1", "fortran_order": False, "shape": (count, size, size, 3)}
     np.lib.format.write_array_header_1_0(header, about)
@@ -256,11 +258,13 @@ def _header(count: int, size: int) -> bytes:
 
 
 def _finish(source: Source, work: Path, plan: dict[str, Any]) -> None:
-    """Write what stands beside the images, the description last."""
+    """Write all files but that of the images; the description last, since it marks the end."""
     table = np.fromfile(work / RECORDS, RECORD)
     rows = np.flatnonzero(table["whole"])
     if not len(rows):
-        raise UserError(f"None of the {len(table):,} images can be packed; see {work / BAD}")
+        raise UserError(
+            f"data.path: none of the {len(table):,} images can be packed; {work / BAD} says why"
+        )
     arrays = {"hashes.npy": table["stored"][rows], "source_hashes.npy": table["origin"][rows]}
     if source.labels is not None:
         arrays["labels.npy"] = source.labels[rows].astype(np.int64)

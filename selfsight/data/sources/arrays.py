@@ -1,4 +1,4 @@
-"""Sources that are arrays in memory: scikit-learn's digits, NumPy files."""
+"""Sources that are arrays in memory: scikit-learn's digits and NumPy files."""
 
 import zlib
 from collections.abc import Iterator
@@ -15,7 +15,12 @@ from selfsight.errors import UserError
 
 
 class _Pixels:
-    """Images (N, H, W, 3) uint8 in memory, perhaps with labels (N,), numbers from 0."""
+    """Images (N, H, W, 3) uint8 in memory.
+
+    Args:
+        target: (N,) labels, whole numbers from 0; or None.
+        what: the name of an image without its index.
+    """
 
     def __init__(self, images: np.ndarray, target: np.ndarray | None, what: str) -> None:
         self._images, self._what = images, what
@@ -49,8 +54,10 @@ class Digits(_Pixels):
 
 
 def _digits() -> tuple[np.ndarray, np.ndarray]:
-    """(1797, 64) values from 0 to 16 and (1797,) labels, from the table that scikit-learn brings;
-    to import it for that would take two seconds."""
+    """(1797, 64) values from 0 to 16 and (1797,) labels.
+
+    Read from scikit-learn's file, since importing scikit-learn takes two seconds.
+    """
     (folder,) = find_spec("sklearn").submodule_search_locations
     table = Path(folder, "datasets", "data", "digits.csv.gz")
     if table.is_file():
@@ -62,7 +69,7 @@ def _digits() -> tuple[np.ndarray, np.ndarray]:
 
 
 class Arrays(_Pixels):
-    """Images in a .npy file, or in an .npz with optional labels (keys such as images, labels)."""
+    """Images in a .npy file, or images and optional labels in an .npz (keys IMAGES and LABELS)."""
 
     IMAGES, LABELS = ("images", "image", "x", "data"), ("labels", "label", "y", "targets")
 
@@ -84,11 +91,11 @@ class Arrays(_Pixels):
         if target is not None:
             whole = target.dtype.kind in "iu" and target.size > 0
             if target.shape != (len(images),) or not whole or target.min() < 0:
-                least = f", the least {target.min()}" if whole else ""
+                least = f", the smallest {target.min()}" if whole else ""
                 raise UserError(
-                    f"data.path={path}: {len(images)} images need a whole number from 0 each as "
-                    f"label, found {target.dtype} {target.shape}{least}; data.labels=false reads "
-                    f"none"
+                    f"data.path={path}: labels must be {len(images)} whole numbers from 0, one for "
+                    f"each image, found {target.dtype} {target.shape}{least}; data.labels=false "
+                    f"ignores them"
                 )
         super().__init__(images, target, f"{path} {key}")
         self._path = path
@@ -99,7 +106,7 @@ class Arrays(_Pixels):
     def _pick(
         self, loaded: Any, split: str, path: Path
     ) -> tuple[np.ndarray, np.ndarray | None, str]:
-        """Images, labels or None, and what the images are called."""
+        """Images, labels or None, and the name of the array of images."""
         if isinstance(loaded, np.ndarray):
             return loaded, None, "image"
         for prefix in (*(f"{n}_" for n in (TRAIN_NAMES if split == "train" else TEST_NAMES)), ""):
@@ -110,7 +117,8 @@ class Arrays(_Pixels):
             if image:
                 return loaded[image], loaded[label] if label else None, image
         raise UserError(
-            f"data.path={path}: no array named {', '.join(self.IMAGES)} among {loaded.files}"
+            f"data.path={path}: no array of images among {loaded.files}; its name must be one of "
+            f"{', '.join(self.IMAGES)}"
         )
 
     @staticmethod
@@ -125,7 +133,7 @@ class Arrays(_Pixels):
 
 @contextmanager
 def _reading(path: Path) -> Iterator[None]:
-    """What is damaged is named, and so are pickled objects, which could run code."""
+    """Turn errors into UserError. Pickled objects are refused too, since they could run code."""
     try:
         yield
     except (OSError, ValueError, EOFError, BadZipFile, zlib.error):

@@ -1,4 +1,4 @@
-"""Files on the web, each downloaded once."""
+"""Download files by http and https, each file once."""
 
 import hashlib
 import os
@@ -16,19 +16,19 @@ from selfsight.errors import UserError
 from selfsight.files import appending, rename_durably
 
 CHUNK = 2**20  # bytes
-PATIENCE = 60.0  # seconds without a byte after which a connection has failed
+PATIENCE = 60.0  # seconds without data after which a download has failed
 
 
 def fetch(url: str, place: str) -> Path:
-    """The whole file as a local one, in ~/.cache/selfsight/shards ($XDG_CACHE_HOME in place of
-    ~/.cache), where it stays.
+    """Download a file unless that was done before; returns the local file.
 
-    What an interruption left of a download is downloaded again. Of several processes that want
-    the same file, one downloads it and the others wait.
+    It stays in ~/.cache/selfsight/shards ($XDG_CACHE_HOME in place of ~/.cache, if set). An
+    interrupted download starts again from the beginning. If several processes ask for one file,
+    one downloads it and the others wait.
 
     Args:
-        place: which file this is, for the line of progress: "3 of 12".
-    Raises: UserError if it cannot be had.
+        place: which file of how many this is, for the progress line: "3 of 12".
+    Raises: UserError if the file is not available.
     """
     address = urlsplit(url)
     if address.scheme not in ("http", "https") or not address.netloc:
@@ -39,7 +39,7 @@ def fetch(url: str, place: str) -> Path:
     part = target.with_name(f".{name}.part")
     try:
         if not target.exists():
-            with appending(part) as file:  # others wait here; when it is their turn, it is there
+            with appending(part) as file:  # waits while another process downloads it
                 if target.exists():
                     part.unlink(missing_ok=True)
                 else:
@@ -53,15 +53,17 @@ def fetch(url: str, place: str) -> Path:
 
 
 def downloads() -> Path:
-    """The folder of all downloads: ~/.cache/selfsight, or ~/.cache/tacit where that was filled
-    before the package was renamed and the other is not there."""
+    """The folder of all downloads: ~/.cache/selfsight.
+
+    ~/.cache/tacit, from before the package was renamed, if only that one exists.
+    """
     caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     folder, former = caches / "selfsight", caches / "tacit"
     return former if former.is_dir() and not folder.is_dir() else folder
 
 
 def _download(url: str, file: BinaryIO, place: str) -> None:
-    """Raises: OSError or HTTPException if not all of it came."""
+    """Raises: OSError or HTTPException if the download is incomplete."""
     request = Request(url, headers={"User-Agent": "selfsight"})
     with urlopen(request, timeout=PATIENCE) as response:
         length = response.headers.get("Content-Length")
@@ -75,7 +77,7 @@ def _download(url: str, file: BinaryIO, place: str) -> None:
     file.flush()
     _show(url, place, done, length, end="\n")
     if length is not None and done != int(length):
-        raise OSError(f"{done:,} of {int(length):,} bytes came; try again")
+        raise OSError(f"only {done:,} of {int(length):,} bytes arrived; try again")
 
 
 def _show(url: str, place: str, done: int, length: str | None, end: str) -> None:

@@ -1,4 +1,4 @@
-"""A folder of image files: a million of them are found in seconds and kept in little memory."""
+"""A folder of image files: a million are found in seconds, and their names take little memory."""
 
 import errno
 import hashlib
@@ -18,39 +18,17 @@ from selfsight.data.packed_strings import PackedStrings, load_index, save_index
 from selfsight.data.source import GRANULARITY
 from selfsight.errors import UserError
 
-# The commonest first: a name is compared with one after the other.
+# The most common first, since a name is compared with them in this order.
 ENDINGS = (b".jpg", b".jpeg", b".png", b".webp", b".bmp", b".gif", b".tif", b".tiff")
 EXTENSIONS = {ending.decode() for ending in ENDINGS}
 THREADS = min(4, os.cpu_count() or 1)
-CACHED = 10_000  # images: an index of fewer is made as fast as it is read
-FORMAT = 2  # of the cache; raise it with any change of what is found or how it is stored
+CACHED = 10_000  # images: the index of fewer is not saved, scanning them is as fast
+FORMAT = 2  # version of a saved index; raise it when its content or meaning changes
 DOT = ord(".")
 
 
-class Folder:
-    """Image files below a folder, by folder and then by name, both in the order of their bytes.
-
-    Hidden files and folders are left out. Links to folders are followed, but no folder is entered
-    twice: of several paths to one folder, that with the fewest links is taken.
-    Images are labelled if each lies in a sub-folder of the root, which then names its class.
-    """
-
-    def __init__(self, root: Path, labels: bool = True, cache: Path | None = None) -> None:
-        """
-        Args:
-            cache: folder that remembers what a large root holds for as long as the times of its
-                folders say that this has not changed.
-        """
-        self._root = os.fsencode(root)
-        index = _index(root, cache)
-        self._folders, self._ends, self._names = index.folders, index.ends, index.names
-        if not len(self):
-            known = " ".join(sorted(EXTENSIONS))
-            raise UserError(f"data.path={root}: no images below it ({known})")
-        self.classes, self.labels = _label(index) if labels else (None, None)
-
-    def __len__(self) -> int:
-        return len(self._names)
+class Files:
+    """A source whose images are files. Subclasses define `__len__` and `_path`, as bytes."""
 
     def read(self, i: int) -> bytes:
         return read_file(self._path(i))
@@ -61,13 +39,42 @@ class Folder:
     def files(self) -> Iterator[bytes]:
         return map(self._path, range(len(self)))
 
+
+class Folder(Files):
+    """Image files below a folder, sorted by folder and then by name, both by their bytes.
+
+    Hidden files and folders are left out. Links to folders are followed, but each folder is used
+    once: if several paths lead to it, the one with the fewest links counts.
+    If every image lies in a sub-folder of the root, the sub-folder's name is its class.
+    """
+
+    def __init__(self, root: Path, labels: bool = True, cache: Path | None = None) -> None:
+        """
+        Args:
+            cache: folder for the saved index of a large root, which is used again as long as no
+                modification time of a folder below the root has changed.
+        """
+        self._root = os.fsencode(root)
+        index = _index(root, cache)
+        self._folders, self._ends, self._names = index.folders, index.ends, index.names
+        if not len(self):
+            known = " ".join(sorted(EXTENSIONS))
+            raise UserError(f"data.path={root}: contains no images ({known})")
+        self.classes, self.labels = _label(index) if labels else (None, None)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
     def _path(self, i: int) -> bytes:
         folder = self._folders.raw(bisect_right(self._ends, i))
         return os.path.join(self._root, folder, self._names.raw(i))
 
 
 def read_file(path: bytes) -> bytes:
-    """Raises: OSError, also for what is no regular file: reading a pipe would wait for ever."""
+    """The content of a regular file.
+
+    Raises: OSError, also for other kinds of files: reading a pipe would wait for ever.
+    """
     at_once = getattr(os, "O_NONBLOCK", 0)
     with open(path, "rb", 0, opener=lambda path, flags: os.open(path, flags | at_once)) as file:
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
@@ -76,13 +83,13 @@ def read_file(path: bytes) -> bytes:
 
 
 class _Index(NamedTuple):
-    """What a folder holds.
+    """All folders and images below a root.
 
     Attributes:
-        folders: F paths relative to the root, with and without images, in order.
+        folders: F paths relative to the root, with and without images, sorted.
         states: (F, 2) int64, see `_state`.
-        ends: (F,) int64, one past the last image of each folder.
-        names: of N images, without their folders.
+        ends: (F,) int64, the index of each folder's last image + 1.
+        names: file names of the N images.
     """
 
     folders: PackedStrings
@@ -92,7 +99,7 @@ class _Index(NamedTuple):
 
 
 def _label(index: _Index) -> tuple[list[str] | None, np.ndarray | None]:
-    """Classes and (N,) labels from the first part of each path; none if a path has one part."""
+    """Classes and labels (N,) by the first folder of each path; None if an image has no folder."""
     counts = np.diff(index.ends, prepend=0)
     separator = os.sep.encode()
     tops = [index.folders.raw(f).partition(separator)[0] for f in range(len(index.folders))]
@@ -108,7 +115,7 @@ def _label(index: _Index) -> tuple[list[str] | None, np.ndarray | None]:
 
 
 def _index(root: Path, cache: Path | None) -> _Index:
-    """From the cache if that is still true, else by a scan, which is then remembered."""
+    """The saved index if nothing has changed since, else the result of a scan, which is saved."""
     start, began = os.fsencode(root), time.time_ns()
     with ThreadPoolExecutor(THREADS, "scan") as pool:
         if cache is None:
@@ -116,16 +123,16 @@ def _index(root: Path, cache: Path | None) -> _Index:
         key = hashlib.sha256(b"%d %b" % (FORMAT, os.path.realpath(start))).hexdigest()
         file = cache / f"folder-{key[:16]}.npz"
         index = load_index(file, _Index)
-        if index is None or not _is_true(index, start, pool):
+        if index is None or not _is_current(index, start, pool):
             index = _scan(start, pool)
-            # A folder changed a moment ago may change again without another time of change.
+            # A folder that changed just now may change again within the same modification time.
             if len(index.names) >= CACHED and index.states[:, 0].max() < began - GRANULARITY:
                 save_index(file, index)
         return index
 
 
-def _is_true(index: _Index, root: bytes, pool: ThreadPoolExecutor) -> bool:
-    """Whether all of its folders are as they were."""
+def _is_current(index: _Index, root: bytes, pool: ThreadPoolExecutor) -> bool:
+    """Whether the state of every folder is the saved one."""
     paths = [os.path.join(root, index.folders.raw(f)) for f in range(len(index.folders))]
     try:
         states = _in_threads(pool, lambda path: _state(_status(path)), paths)
@@ -138,12 +145,12 @@ def _is_true(index: _Index, root: bytes, pool: ThreadPoolExecutor) -> bool:
 
 
 class _Listing(NamedTuple):
-    """One folder; paths are relative to the root.
+    """What one folder contains; paths are relative to the root.
 
     Attributes:
-        status: None if it is not there, or is no folder.
-        names: of its images, sorted.
-        folders, links: paths of what is in it, links to folders apart.
+        status: None if the path does not exist or is not a folder.
+        names: file names of its images, sorted.
+        folders, links: paths of its folders, and of its links that may lead to folders.
     """
 
     path: bytes
@@ -154,7 +161,7 @@ class _Listing(NamedTuple):
 
 
 def _scan(root: bytes, pool: ThreadPoolExecutor) -> _Index:
-    """Level by level, so that the result does not depend on which thread is faster.
+    """List all folders, level by level: the result does not depend on the speed of threads.
 
     Raises: UserError if a folder cannot be read.
     """
@@ -173,7 +180,7 @@ def _scan(root: bytes, pool: ThreadPoolExecutor) -> _Index:
             found.append(listing)
             level += listing.folders
             links += listing.links
-        if not level:  # links come last: a folder goes by its own path
+        if not level:  # links last, so that a folder inside the root keeps its own path
             level, links = links, []
     separator = os.sep.encode()
     found.sort(key=lambda listing: listing.path.split(separator))
@@ -189,7 +196,7 @@ def _list(root: bytes, path: bytes) -> _Listing:
     whole = os.path.join(root, path)
     files, folders, links = [], [], []
     try:
-        # The time comes first: a change during the listing makes it old.
+        # Before the listing: a change during it then makes the saved index outdated.
         status = _status(whole)
         for entry in [] if status is None else _entries(whole, files):
             if entry.name.startswith(b"."):
@@ -200,12 +207,12 @@ def _list(root: bytes, path: bytes) -> _Listing:
             if not os.path.isdir(entry.path):
                 files.append(entry.name)
             if not os.path.isfile(entry.path):
-                # What leads nowhere today may be a folder tomorrow, when a disk is mounted.
+                # A link to nothing may lead to a folder later, when a disk is mounted.
                 links.append(entry.name)
     except OSError as error:
         raise UserError(
             f"data.path={os.fsdecode(root)}: cannot read the folder '{os.fsdecode(whole)}': "
-            f"{error.strerror}; allow it, or move it elsewhere"
+            f"{error.strerror}; give yourself permission to read it, or move it elsewhere"
         ) from None
     images = [f for f in files if f.lower().endswith(ENDINGS) and f[0] != DOT]
     below = [[os.path.join(path, name) for name in names] for names in (folders, links)]
@@ -213,7 +220,10 @@ def _list(root: bytes, path: bytes) -> _Listing:
 
 
 def _entries(path: bytes, files: list[bytes]) -> list[os.DirEntry]:
-    """All but plain files, whose names are appended; a million pass here, so little is done."""
+    """All entries but plain files, whose names are appended to `files`.
+
+    Called for a million entries, so it does as little as possible with each.
+    """
     others = []
     with os.scandir(path) as entries:
         for entry in entries:
@@ -225,7 +235,7 @@ def _entries(path: bytes, files: list[bytes]) -> list[os.DirEntry]:
 
 
 def _status(path: bytes) -> os.stat_result | None:
-    """Of a folder; None if there is none. Raises: OSError if that cannot be known."""
+    """The status of a folder; None if it does not exist. Raises: OSError if access is refused."""
     try:
         status = os.stat(path)
     except OSError as error:
@@ -236,15 +246,17 @@ def _status(path: bytes) -> os.stat_result | None:
 
 
 def _state(status: os.stat_result | None) -> tuple[int, int]:
-    """Differs if a folder's list of files has changed, or a link now leads to another folder:
-    nanoseconds of the last change and the folder's number, cut to what int64 can hold."""
+    """(modification time in ns, inode number) of a folder, each modulo 2^63 to fit int64.
+
+    It changes if a file is added or removed, or if a link leads to another folder.
+    """
     return (status.st_mtime_ns % 2**63, status.st_ino % 2**63) if status else (0, 0)
 
 
 def _in_threads(
     pool: ThreadPoolExecutor, work: Callable[[bytes], Any], items: list[bytes]
 ) -> list[Any]:
-    """[work(item) for item in items], by all threads."""
+    """[work(item) for item in items], computed by all threads."""
     size = len(items) // (4 * THREADS) + 1
     chunks = [items[i : i + size] for i in range(0, len(items), size)]
     return [r for results in pool.map(lambda c: [work(x) for x in c], chunks) for r in results]

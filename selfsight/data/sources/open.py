@@ -1,4 +1,4 @@
-"""Which images: the keys `data.*`, and how a path and its splits are recognised."""
+"""The keys `data.*`, and how the kind of a path and its splits are recognised."""
 
 import os
 import re
@@ -24,7 +24,7 @@ from selfsight.errors import UserError
 
 # Keys of how images are read, not of which they are.
 LOADING_KEYS = ("mean", "std", "in_memory", "workers", "max_bad")
-# Kinds of paths; each has the endings of its files.
+# Kind of a source -> the endings of its files.
 ENDINGS = {
     "parquet": {".parquet"},
     "arrays": {".npz", ".npy"},
@@ -32,12 +32,11 @@ ENDINGS = {
     "list": LIST_ENDINGS,
     "folder": EXTENSIONS,
 }
-MARKS = {"pack": DESCRIPTION, "huggingface": SAVED}  # a file in each of a split's folders
+MARKS = {"pack": DESCRIPTION, "huggingface": SAVED}  # kind -> a file that every split's folder has
 KINDS = (*ENDINGS, *MARKS)
 SOURCES = ("auto", "digits", *KINDS, "huggingface:NAME", "torchvision:NAME")
 
-
-Places = str | tuple[str, ...]
+PathSpec = str | tuple[str, ...]  # one path, or several
 
 
 class DataConfig(Config):
@@ -48,11 +47,11 @@ class DataConfig(Config):
     # where it is not "train": torchvision:STL10:unlabeled
     source: str = "auto"
     # file or folder, or several of them; of torchvision and huggingface where they keep theirs
-    path: Places | None = None
-    test_path: Places | None = None  # of the test images, where they are not beside the others
+    path: PathSpec | None = None
+    test_path: PathSpec | None = None  # of the test images, where they are not beside the others
     # of a list: where its paths start (default: the list's folder); of several lists, one each
-    image_dir: Places | None = None
-    test_image_dir: Places | None = None  # the same of test_path, where it is another
+    image_dir: PathSpec | None = None
+    test_image_dir: PathSpec | None = None  # the same of test_path, where it is another
     labels: bool = True  # false: read no labels even where there are some
     limit: int | None = Field(None, ge=2)  # at most so many training images, drawn by coordinates
     fraction: float = Field(1.0, gt=0, le=1)  # or this share of them
@@ -67,16 +66,17 @@ class DataConfig(Config):
 
 
 def with_source(layer: Tree) -> Tree:
-    """A layer of the keys `data.*` in which a new path means that its kind is recognised."""
+    """The keys `data.*` of a layer; if it sets a path, data.source becomes "auto" by default."""
     return {"source": "auto", **layer} if layer.get("path") is not None else layer
 
 
 def open_source(config: DataConfig, split: str, cache: Path | None = None) -> Source | None:
-    """The train or the test split, see `_open_split`; of the train split at most `limit` images.
+    """The train or test split of all paths (see `_open_split`); None without a test split.
 
+    Of the train split at most `limit` images and at most the share `fraction` are used.
     Args:
-        cache: folder that remembers what large folders and shards hold.
-    Raises: UserError for a source or path that is not there or not readable.
+        cache: folder for saved indices of large folders and of shards.
+    Raises: UserError for a source or path that does not exist or cannot be read.
     """
     tests = [_locate("test_path", path, "auto") for path in several(config.test_path)]
     if tests and split == "test":
@@ -105,30 +105,29 @@ def open_source(config: DataConfig, split: str, cache: Path | None = None) -> So
     return Subset(source, np.sort(order[:count]))
 
 
-def several(places: Places | None) -> list[str]:
-    """One place, several, or none, as a list."""
-    return [places] if isinstance(places, str) else list(places or [])
+def several(paths: PathSpec | None) -> list[str]:
+    """A list of one path, of several, or of none."""
+    return [paths] if isinstance(paths, str) else list(paths or [])
 
 
-def _folders(places: Places | None, count: int) -> list[str | None]:
-    """The folder of each list."""
-    found = several(places) or [None]
-    found *= count if len(found) == 1 else 1
-    if len(found) != count:
+def _folders(paths: PathSpec | None, count: int) -> list[str | None]:
+    """The image folder of each of `count` lists."""
+    found = several(paths) or [None]
+    if len(found) not in (1, count):
         raise UserError(
             f"data.image_dir: {len(found)} folders for {count} lists; give one each, or one for all"
         )
-    return found
+    return found if len(found) == count else found * count
 
 
 def _open_split(
     config: DataConfig, path: str | None, image_dir: str | None, split: str, cache: Path | None
 ) -> Source | None:
-    """The train or the test split of one path; None if there is no test split to be had.
+    """The train or the test split of one path; None if it has no test split.
 
-    A path's splits are found by the usual names: sub-folders, files that start with them, or arrays
-    in one .npz; `test_path` names the test split elsewhere. A labelled set without a test split is
-    divided here, by coordinates, `test_fraction` for testing.
+    Splits are found by the usual names: of sub-folders, of the beginnings of file names, or of
+    arrays in one .npz. `test_path` gives the test split another path. If labelled images have no
+    test split, a random share of them, `test_fraction`, is held out; every run draws the same.
     """
     kind, _, name = config.source.partition(":")
     if kind == "digits" or (kind == "auto" and path is None):
@@ -154,19 +153,22 @@ def _open_split(
     return Subset(source, np.sort(order[:cut] if split == "test" else order[cut:]))
 
 
-# A folder, files (of shards also addresses), or what a library has opened.
+# A folder, files (shards may also be URLs), or an object that a library has opened.
 Where = Path | list[Path] | list[str] | Any
 
 
 def _locate(key: str, text: str, kind: str) -> tuple[str, Where, Where | None]:
-    """The kind of what a path names, what to open for training, and for testing if it is there."""
+    """The kind of a path, what to open for training, and what for testing (None: nothing)."""
     if kind not in ("auto", *KINDS):
         raise UserError(
             f"data.source={kind}: no such source.{near(kind, SOURCES)} Known: {', '.join(SOURCES)}"
         )
     if is_pattern(text):
         if kind not in ("auto", "webdataset"):
-            raise UserError(f"data.{key}={text}: names tar shards, not data.source={kind}")
+            raise UserError(
+                f"data.{key}={text}: only tar shards can be given by URL or braces, not "
+                f"data.source={kind}; set data.source=webdataset"
+            )
         files = expand(text)
         train, test = _by_name(files, os.path.commonpath(map(os.path.abspath, files)))
         return "webdataset", train or files, test if train else None
@@ -178,17 +180,19 @@ def _locate(key: str, text: str, kind: str) -> tuple[str, Where, Where | None]:
 
 
 def is_pattern(text: str) -> bool:
-    """Whether it stands for shards, by addresses or braces, and names no file or folder."""
+    """Whether the text is a URL or a pattern with braces, and not the path of a file or folder."""
     return "://" in text or ("{" in text and not Path(text).expanduser().exists())
 
 
 def recognise(path: Path) -> str:
-    """The kind of source, from the path's ending or from what the folder holds."""
+    """The kind of a source: by a file's ending, or by the files in a folder."""
     if path.is_file():
         kind = _kind_of(path.name)
         if kind in (None, "folder"):
             known = sorted(set().union(*ENDINGS.values()) - EXTENSIONS)
-            raise UserError(f"data.path={path}: is none of {', '.join(known)}, nor a folder")
+            raise UserError(
+                f"data.path={path}: is not a folder, nor a file that ends in {', '.join(known)}"
+            )
         return kind
     places = [path, *folders_in(path)]
     for kind, mark in MARKS.items():
@@ -196,10 +200,10 @@ def recognise(path: Path) -> str:
             return kind
     for file in _files(path):
         kind = _kind_of(file)
-        if kind not in (None, "list"):  # next to images, a text file seldom is a list of them
+        if kind not in (None, "list"):  # a text file beside images is seldom a list of images
             return kind
     raise UserError(
-        f"data.path={path}: holds no images, packs, parquet files, tar shards or NumPy arrays"
+        f"data.path={path}: contains no images, packs, parquet files, tar shards or NumPy arrays"
     )
 
 
@@ -209,12 +213,12 @@ def _kind_of(name: str) -> str | None:
 
 
 def _files(path: Path) -> Iterator[str]:
-    """Paths of the files below a folder but of hidden ones, one folder after the other: a caller
-    stops at the first it knows."""
+    """Paths of all files below a folder, hidden ones left out. A generator, since `recognise` stops
+    at the first file that it knows."""
     seen = set()
     for folder, folders, files in os.walk(path, followlinks=True):
         real = os.path.realpath(folder)
-        if real in seen:  # links may lead round in circles
+        if real in seen:  # a link may lead back to a folder above it
             folders.clear()
             continue
         seen.add(real)
@@ -223,16 +227,16 @@ def _files(path: Path) -> Iterator[str]:
 
 
 def folders_in(path: Path) -> list[Path]:
-    """Those directly below, perhaps next to a million files."""
+    """The folders directly in a folder; fast also beside a million files."""
     with os.scandir(path) as entries:
         return [path / entry.name for entry in entries if entry.is_dir()]
 
 
 def _find_splits(kind: str, path: Path) -> tuple[Where, Where | None]:
-    """What to open for the train and the test split; the second is None where there is none."""
+    """What to open for the train and for the test split; None if it has no test split."""
     if kind in ("folder", *MARKS):
         if not path.is_dir():
-            raise UserError(f"data.path={path}: is no folder, which data.source={kind} needs")
+            raise UserError(f"data.path={path}: is not a folder, but data.source={kind} needs one")
         if kind in MARKS and (path / MARKS[kind]).is_file():
             return path, None
         names = {p.name.lower(): p for p in folders_in(path)}
@@ -243,19 +247,20 @@ def _find_splits(kind: str, path: Path) -> tuple[Where, Where | None]:
         return [path], [path] if kind == "arrays" and Arrays.splits(path) else None
     files = [Path(file) for file in _files(path) if _kind_of(file) == kind]
     if not files:
-        raise UserError(f"data.path={path}: holds no files {', '.join(sorted(ENDINGS[kind]))}")
+        endings = ", ".join(sorted(ENDINGS[kind]))
+        raise UserError(f"data.path={path}: contains no files that end in {endings}")
     return _by_name(sorted(files), path)
 
 
 def _by_name(files: list[Any], root: Path | str) -> tuple[list[Any], list[Any] | None]:
-    """The files of the train and of the test split."""
+    """The files of the train and of the test split, by their names (see `_says`)."""
     train = [p for p in files if _says(p, root, TRAIN_NAMES)]
     test = next((t for n in TEST_NAMES if (t := [p for p in files if _says(p, root, (n,))])), None)
     return train or [p for p in files if not test or p not in test], test
 
 
 def _says(file: Path | str, root: Path | str, names: tuple[str, ...]) -> bool:
-    """Whether the file or one of its folders below the root is named after a split."""
+    """Whether the name of the file, or of a folder between root and file, begins with a name."""
     parts = os.path.relpath(file, root).split(os.sep)
     return any(re.split(r"[-._]", part.lower())[0] in names for part in parts)
 
@@ -270,14 +275,19 @@ def _open(
     if kind == "huggingface":
         return HuggingFace(where, config.labels)
     if not where:
-        raise UserError(f"data.source={kind}: found test files, but none to train on")
+        raise UserError(
+            f"data.source={kind}: all files are test files by their names, none is left to train "
+            f"on; name the training files with data.path and the others with data.test_path"
+        )
     if kind == "parquet":
         return Parquet(where, config.labels)
     if kind == "webdataset":
         return Shards(where, config.labels, cache)
     if len(where) > 1:
         listed = ", ".join(f.name for f in where[:4])
-        raise UserError(f"data.path: several {kind} files for '{split}' ({listed}); name one")
+        raise UserError(
+            f"data.path: several {kind} files for '{split}' ({listed}); set data.path to one file"
+        )
     if kind == "list":
         start = Path(folder).expanduser() if folder else where[0].parent
         return ListFile(where[0], start, config.labels)

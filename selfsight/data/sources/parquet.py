@@ -1,8 +1,9 @@
-"""Hugging Face's image tables: parquet files, and data sets of its library."""
+"""Hugging Face's image tables: parquet files, and data sets of the `datasets` library."""
 
 import json
 import threading
-from functools import cache, lru_cache
+from functools import cache, lru_cache, partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -11,17 +12,17 @@ import numpy as np
 from selfsight.data.source import TEST_NAMES, TRAIN_NAMES, BadImage, first_line
 from selfsight.errors import UserError
 
-KEPT = 2**31  # bytes of images in memory; a set below this is read once
-LABELS = ("label", "labels", "fine_label")  # columns; the first there is
-SAVED = "state.json"  # in every folder that `save_to_disk` made of one split
+KEPT = 2**31  # bytes of images in memory; a smaller data set is read once
+LABELS = ("label", "labels", "fine_label")  # names of columns; the first found is used
+SAVED = "state.json"  # a file that `save_to_disk` writes into the folder of every split
 
 
 class Parquet:
-    """Hugging Face's layout: a column of structs {bytes, path}, and perhaps labels.
+    """Parquet files with a column of structs {bytes, path} and optionally a column of labels.
 
-    Row groups, the least that can be read of a parquet file, are read when one of their images is
-    asked for, and as many are kept as KEPT bytes hold. Of a set that is larger, an image in random
-    order costs the reading of its row group.
+    The smallest part of a parquet file that can be read is a row group. A row group is read when
+    one of its images is needed, and up to KEPT bytes of them stay in memory. If the images need
+    more, reading them in random order reads a whole row group for almost every image.
     """
 
     def __init__(self, files: list[Path], labels: bool = True) -> None:
@@ -43,7 +44,7 @@ class Parquet:
         self._ends = np.cumsum([group.num_rows for group in groups], dtype=np.int64)
         self._starts = np.cumsum([0] + [footer.num_rows for footer in self._footers])  # of files
         if not self._starts[-1]:
-            raise UserError(f"data.path={files[0]}: holds no rows")
+            raise UserError(f"data.path={files[0]}: contains no rows")
         sizes = [group.total_byte_size for group in groups]
         kept = len(sizes) if sum(sizes) <= KEPT else max(1, KEPT // max(sizes))
         self._column = lru_cache(kept)(self._read_group)
@@ -66,7 +67,7 @@ class Parquet:
     def read(self, i: int) -> bytes:
         group = int(np.searchsorted(self._ends, i, "right"))
         try:
-            with self._turns[group]:  # one thread reads it, others then find it
+            with self._turns[group]:  # so that only one thread reads the row group
                 column = self._column(group)
         except (_pyarrow().ArrowException, OSError) as error:
             raise BadImage(self.name(i), first_line(error)) from None
@@ -79,7 +80,7 @@ class Parquet:
         return self._files
 
     def _read_group(self, group: int) -> Any:
-        """The image column of a row group."""
+        """The bytes of all images of a row group, as a pyarrow column."""
         pa, (n, g) = _pyarrow(), self._places[group]
         with pa.parquet.ParquetFile(self._files[n], metadata=self._footers[n]) as file:
             table = file.read_row_group(g, columns=[self._image], use_threads=False)
@@ -90,29 +91,23 @@ class Parquet:
         return f"{self._files[n]} row {i - self._starts[n]}"
 
 
-def _pyarrow() -> Any:
+def _library(source: str, *modules: str) -> Any:
+    """The first of these modules; all are imported."""
     try:
-        import pyarrow
-        import pyarrow.compute
-        import pyarrow.parquet
+        first, *_ = map(import_module, modules)
+        return first
     except ImportError:
         raise UserError(
-            "data.source=parquet needs pyarrow: pip install 'selfsight[parquet]'"
+            f"data.source={source} needs {modules[0]}: pip install 'selfsight[{source}]'"
         ) from None
-    return pyarrow
 
 
-def _datasets() -> Any:
-    try:
-        import datasets
-    except ImportError:
-        needs = "data.source=huggingface needs datasets: pip install 'selfsight[huggingface]'"
-        raise UserError(needs) from None
-    return datasets
+_pyarrow = partial(_library, "parquet", "pyarrow", "pyarrow.compute", "pyarrow.parquet")
+_datasets = partial(_library, "huggingface", "datasets")
 
 
 def _footer(file: Path) -> Any:
-    """A parquet file's description: its columns and row groups."""
+    """The metadata of a parquet file: its columns and row groups."""
     pa = _pyarrow()
     try:
         return pa.parquet.read_metadata(file)
@@ -122,7 +117,7 @@ def _footer(file: Path) -> Any:
 
 
 def _class_names(schema: Any, column: str) -> list[str] | None:
-    """From the schema's metadata."""
+    """The names of the classes, which Hugging Face writes into the schema's metadata."""
     try:
         features = json.loads(schema.metadata[b"huggingface"])["info"]["features"]
         return list(features[column]["names"])
@@ -133,16 +128,16 @@ def _class_names(schema: Any, column: str) -> list[str] | None:
 def _numbered(
     column: Any, names: list[str] | None, where: str
 ) -> tuple[list[str] | None, np.ndarray | None]:
-    """Classes and labels (N,) of a pyarrow column of numbers, or of names; None without labels.
+    """Classes and labels (N,) of a pyarrow column of numbers or of names; None without labels.
 
     Args:
-        names: of the classes, if they are known; else the values are the names.
+        names: the names of the classes; None: the values in the column are the names.
     Raises: UserError if some images have labels and others have none.
     """
     pa = _pyarrow()
     if pa.types.is_dictionary(column.type):
         column = column.cast(column.type.value_type)
-    if pa.types.is_integer(column.type):  # the hub's data sets say -1 where labels are withheld
+    if pa.types.is_integer(column.type):  # data sets of the hub use -1 for hidden labels
         column = pa.compute.if_else(pa.compute.less(column, 0), None, column)
     elif not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)):
         return None, None
@@ -166,7 +161,7 @@ class HuggingFace:
     """One split of a data set of the `datasets` library, which maps its files into memory.
 
     Args:
-        data: a `datasets.Dataset`, or the folder where its `save_to_disk` wrote one.
+        data: a `datasets.Dataset`, or a folder that its `save_to_disk` has written.
     """
 
     def __init__(self, data: Any, labels: bool = True) -> None:
@@ -204,14 +199,14 @@ class HuggingFace:
 
 
 def hub_splits(name: str, folder: str | None, labels: bool = True) -> tuple[Any, Any | None]:
-    """A data set's train and test split, if it has one, by the usual names.
+    """The train and the test split of a data set of the hub; the second is None without one.
 
     Args:
-        name: ORGANISATION/NAME on the hub, perhaps with /CONFIGURATION, perhaps with :SPLIT, which
-            is then the one to train on.
-        folder: where the library keeps it; None: where it keeps all.
-        labels: take a test split that has labels, if there is one; of some sets they are withheld.
-    Raises: UserError if it cannot be had.
+        name: ORGANISATION/NAME on the hub, optionally followed by /CONFIGURATION and by :SPLIT, the
+            split to train on.
+        folder: the library's cache for this data set; None: its default cache.
+        labels: prefer a test split with labels, since some data sets hide those of one split.
+    Raises: UserError if the data set is not available.
     """
     name, *own = name.split(":", 1)
     splits = _load_hub(name, folder)
@@ -230,7 +225,7 @@ def hub_splits(name: str, folder: str | None, labels: bool = True) -> tuple[Any,
 
 @cache
 def _load_hub(name: str, folder: str | None, split: str | None = None) -> Any:
-    """A DatasetDict, or the Dataset of a split."""
+    """The DatasetDict of a data set, or the Dataset of one split."""
     datasets = _datasets()
     path, configuration = name, None
     if name.count("/") == 2:
@@ -238,7 +233,7 @@ def _load_hub(name: str, folder: str | None, split: str | None = None) -> Any:
     where = folder and str(Path(folder).expanduser())
     try:
         return datasets.load_dataset(path, configuration, split=split, cache_dir=where)
-    except Exception as error:  # a download fails in too many ways to name
+    except Exception as error:  # downloads raise too many kinds of exceptions to list
         asked = f"huggingface:{name}" + (f":{split}" if split else "")
         raise UserError(f"data.source={asked}: {first_line(error)}") from None
 

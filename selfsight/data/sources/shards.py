@@ -1,4 +1,4 @@
-"""Tar files in WebDataset's layout: a sample's members share the path up to the first dot."""
+"""Tar files in WebDataset's layout: members of a sample share their path up to its first dot."""
 
 import hashlib
 import itertools
@@ -19,19 +19,21 @@ from selfsight.data.sources.folder import ENDINGS
 from selfsight.data.sources.tar import members
 from selfsight.errors import UserError
 
-IMAGES = tuple(ending[1:] for ending in ENDINGS)  # of a sample's images the first there is
-LABELS = ("label", "class", "target", "cls", "category")  # keys of a sample's .json, likewise
+IMAGES = tuple(ending[1:] for ending in ENDINGS)  # the first found in a sample is used
+LABELS = ("label", "class", "target", "cls", "category")  # keys of a .json, the first found
 VERSION = 2  # of the saved index
-DESCRIPTORS = 256  # files kept open; a process may open 1,024 where nobody raised the limit
+DESCRIPTORS = 256  # files kept open; a process may open 1,024 by default
 
 
 class Index(NamedTuple):
     """The n images of one shard.
 
     Fields:
-        offsets, sizes: (n,) int64, bytes, of an image's content in the shard.
-        labels: (n,) int32, places in `classes`; -1 of a sample without a label.
-        skipped: (), samples without an image.
+        keys: the path of each sample in the shard, without ending.
+        offsets, sizes: (n,) int64, in bytes: where each image is in the shard.
+        labels: (n,) int32, indices into `classes`; -1 for a sample without a label.
+        classes: names or numbers as text, in order of appearance.
+        skipped: () how many samples have no image.
     """
 
     keys: PackedStrings
@@ -43,13 +45,13 @@ class Index(NamedTuple):
 
 
 class Shards:
-    """Images in tar shards: shard after shard in the order of their names, each as it is in the
-    tar, so that a number is enough to read any image and training shuffles all of them at once.
+    """Images in tar shards, in the order of the shards' names and of the members in each shard.
 
-    A sample's label is in its .cls, or in its .json under one of LABELS: a number or a name.
+    Any image can be read by its index, so training shuffles over all shards. The label of a sample
+    is a number or a name, in its .cls or in its .json under one of LABELS.
 
     Attributes:
-        skipped: samples without an image, which are left out.
+        skipped: how many samples have no image; they are left out.
     """
 
     def __init__(
@@ -72,13 +74,14 @@ class Shards:
         if not len(self):
             endings = " ".join(ending.decode() for ending in IMAGES)
             raise UserError(
-                f"data.path={self._files[0]}: none of {self.skipped} samples has an image, a file "
-                f"KEY.ENDING ({endings}) where KEY has no dot in its last part"
+                f"data.path={self._files[0]}: none of {self.skipped} samples has an image. An "
+                f"image is a member KEY.ENDING, where KEY has no dot in its last part and ENDING "
+                f"is one of {endings}"
             )
         self.classes, self.labels = self._label(shards)
 
     def _label(self, shards: list[Index]) -> tuple[list[str] | None, np.ndarray | None]:
-        """Classes in the order of their numbers or names; None if no image has a label."""
+        """Classes, sorted by number or name, and labels; None and None if no image has a label."""
         found = {name for shard in shards for name in shard.classes}
         if not found:
             return None, None
@@ -100,10 +103,10 @@ class Shards:
         return len(self._offsets)
 
     def read(self, i: int) -> bytes:
-        file = self._opened(self._file(i))  # it closes when nothing refers to it
+        file = self._opened(self._file(i))  # Python closes it when nothing refers to it
         data = os.pread(file.fileno(), int(self._sizes[i]), int(self._offsets[i]))
         if len(data) < self._sizes[i]:
-            raise BadImage(self.name(i), "the shard has become shorter")
+            raise BadImage(self.name(i), "the shard has become shorter since it was opened")
         return data
 
     def name(self, i: int) -> str:
@@ -117,7 +120,7 @@ class Shards:
 
 
 def _index(path: Path, labels: bool, cache: Path | None) -> Index:
-    """The index of a shard, from the folder `cache` if it is there and the shard is as it was.
+    """The index of a shard: the one saved in `cache` if the shard has not changed, else a new one.
 
     Raises: UserError for a shard that cannot be read.
     """
@@ -173,7 +176,7 @@ def _scan(file: int, labels: bool) -> Index:
 
 
 def _label(name: bytes, ending: bytes, content: bytes) -> str | None:
-    """A label as text, numbers without leading zeros; None if there is none, or a negative one."""
+    """A label as text, numbers without leading zeros; None if it is missing or negative."""
     try:
         value = content.decode().strip() if ending == b"cls" else json.loads(content)
     except ValueError:
@@ -190,9 +193,9 @@ def _label(name: bytes, ending: bytes, content: bytes) -> str | None:
 
 
 def expand(text: str) -> list[str]:
-    """Every address that a pattern stands for, as a shell expands it.
+    """All paths or URLs that a pattern stands for, as a shell expands it.
 
-    "{a,b}-{000..012}.tar" stands for 26; zeros in front are kept.
+    "{a,b}-{000..012}.tar" becomes 26 names; leading zeros are kept.
     Raises: UserError for braces that are neither a list nor a range.
     """
     parts = re.split(r"\{([^{}]*)\}", text)

@@ -1,25 +1,25 @@
-"""What lies where in a tar file, read from its headers alone.
+"""Where the members of a tar file begin, read from its headers alone.
 
-Python's tarfile is five times slower, and at a damaged header it stops as if the file ended there.
+Python's tarfile takes five times as long, and it treats a damaged header as the end of the file.
 """
 
 import os
 from collections.abc import Iterator
 
-BLOCK = 512  # bytes: the unit of a tar file
-PADDING = 2**20  # bytes: more zeros at the end than tar writes are a hole in the file
+BLOCK = 512  # bytes: headers and contents begin at multiples of it
+PADDING = 2**20  # bytes of zeros allowed at the end; tar never writes more, a damaged disk may
 REGULAR = (b"0", b"\0", b"7")
-EMPTY = (b"1", b"2", b"3", b"4", b"5", b"6")  # links, devices, folders: nothing but a header
-# Members that describe the next one: pax records, GNU's long names of files and of links.
+EMPTY = (b"1", b"2", b"3", b"4", b"5", b"6")  # links, devices and folders have only a header
+# Members that describe the next one: pax records, GNU's long names of files and links.
 PAX, LONG_NAME, DESCRIPTIONS = b"x", b"L", (b"x", b"L", b"K", b"g")
 
 
 def members(file: int) -> Iterator[tuple[bytes, int, int]]:
-    """Name, and offset and size of the content in bytes, of each regular file in a tar.
+    """For each regular file in a tar: name, and offset and size of its content in bytes.
 
     Args:
-        file: descriptor of an uncompressed tar: ustar, GNU or pax.
-    Raises: ValueError that says what is wrong if the file is no tar, damaged or cut short.
+        file: descriptor of an uncompressed tar in ustar, GNU or pax format.
+    Raises: ValueError with the reason if the file is not a tar, is damaged or is cut short.
     """
     end, place, described = os.fstat(file).st_size, 0, {}
     while any(header := os.pread(file, BLOCK, place)) or len(header) < BLOCK:
@@ -44,11 +44,11 @@ def members(file: int) -> Iterator[tuple[bytes, int, int]]:
             described = {}
     rest = os.pread(file, PADDING + 1, place)
     if len(rest) > PADDING or any(rest):
-        raise ValueError(f"damaged: more follows the end mark of a tar at byte {place:,}")
+        raise ValueError(f"damaged: data follows the end mark of a tar at byte {place:,}")
 
 
 def _parse(header: bytes, place: int) -> tuple[bytes, int, bytes]:
-    """Name, size in bytes and kind of a member."""
+    """Name, size in bytes and type of a member; the header's checksum is verified."""
     if len(header) < BLOCK:
         raise ValueError(f"cut short: no end mark of a tar at byte {place:,}")
     try:
@@ -61,7 +61,7 @@ def _parse(header: bytes, place: int) -> tuple[bytes, int, bytes]:
         reason = "damaged" if place else "not a tar, or a compressed one"
         raise ValueError(f"{reason}: no header at byte {place:,}")
     name, prefix = (field.partition(b"\0")[0] for field in (header[:100], header[345:500]))
-    if prefix and header[257:263] == b"ustar\0":  # others have something else there
+    if prefix and header[257:263] == b"ustar\0":  # other formats use these bytes differently
         name = prefix + b"/" + name
     return name, size, header[156:157]
 
@@ -71,7 +71,7 @@ def _octal(field: bytes) -> int:
 
 
 def _records(content: bytes) -> dict[bytes, bytes]:
-    """Pax's records "LENGTH KEY=VALUE\\n"; the length, in bytes, is that of the whole record."""
+    """Pax records "LENGTH KEY=VALUE\\n", where LENGTH counts the bytes of the whole record."""
     found = {}
     while content:
         digits, _, rest = content.partition(b" ")
@@ -80,7 +80,7 @@ def _records(content: bytes) -> dict[bytes, bytes]:
             raise ValueError("damaged: a pax header is not readable")
         key, _, value = rest[: length - len(digits) - 2].partition(b"=")
         if key == b"size" and not value.isdigit():
-            raise ValueError("damaged: a pax header's size is no number")
+            raise ValueError("damaged: a pax header's size is not a number")
         found[key] = value
         content = content[length:]
     return found

@@ -1,4 +1,4 @@
-"""torchvision's data sets as a source: CIFAR-10, STL-10 and their like, by name."""
+"""torchvision's data sets by name: CIFAR-10, STL-10 and others."""
 
 import numpy as np
 
@@ -9,10 +9,11 @@ from selfsight.errors import UserError
 
 
 class Torchvision:
-    """A data set of torchvision that yields (image, label); downloaded if there is a network.
+    """A data set of torchvision that yields (image, label); downloaded at the first use.
 
     Args:
-        split: "train", "test" or, of a data set that has others, its own name for one of them.
+        root: folder of its files; None: the default folder for downloads.
+        split: "train", "test", or another split that the data set has.
     """
 
     def __init__(self, name: str, root: str | None, split: str, labels: bool = True) -> None:
@@ -33,10 +34,10 @@ class Torchvision:
                 )
         try:
             self._data = cls(folder, download=True, **which)
-        except Exception as error:  # a download fails in too many ways to name
+        except Exception as error:  # downloads raise too many kinds of exceptions to list
             raise UserError(
                 f"data.source=torchvision:{name}, data.path={folder}: {first_line(error)}. Without "
-                f"a network, put the files there or use another source"
+                f"a network, copy the files into that folder or use another source"
             ) from None
         self._name, self._split = name, split
         self.classes = self.labels = None

@@ -1,14 +1,13 @@
-"""Batched augmentations: a few tensor lines each, pure, with one parameter per image.
+"""Batched augmentations as pure functions, with one parameter per image.
 
-Images are (B, 3, H, W) float32 in [0, 1] unless said otherwise, on any device. Parameters are (B,)
-tensors; who draws them is `views`. With equal parameters each op equals its namesake of
-torchvision.transforms.v2.functional.
+Images are (B, 3, H, W) float32 in [0, 1] unless said otherwise, on any device. Parameters are
+tensors (B,), drawn in `views.make`. With equal parameters each op gives the result of the function
+of the same name in torchvision.transforms.v2.functional.
 
-Colours are changed on `Planes`, so that what runs compiled is one loop over the pixels: a loop over
-the channels would need the other two for every one.
+Colour ops take `Planes`, three separate channels, so that a compiled view is one loop over pixels.
 
-An op that only some images get takes a (B,) mask. The CPU then works on those images alone; other
-devices compute all and select, since picking rows would make the host wait for the device.
+An op that applies only to some images takes a mask (B,). The CPU computes those images alone. Other
+devices compute all images and select, since picking rows would make the host wait for the device.
 """
 
 import math
@@ -19,20 +18,20 @@ from torch import Tensor
 
 GRAY = (0.2989, 0.587, 0.114)  # the luma weights of ITU-R 601, as torchvision rounds them
 CROP_TRIES = 10  # of a random crop before it falls back to the centre, as in torchvision
-CROP_SLOTS = 2 * CROP_TRIES + 2  # uniform numbers that one crop takes
+CROP_SLOTS = 2 * CROP_TRIES + 2  # uniform numbers for one crop
 
 Planes = Sequence[Tensor]  # red, green and blue, each (B, 1, H, W)
 
-_PICK_ROWS_ON = {"cpu"}  # device types where an op works on the rows of its mask alone
+_PICK_ROWS_ON = {"cpu"}  # device types where an op computes only the images of its mask
 
 
 def picks_rows(x: Tensor) -> bool:
-    """Whether an op with a mask works on its rows alone."""
+    """Whether an op computes only the images of its mask."""
     return x.device.type in _PICK_ROWS_ON and not torch.compiler.is_compiling()
 
 
 def where(mask: Tensor, op: Callable[..., Tensor], x: Tensor, *parameters: Tensor) -> Tensor:
-    """op(x, *parameters) for the images of the mask, x for the others; may write into x.
+    """op(x, *parameters) for the images of the mask, x for the others. May write into x.
 
     Args:
         mask: (B,) bool.
@@ -44,7 +43,7 @@ def where(mask: Tensor, op: Callable[..., Tensor], x: Tensor, *parameters: Tenso
 def where_planes(
     mask: Tensor, op: Callable[..., Planes], planes: Planes, *parameters: Tensor
 ) -> Planes:
-    """As `where`, for an op on planes."""
+    """The same as `where`, for an op on planes."""
     if not picks_rows(mask):
         mask = mask.view(-1, 1, 1, 1)
         changed = op(planes, *parameters)
@@ -71,16 +70,16 @@ def crop_boxes(
 ) -> Tensor:
     """Random crops as in Inception: area uniform in `scale`, log aspect ratio uniform in `ratio`.
 
-    The first of ten draws that fits the image counts. The distribution is that of torchvision's
-    RandomResizedCrop.
+    The first of ten draws that fits into the image is used. The distribution is that of
+    torchvision's RandomResizedCrop.
 
     Args:
         u: (B, CROP_SLOTS) uniform numbers in [0, 1).
         height, width: in pixels, of all images, or (B,) of each.
         scale: bounds of the crop's area as a fraction of the image's.
         ratio: bounds of width / height.
-        otherwise: height and width of the centred box where none of the ten fits; by default the
-            largest with a permitted ratio.
+        otherwise: height and width of the centred box that is used if none of the ten fits; by
+            default the largest one with a permitted ratio.
     Returns: (B, 4) int64: top, left, height, width.
     """
     device = u.device  # float32 would round some pixels wrongly, and MPS has no float64
@@ -109,10 +108,11 @@ def crop_boxes(
 def _resize_matrix(
     start: Tensor, length: Tensor, source: int, size: int, flip: Tensor | None
 ) -> Tensor:
-    """(B, size, source): row i holds the weights of the source pixels that make output pixel i.
+    """(B, size, source): row i contains the weights of all source pixels for output pixel i.
 
-    Antialiased linear interpolation within [start, start + length): a triangle whose half-width is
-    the larger of one source and one output pixel, normalised over the pixels inside the crop.
+    Antialiased linear interpolation within [start, start + length). The weights are a triangle
+    whose half-width is one source or one output pixel, whichever is larger, normalised to sum 1
+    over the pixels inside the crop.
     """
     start, length = start.float()[:, None, None], length.float()[:, None, None]
     out = torch.arange(size, device=start.device, dtype=torch.float32)[None, :, None]
@@ -127,13 +127,13 @@ def _resize_matrix(
 
 
 def resized_crop(images: Tensor, boxes: Tensor, size: int, flip: Tensor | None = None) -> Tensor:
-    """Crop, resize with antialiasing and flip in two batched matrix products.
+    """Crop, resize with antialiasing, and mirror, in two batched matrix products.
 
     Args:
         images: (B, 3, H, W) uint8, or float in [0, 1].
         boxes: (B, 4) top, left, height, width in pixels, inside the image.
         size: side of the square output in pixels.
-        flip: (B,) bool, mirrored left to right where true.
+        flip: (B,) bool, the images to mirror left to right; None: no image.
     Returns: (B, 3, size, size) float32 in [0, 1].
     """
     h, w = images.shape[2:]
@@ -146,7 +146,7 @@ def resized_crop(images: Tensor, boxes: Tensor, size: int, flip: Tensor | None =
 
 
 def _separable(x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """rows @ x @ columns^T of each channel, in two batched products for all channels.
+    """rows @ x @ columns^T for each channel, in two batched products.
 
     Args:
         rows: (B, h, H). columns: (B, w, W).
@@ -171,7 +171,7 @@ def affine(x: Tensor, angle: Tensor, shift: Tensor, zoom: Tensor, shear: Tensor)
     angle, shear = torch.deg2rad(angle), torch.deg2rad(shear)
     cos, sin, tan = angle.cos() / zoom, angle.sin() / zoom, shear.tan()
     right, down = (2 * shift).unbind(1)  # a side is 2 long
-    # grid_sample asks where an output pixel comes from: the inverse of rotation * shear * zoom.
+    # grid_sample needs the source of each output pixel: the inverse of rotation * shear * zoom.
     a, b, c, d = cos - tan * sin, sin + tan * cos, -sin, cos
     rows = [a, b, -a * right - b * down, c, d, -c * right - d * down]
     theta = torch.stack(rows, 1).view(-1, 2, 3)
@@ -183,16 +183,16 @@ def affine(x: Tensor, angle: Tensor, shift: Tensor, zoom: Tensor, shear: Tensor)
 
 
 def luma(planes: Planes) -> Tensor:
-    """(B, 1, H, W)."""
+    """The brightness of each pixel, (B, 1, H, W)."""
     r, g, b = GRAY
     return torch.mul(planes[0], r).add_(planes[1], alpha=g).add_(planes[2], alpha=b)
 
 
 def join(planes: Planes) -> Tensor:
-    """(B, 3, H, W) of three (B, 1, H, W)."""
+    """Three planes (B, 1, H, W) -> (B, 3, H, W)."""
     if picks_rows(planes[0]):
         return torch.cat(planes, 1)
-    # In the order in memory that `_separable` needs; the CPU's loops over single rows are slow.
+    # In the memory order that `_separable` needs. Not on the CPU, where copies of rows are slow.
     return torch.cat([p.transpose(1, 2) for p in planes], 2).transpose(1, 2)
 
 
@@ -202,8 +202,7 @@ def grayscale(planes: Planes) -> Planes:
 
 
 def gaussian_blur(x: Tensor, sigma: Tensor, kernel: int) -> Tensor:
-    """Separable blur with mirrored borders, each image with its own sigma, in two batched matrix
-    products.
+    """Gaussian blur with mirrored borders, in two batched matrix products.
 
     Args:
         sigma: (B,) standard deviation in pixels, > 0.
@@ -216,10 +215,11 @@ def gaussian_blur(x: Tensor, sigma: Tensor, kernel: int) -> Tensor:
 
 
 def _blur_matrix(sigma: Tensor, kernel: int, size: int) -> Tensor:
-    """(B, size, size): row i holds the weights of the pixels j that make pixel i.
+    """(B, size, size): row i contains the weights of all pixels j for pixel i.
 
-    Weights of pixels outside fall back onto their mirror images: j gets the weight of its distance
-    i - j, of that of its image at the first pixel, i + j, and of its image at the last.
+    The weight of a pixel outside the image is added to that of its mirror image inside. So pixel j
+    gets the weights at the distances i - j, i + j (mirrored at the first pixel) and
+    2 (size - 1) - i - j (mirrored at the last).
     """
     last, reach = size - 1, min(kernel // 2, size - 1)
     distance = torch.arange(-last, 2 * last + 1, device=sigma.device)
@@ -233,7 +233,7 @@ def _blur_matrix(sigma: Tensor, kernel: int, size: int) -> Tensor:
 
 
 def solarize(x: Tensor, threshold: float) -> Tensor:
-    """Invert the values at or above the threshold, which is in [0, 1]."""
+    """Invert values at or above the threshold, which is in [0, 1]."""
     return torch.where(x >= threshold, 1 - x, x)
 
 
@@ -241,7 +241,7 @@ def normalize(x: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Ten
     """(x - mean) / std per channel."""
     channel = torch.arange(3, device=x.device).view(1, 3, 1, 1)
 
-    def constant(r: float, g: float, b: float) -> Tensor:  # made where x is: nothing is copied
+    def constant(r: float, g: float, b: float) -> Tensor:  # made on x's device: no copy
         return torch.where(channel == 0, r, torch.where(channel == 1, g, b))
 
     return (x - constant(*mean)).div_(constant(*std))

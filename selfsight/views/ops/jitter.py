@@ -9,7 +9,7 @@ from selfsight.views.ops.augment import Planes, luma, picks_rows, where_planes
 
 BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
 
-# clamp(factor * x + to_luma * luma + offset): factor, to_luma and offset, (B, 1, 1, 1) each.
+# (factor, to_luma, offset), each (B, 1, 1, 1): the map clamp(factor * x + to_luma * luma + offset).
 Map = tuple[Tensor, Tensor, Tensor | int]
 
 
@@ -29,8 +29,8 @@ def color_jitter(
     Args:
         brightness, contrast, saturation: (B,) factors.
         hue: (B,) shift in fractions of a circle.
-        place: (B,) each, how many adjustments of the image come before BRIGHTNESS, CONTRAST,
-            SATURATION and HUE.
+        place: four (B,), the positions 0 to 3 of BRIGHTNESS, CONTRAST, SATURATION and HUE in the
+            image's order.
     """
     factors = [f.view(-1, 1, 1, 1) for f in (brightness, contrast, saturation)]
     adjust = _in_turn if picks_rows(hue) else _in_two_passes
@@ -40,7 +40,7 @@ def color_jitter(
 def _in_turn(
     planes: Planes, factors: Sequence[Tensor], hue: Tensor, place: Sequence[Tensor]
 ) -> Planes:
-    """A map at each of the four places, and the hue of the images where it is there."""
+    """At each of the four positions a map, and a hue shift for images with the hue there."""
     for k in range(4):
         factor, to_luma, to_mean = _map(k, factors, place)
         gray = luma(planes)
@@ -54,15 +54,16 @@ def _in_turn(
 def _in_two_passes(
     planes: Planes, factors: Sequence[Tensor], hue: Tensor, place: Sequence[Tensor]
 ) -> Planes:
-    """Three maps, the hue, three maps; and before it what comes before the contrast, for the mean.
+    """Three maps, the hue, three maps; most of these maps change nothing.
 
-    Compiled, these are two loops over the pixels, without a branch.
+    The mean luma for the contrast is computed first, in a pass over what precedes the contrast.
+    Compiled, both passes are loops over the pixels without a branch.
     """
     after = [p > place[HUE] for p in place[:HUE]]
     place = [p + 2 * late for p, late in zip(place[:HUE], after, strict=True)]  # 0 ... 2 or 3 ... 5
     maps = [_map(k, factors, place) for k in range(6)]
     before = []
-    for k in (0, 1, 3, 4):  # where something may stand before the contrast
+    for k in (0, 1, 3, 4):  # positions that can precede the contrast
         factor, to_luma, _ = maps[k]
         early = k < place[CONTRAST]
         before.append((factor.where(early, 1), to_luma.where(early, 0), 0))
@@ -75,9 +76,9 @@ def _in_two_passes(
 def _map(
     k: int, factors: Sequence[Tensor], place: Sequence[Tensor]
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """What stands at place k, as a Map whose offset is yet to be multiplied by the mean luma.
+    """The adjustment at position k as a Map, whose offset has to be multiplied by the mean luma.
 
-    It is 1, 0, 0, and changes nothing, where no brightness, contrast or saturation stands.
+    For images with no brightness, contrast or saturation at position k it is 1, 0, 0: no change.
     """
     brightness, contrast, saturation = factors
     bright, even, pale = (p == k for p in place[:HUE])
@@ -86,7 +87,7 @@ def _map(
 
 
 def _chain(planes: Planes, maps: Sequence[Map], hue: Tensor) -> Planes:
-    """The maps, one after another, with the hue in their middle."""
+    """Apply the maps in sequence, and the hue shift after the first half of them."""
     for k, (factor, to_luma, offset) in enumerate(maps):
         if k == len(maps) // 2:
             planes = _turn_hue(planes, hue)
@@ -100,7 +101,7 @@ def _blend(planes: Planes, factor: Tensor, shade: Tensor) -> Planes:
 
 
 def _turn_hue(planes: Planes, shift: Tensor) -> Planes:
-    """Turn the hue of HSV by `shift` of a full circle, value v and chroma c kept.
+    """Shift the hue of HSV by `shift` full circles; value v and chroma c do not change.
 
     A channel is v - c * clamp(|h - n| - 1, 0, 1) with the hue h in [0, 6] and n = 2 for green, 4
     for blue, and v - c * clamp(2 - |h - 3|, 0, 1) for red: the closed form of the six cases of the

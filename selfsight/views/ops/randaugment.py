@@ -1,18 +1,17 @@
-"""RandAugment and random erasing: what fine-tuning adds to crop and flip, in batches.
+"""RandAugment and random erasing, in batches; fine-tuning uses them after crop and flip.
 
 RandAugment (Cubuk et al., arXiv 1909.13719) as timm's `rand-m9-mstd0.5-inc1` defines it: each of n
 operations is drawn uniformly from fifteen and applied with probability 1/2, with a magnitude in
 [0, 10] to which each image and operation adds its own noise. Random erasing (Zhong et al., arXiv
 1708.04896) as timm's mode 'pixel'.
 
-Not timm's own code: that draws from the global generators of Python and NumPy, image by image, so a
-view would depend on more than its coordinates, threads would share the generators, and nothing
-could run in batches on the training device.
+timm's own code is not used: it draws from the global generators of Python and NumPy, one image at a
+time. Views would then depend on more than their coordinates, and nothing could run in batches.
 
-The fifteen operations are three batched maps, each with its own parameters for each image: a table
-of the 256 levels, a blend with a plainer image, an affine map. Images are (B, 3, s, s) float32 in
-[0, 1]; what is defined by 8-bit levels rounds to them, the rest keeps its fractions. A pixel midway
-between two levels may therefore fall either way where a crop's last bit differs.
+The fifteen operations are three batched maps with parameters for each image: a table of the 256
+levels, a blend with another image, and an affine map. Images are (B, 3, s, s) float32 in [0, 1].
+Operations that are defined on 8-bit levels round to them, the others do not. If the last bit of a
+crop differs, a pixel midway between two levels may therefore be rounded up or down.
 """
 
 import math
@@ -27,7 +26,7 @@ from selfsight.views.ops import augment
 
 
 class Op(IntEnum):
-    """timm's fifteen "increasing" operations, those that one map covers side by side."""
+    """timm's fifteen "increasing" operations, sorted by the three maps that implement them."""
 
     NONE = -1
     AUTO_CONTRAST, EQUALIZE, INVERT, POSTERIZE, SOLARIZE, SOLARIZE_ADD = range(6)
@@ -39,10 +38,10 @@ OPS = len(Op) - 1  # NONE is not drawn
 CHANCE = 0.5  # that an operation drawn is applied
 STRONGEST = 10.0  # magnitude
 MOST_OPS = 4  # operations of one view
-OP_SLOTS = 5  # uniform numbers that one operation takes
+OP_SLOTS = 5  # uniform numbers for one operation
 
 # At the strongest magnitude:
-BLEND = 0.9  # change of the factor, which is 1 for the image itself
+BLEND = 0.9  # change of the blend's factor from 1, which leaves the image unchanged
 DEGREES = 30.0
 SHEAR = 0.3  # pixels to the side for each pixel down
 SHIFT = 0.45  # of the side
@@ -53,12 +52,12 @@ ADDED = 110  # levels added by solarize-add
 def rand_augment(
     x: Tensor, u: Tensor, magnitude: float, std: float, fill: tuple[float, ...]
 ) -> Tensor:
-    """As many operations, one after another, as `u` has numbers for; may write into x.
+    """n operations on each image, in sequence. May write into x.
 
     Args:
         u: (B, n * OP_SLOTS) uniform numbers in [0, 1).
         magnitude, std: mean and standard deviation of the magnitudes before they are clipped.
-        fill: colour of what an affine map brings in from outside, in [0, 1].
+        fill: colour in [0, 1] of pixels that an affine map takes from outside the image.
     """
     for numbers in u.split(OP_SLOTS, dim=1):
         x = apply(x, *draw(numbers, magnitude, std), fill)
@@ -81,7 +80,7 @@ def draw(u: Tensor, magnitude: float, std: float) -> tuple[Tensor, Tensor, Tenso
 def apply(
     x: Tensor, op: Tensor, magnitude: Tensor, sign: Tensor, fill: tuple[float, ...]
 ) -> Tensor:
-    """One operation on each image, Op.NONE leaves it as it is; may write into x.
+    """One operation on each image; Op.NONE leaves it unchanged. May write into x.
 
     Args:
         op: (B,) int64, members of Op.
@@ -100,14 +99,14 @@ def apply(
 
 
 def _look_up(x: Tensor, op: Tensor, strength: Tensor) -> Tensor:
-    """Each level of each channel replaced by another; strength in [0, 1]."""
+    """Replace each level of each channel by that of a table; strength (B,) in [0, 1]."""
     levels = (x * 255).round().long().flatten(2)  # (B, 3, s * s)
     table = _tables(levels, op.view(-1, 1, 1), strength.view(-1, 1, 1))
     return (table / 255).gather(2, levels).view_as(x)
 
 
 def _tables(levels: Tensor, op: Tensor, strength: Tensor) -> Tensor:
-    """(B, 3, 256) int64: what becomes of each level. op and strength (B, 1, 1)."""
+    """(B, 3, 256) int64, the new value of each level; op and strength are (B, 1, 1)."""
     level = torch.arange(256, device=levels.device)
     posterize = level - level % (1 << (4 + (BITS * strength).long()))
     threshold = 256 - (256 * strength).long()
@@ -134,8 +133,8 @@ def _stretched(levels: Tensor, level: Tensor) -> Tensor:
 
 
 def _equalized(levels: Tensor, level: Tensor) -> Tensor:
-    """Levels equally frequent, as PIL.ImageOps.equalize: (step / 2 + how many are darker) / step,
-    where a step is 1/255 of the pixels, those of the brightest level aside."""
+    """Histogram equalisation as PIL.ImageOps.equalize: (step / 2 + number of darker pixels) / step,
+    where step is the number of pixels below the brightest level / 255."""
     counts = torch.zeros(*levels.shape[:2], 256, dtype=torch.int64, device=levels.device)
     counts.scatter_add_(2, levels, torch.ones_like(levels))
     brightest = counts.gather(2, levels.amax(2, keepdim=True))
@@ -149,8 +148,8 @@ def _equalized(levels: Tensor, level: Tensor) -> Tensor:
 
 
 def _blend(x: Tensor, op: Tensor, factor: Tensor) -> Tensor:
-    """clamp(factor * x + (1 - factor) * plain), where plain is without what the operation changes:
-    the luma of each pixel, the mean luma, black, or the smoothed image."""
+    """clamp(factor * x + (1 - factor) * plain), where plain is the luma of each pixel (colour), the
+    mean luma (contrast), black (brightness) or the smoothed image (sharpness)."""
     op, factor = op.view(-1, 1, 1, 1), factor.view(-1, 1, 1, 1)
     luma = augment.luma(x.split(1, 1))
     plain = torch.where(op == int(Op.CONTRAST), luma.mean((2, 3), keepdim=True), 0.0)
@@ -160,7 +159,7 @@ def _blend(x: Tensor, op: Tensor, factor: Tensor) -> Tensor:
 
 
 def _smoothed(x: Tensor) -> Tensor:
-    """Each pixel five times and its eight neighbours once, / 13; the border as it is (as PIL)."""
+    """(5 * pixel + its eight neighbours) / 13; border pixels are unchanged, as in PIL."""
     inner = (slice(None), slice(None), slice(1, -1), slice(1, -1))
     smoothed = x.clone()
     smoothed[inner] = ((9 * F.avg_pool2d(x, 3, 1, padding=1) + 4 * x) / 13)[inner]
@@ -173,8 +172,8 @@ def _smoothed(x: Tensor) -> Tensor:
 def _warp(x: Tensor, op: Tensor, amount: Tensor, fill: tuple[float, ...]) -> Tensor:
     """Rotate about the centre, shear along the upper or the left edge, or translate; bilinear.
 
-    A pixel whose source lies outside of the image gets the fill. Differs: MAE's fine-tuning has
-    timm interpolate bicubically.
+    A pixel whose source lies outside the image gets the fill.
+    differs: timm in MAE's fine-tuning interpolates bicubically.
     """
 
     def of(kind: Op, strongest: float) -> Tensor:
@@ -183,7 +182,7 @@ def _warp(x: Tensor, op: Tensor, amount: Tensor, fill: tuple[float, ...]) -> Ten
     angle = of(Op.ROTATE, math.radians(DEGREES))
     cos, sin = angle.cos(), angle.sin()
     across, down = of(Op.SHEAR_X, SHEAR), of(Op.SHEAR_Y, SHEAR)
-    # Where a pixel comes from, in coordinates that run from -1 to 1: a side is 2 long.
+    # The source of each output pixel in coordinates from -1 to 1, so the side has length 2.
     right, below = of(Op.TRANSLATE_X, 2 * SHIFT), of(Op.TRANSLATE_Y, 2 * SHIFT)
     rows = [cos, across - sin, across + right], [down + sin, cos, down + below]
     source = torch.stack([torch.stack(row, 1) for row in rows], 1)  # (B, 2, 3)
@@ -200,7 +199,7 @@ def _warp(x: Tensor, op: Tensor, amount: Tensor, fill: tuple[float, ...]) -> Ten
 def erase_boxes(
     u: Tensor, size: int, area: tuple[float, float], ratio: tuple[float, float]
 ) -> Tensor:
-    """Where to erase: area uniform, log aspect ratio uniform, the first of ten draws that fits.
+    """Boxes to erase: area uniform, log aspect ratio uniform, the first of ten draws that fits.
 
     Args:
         u: (B, augment.CROP_SLOTS) uniform numbers in [0, 1).
@@ -212,12 +211,12 @@ def erase_boxes(
 
 
 def erase(x: Tensor, boxes: Tensor, noise: Tensor) -> Tensor:
-    """The noise inside of each image's box, the image outside of it.
+    """Replace the pixels in each image's box by noise.
 
     Args:
         x: (B, 3, s, s), normalised.
         boxes: (B, 4) top, left, height, width in pixels.
-        noise: (B, 3, s, s), of mean 0 and variance 1, as normalised pixels have on average.
+        noise: (B, 3, s, s) of mean 0 and variance 1, about those of normalised pixels.
     """
     top, left, height, width = boxes[:, :, None].unbind(1)  # (B, 1)
     place = torch.arange(x.shape[-1], device=x.device)
@@ -227,7 +226,7 @@ def erase(x: Tensor, boxes: Tensor, noise: Tensor) -> Tensor:
 
 
 def normals(u: Tensor) -> Tensor:
-    """Independent standard normal numbers from as many uniform ones (Box and Muller, 1958).
+    """Independent standard normal numbers, one per uniform number (Box and Muller, 1958).
 
     Args:
         u: (B, 2 n) in [0, 1), multiples of 2^-24 so that 1 - u is exact and not 0.
