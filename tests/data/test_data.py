@@ -144,7 +144,9 @@ def test_arrays(tmp_path, layout):
 def test_labels_of_arrays_that_mean_no_class(tmp_path, labels):
     path = tmp_path / "data.npz"
     np.savez(path, images=np.zeros((2, 4, 4, 3), np.uint8), labels=np.array(labels))
-    with pytest.raises(UserError, match=r"data\.npz: 2 whole numbers from 0, .*, found"):
+    with pytest.raises(
+        UserError, match=r"data\.npz: labels must be 2 whole numbers from 0, .*found"
+    ):
         open_source(DataConfig(path=str(path)), "train")
     assert open_source(DataConfig(path=str(path), labels=False), "train").classes is None
 
