@@ -104,6 +104,7 @@ def test_the_files_that_a_page_names_exist(page):
 
 
 def test_the_readme_lists_every_command():
+    cli.register_all()
     known = {command.name or command.callback.__name__ for command in cli.app.registered_commands}
     listed = set(re.findall(r"^\|.*?`selfsight ([\w-]+)", README, re.MULTILINE))
     listed |= set(re.findall(r"`selfsight ([\w-]+)`", README))

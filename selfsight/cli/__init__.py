@@ -1,5 +1,6 @@
 """The command line: parses arguments, calls one function of the package, prints what it returns."""
 
+import functools
 import os
 import signal
 import sys
@@ -9,15 +10,20 @@ from selfsight.cli.app import app
 from selfsight.cli.files import plugins
 from selfsight.errors import UserError
 
-# Commands register in the order of the help: the lists of what is shipped come last.
-for plugin in plugins():
-    plugin.register(app)
-from selfsight.cli import lists  # noqa: E402, F401
+
+@functools.cache
+def register_all() -> None:
+    """Register the commands that are not yet: those of plug-ins, and last the lists of what is
+    shipped, for this is the order of the help."""
+    for plugin in plugins():
+        plugin.register(app)
+    from selfsight.cli import lists  # noqa: F401
 
 
 def main() -> None:
     """Entry point: a user's mistake is told in plain lines on stderr, with exit code 2."""
     try:
+        register_all()
         app(prog_name="selfsight")
     except UserError as error:
         for line in str(error).splitlines():

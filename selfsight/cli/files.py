@@ -81,9 +81,23 @@ class Recipe:
 
 @functools.cache
 def plugins() -> list[Any]:
-    """The modules of all plug-ins, in the order of their names."""
-    found = {entry.name: entry for entry in entry_points(group=GROUP)}
-    return [found[name].load() for name in sorted(found)]
+    """The modules of all plug-ins, in the order of their names.
+
+    Raises: UserError for one that cannot be imported, or for two of the same name.
+    """
+    entries = sorted(entry_points(group=GROUP), key=lambda entry: entry.name)
+    modules = {}
+    for entry in entries:
+        try:
+            module = entry.load()
+        except Exception as error:  # any error of a stranger's code
+            raise UserError(
+                f"plug-in {entry.name}={entry.value}: cannot be imported: {error}; mend or "
+                f"uninstall its package"
+            ) from None
+        if modules.setdefault(entry.name, module) is not module:
+            raise UserError(f"plug-in {entry.name}: two packages have one; uninstall either")
+    return list(modules.values())
 
 
 def open_foreign(

@@ -6,9 +6,12 @@ A reader's module maps the keys of its format to Selfsight's and runs nothing. I
 """
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from selfsight.errors import UserError
-from selfsight.interop.report import Converted
+
+if TYPE_CHECKING:  # reading the plug-in for --help imports this; pydantic would take 0.1 s
+    from selfsight.interop.report import Converted
 
 NAMES = ("up", "lightweight-ssl")
 ENDINGS = (".yaml", ".yml", ".ini", ".cfg", ".conf", ".txt")
@@ -26,7 +29,7 @@ def recognise(path: str | Path) -> str | None:
     return next((n for n, module in _modules().items() if module.recognises(path, text)), None)
 
 
-def convert(path: str | Path, overrides: list[str] | None = None) -> Converted:
+def convert(path: str | Path, overrides: list[str] | None = None) -> "Converted":
     """The native recipe of another system's file.
 
     Args:

@@ -139,6 +139,7 @@ def test_show_recipes_schema(monkeypatch, capsys):
 
 
 def test_help_names_every_command_in_a_panel():
+    cli.register_all()
     help_text = CliRunner().invoke(cli.app, ["--help"], env={"COLUMNS": "200"}).output
     panels, panel = {}, None
     for line in help_text.splitlines():
@@ -169,7 +170,7 @@ def test_recipes_complete_in_a_shell():
     """As bash asks for it; torch would take seconds at every press of the key."""
     code = (
         "import sys; from selfsight import cli\n"
-        "try:\n    cli.app(prog_name='selfsight')\n"
+        "try:\n    cli.main()\n"
         "finally:\n    assert 'torch' not in sys.modules"
     )
     asked = {"_SELFSIGHT_COMPLETE": "complete_bash", "COMP_CWORD": "2"}
@@ -227,6 +228,11 @@ def test_any_package_can_plug_in(tmp_path):
     shown = call("show", "any.mine", "epochs=7")
     assert re.search(r"epochs +7 +the file of a stranger", shown.stdout), shown.stderr
     assert "run" in call("--help").stdout
+    (tmp_path / "stranger.py").write_text("import a_package_that_is_missing")
+    done = call("--help")
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("selfsight: plug-in stranger=stranger: cannot be imported: No module")
 
 
 def test_photographs_without_labels(photographs, tmp_path):

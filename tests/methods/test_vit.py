@@ -202,7 +202,7 @@ def test_sincos(rows, columns, dim):
 def test_sincos_tells_places_apart():
     table = vit.sincos(14, 14, 192)
     assert torch.cdist(table, table).fill_diagonal_(9).min() > 0.1
-    with pytest.raises(UserError, match="4 divides, not 18"):
+    with pytest.raises(UserError, match="multiple of 4, not 18"):
         vit.sincos(4, 4, 18)
 
 

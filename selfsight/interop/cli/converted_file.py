@@ -106,8 +106,9 @@ def _gave(entry: "Entry", line: str) -> bool:
     if line.startswith((f"{entry.by}: ", f"'{entry.by}': ")):
         return True
     native, key = entry.by.partition("=")[0], re.match(r"(?:Missing key ')?([\w.]*)", line)[1]
-    held = native.startswith(f"{key}.") and native.rpartition(".")[2] in line.rpartition(": ")[2]
-    return f"{key}.".startswith(f"{native}.") or held
+    leaf = native.rpartition(".")[2]
+    named = f" {leaf}=" in line or leaf in line.rpartition(": ")[2]
+    return f"{key}.".startswith(f"{native}.") or (native.startswith(f"{key}.") and named)
 
 
 def validate_converted(converted: "Converted") -> None:
