@@ -5,6 +5,7 @@ has to send its result. A task is a few images, so that the boxes of their crops
 together.
 """
 
+import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ TASK = 8  # images of one task
 # Of n images the indices, heights and widths, each (n,) -> for each view int64 (n, 4) boxes: top,
 # left, height, width in pixels; or (n, 5), where the last column is 1 for a crop to be mirrored.
 Draw = Callable[[Tensor, Tensor, Tensor], list[Tensor]]
+Worked = Callable[[str, float], None]
 
 
 @dataclass(frozen=True)
@@ -56,15 +58,19 @@ class CropDecoder:
         self._spare: list[tuple[list[Tensor], Tensor]] = []  # tensors of batches to be reused
         self._pinned = images.device.type == "cuda"  # torch itself reuses pinned memory
 
-    def submit(self, rows: np.ndarray, draw: Draw) -> PendingCrops:
-        """Start a batch of the images with these indices."""
+    def submit(self, rows: np.ndarray, draw: Draw, worked: Worked | None = None) -> PendingCrops:
+        """Start a batch of the images with these indices.
+
+        Args:
+            worked: called in the threads with "decode" or "crops" and the seconds it took.
+        """
         views, flips = self._batch(len(rows))
         tasks = []
         for start in range(0, len(rows), TASK):
             part = slice(start, start + TASK)
             outs = [view[part].numpy() for view in views]
             task = self._images.pool.submit(
-                _fill, self._images, rows[part], outs, flips[:, part], draw
+                _fill, self._images, rows[part], outs, flips[:, part], draw, worked
             )
             tasks.append(task)
         return PendingCrops(views, flips, tasks)
@@ -84,14 +90,24 @@ class CropDecoder:
 
 
 def _fill(
-    images: Images, rows: np.ndarray, outs: list[np.ndarray], flips: Tensor, draw: Draw
+    images: Images,
+    rows: np.ndarray,
+    outs: list[np.ndarray],
+    flips: Tensor,
+    draw: Draw,
+    worked: Worked | None,
 ) -> np.ndarray:
     """Decode each image once and write all its crops; returns the indices of the images used."""
+    began = time.perf_counter()
     taken, decoded = zip(*(images.decode(int(i)) for i in rows), strict=True)
+    decoding = time.perf_counter() - began
     sizes = torch.tensor([image.shape[:2] for image in decoded])
     drawn = draw(torch.tensor(taken), sizes[:, 0], sizes[:, 1])
     for out, flip, crops in zip(outs, flips, drawn, strict=True):
         flip[:] = crops[:, 4:].any(1)  # without a fifth column none is mirrored
         for n, box in enumerate(crops[:, :4].tolist()):
             out[n] = resize(decoded[n], box, out.shape[1])
+    if worked:
+        worked("decode", decoding)
+        worked("crops", time.perf_counter() - began - decoding)
     return np.array(taken)

@@ -31,6 +31,7 @@ from selfsight.methods import METHODS, Method
 from selfsight.pretraining.build import build_method, image_size, with_hash, without_weights
 from selfsight.pretraining.config import RunConfig
 from selfsight.train.engine import check_sync_batchnorm, fit
+from selfsight.train.events import SILENT, Events
 from selfsight.train.folder import BAD_IMAGES, claim, is_claimed
 from selfsight.train.loader import ViewLoader, make_loader
 from selfsight.train.log import console, read_metrics
@@ -105,7 +106,7 @@ class Job:
             {"images": len(self.images), "epochs": config.epochs, "steps": steps, **started},
         )
 
-    def fit(self, folder: Path, quiet: bool = False) -> None:
+    def fit(self, folder: Path, quiet: bool = False, events: Events = SILENT) -> None:
         """Train in the folder, from its newest checkpoint."""
         fit(
             self.method,
@@ -117,6 +118,7 @@ class Job:
             evaluation=self.check,
             resume=self.config.resume,
             quiet=quiet,
+            events=events,
         )
 
 

@@ -1,20 +1,18 @@
 """Where the time of training goes: some real steps as they are, then some with a stopwatch."""
 
 import contextlib
-import functools
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from selfsight.errors import UserError
 from selfsight.pretraining.config import RunConfig
-from selfsight.pretraining.job import Job, assemble
+from selfsight.pretraining.job import assemble
+from selfsight.train.events import Events
 from selfsight.train.precision import device_name, peak_memory, pick_device
 
 WARM_UP = 3  # steps that count for nothing: memory is taken, networks are compiled
@@ -44,7 +42,7 @@ PARTS += ("evaluation", "log, save")
 
 
 class Enough(Exception):
-    """The time is over."""
+    """The time of the measurement is over."""
 
 
 @dataclass(frozen=True)
@@ -87,126 +85,70 @@ class Profile:
 
 
 def profile(config: RunConfig, seconds: float) -> Profile:
-    """Train for so long, in a folder that is removed afterwards.
+    """Train for `seconds` in a temporary folder, and measure the parts of a step.
 
     Raises: UserError as `run.pretrain` does, and if the training is over after a few steps.
     """
     with tempfile.TemporaryDirectory(prefix="selfsight-profile-") as folder:
         config = config.model_copy(update={"run": str(Path(folder) / "run")})
         job = assemble(config, pick_device(config.device))
-        watch = Stopwatch(job, seconds)
+        watch = Stopwatch(config.batch_size, job.device, seconds)
         with contextlib.suppress(Enough):
-            watch.job.fit(Path(config.run), quiet=True)
-        return watch.result()
+            job.fit(Path(config.run), quiet=True, events=watch)
+        return watch.result(0 if job.images.tensor is not None else job.images.workers)
 
 
-class Stopwatch:
-    """Listens to a job. The time since the last event belongs to the part that the next one ends.
+class Stopwatch(Events):
+    """Adds up the time of each part of a step.
 
-    The first half of the time goes by undisturbed and gives the rate. In the second half the host
-    waits for the device at every event, so that each part has its own time.
+    The first half of the time is not disturbed and gives the rate. In the second half the host
+    waits for the device at every mark, so that each part has its own time.
 
-    Attributes:
-        job: the one to run.
+    Args:
+        batch_size: images of a step.
+        seconds: of both halves together, after which `Enough` is raised.
     """
 
-    def __init__(self, job: Job, seconds: float) -> None:
-        self._device, self._images, self._seconds = job.device, job.images, seconds
-        self._batch = job.config.batch_size
+    def __init__(self, batch_size: int, device: torch.device, seconds: float) -> None:
+        self._batch, self._device, self._seconds = batch_size, device, seconds
         self._steps, self._rate = 0, 0.0
-        self._watched = -1  # steps; -1: not yet watching
-        self._last, self._last_part = time.perf_counter(), ""
+        self._watched = -1  # steps of the second half; -1: it has not begun
+        self._last = time.perf_counter()
         self._parts = dict.fromkeys(PARTS, 0.0)
-        self._worked, self._lock = {"decode": 0.0, "task": 0.0}, threading.Lock()
-        method, loader, images = job.method, job.loader, job.images
-        method.forward = self._around(method.forward, self._before_forward, "forward")
-        method.after_backward = self._around(method.after_backward, "backward", "teacher")
-        method.after_step = self._after_step(method.after_step)
-        loader.steps = functools.partial(self._pull, loader.steps)
-        loader._wait = self._around(loader._wait, None, "waiting for data")
-        loader._move = self._around(loader._move, None, "transfer")
-        images.decode = self._work("decode", images.decode)
-        submit = images.pool.submit
-        images.pool.submit = lambda task, *given: submit(self._work("task", task), *given)
-        measure = self._around(job.check.measure, "log, save", "evaluation") if job.check else None
-        self.job = replace(job, check=job.check and replace(job.check, measure=measure))
+        self._worked, self._lock = {"decode": 0.0, "crops": 0.0}, threading.Lock()
 
-    def result(self) -> Profile:
+    def result(self, workers: int) -> Profile:
         if self._watched < 1:
             raise UserError(
                 "selfsight profile: the training is over after a few steps; raise epochs or lower "
                 "--seconds"
             )
-        decode, task = self._worked["decode"], self._worked["task"]
         return Profile(
             rate=self._rate,
             steps=self._watched,
             seconds=self._parts,
-            decode=decode,
-            crops=task - decode if task else 0.0,
-            workers=0 if self._images.tensor is not None else self._images.workers,
+            **self._worked,
+            workers=workers,
             host=peak_memory(torch.device("cpu")),
             memory=peak_memory(self._device) if self._device.type == "cuda" else 0.0,
             device=device_name(self._device),
         )
 
-    def _end(self, part: str) -> None:
-        """The time since the last event was this part's."""
-        if self._watched >= 0:
-            if self._device.type == "cuda":
-                torch.cuda.synchronize(self._device)
-            now = time.perf_counter()
-            self._parts[part] += now - self._last
-            self._last = now
-        self._last_part = part
+    def mark(self, part: str) -> None:
+        if self._watched < 0:
+            return
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+        now = time.perf_counter()
+        self._parts[part] += now - self._last
+        self._last = now
 
-    def _before_forward(self) -> str:
-        """Of an accumulated step, a later part's forward ends the backward of the one before."""
-        return "backward" if self._last_part == "forward" else "log, save"
+    def worked(self, kind: str, seconds: float) -> None:
+        with self._lock:
+            if self._watched >= 0:
+                self._worked[kind] += seconds
 
-    def _around(self, call: Callable, before: Callable | str | None, after: str) -> Callable:
-        def timed(*args: Any, **kwargs: Any) -> Any:
-            if before is not None:
-                self._end(before if isinstance(before, str) else before())
-            value = call(*args, **kwargs)
-            self._end(after)
-            return value
-
-        return timed
-
-    def _work(self, kind: str, call: Callable) -> Callable:
-        def timed(*args: Any) -> Any:
-            began = time.perf_counter()
-            try:
-                return call(*args)
-            finally:
-                with self._lock:
-                    if self._watched >= 0:
-                        self._worked[kind] += time.perf_counter() - began
-
-        return timed
-
-    def _pull(self, steps: Callable, start: int, stop: int) -> Iterator:
-        batches = steps(start, stop)
-        while True:
-            self._end("log, save")
-            try:
-                parts = next(batches)
-            except StopIteration:
-                return
-            self._end("views")
-            yield parts
-
-    def _after_step(self, call: Callable) -> Callable:
-        timed = self._around(call, "optimizer", "teacher")
-
-        def counted(progress: float) -> None:
-            timed(progress)
-            self._count()
-
-        return counted
-
-    def _count(self) -> None:
+    def step(self) -> None:
         self._steps += 1
         if self._steps == WARM_UP:
             self._began = time.perf_counter()

@@ -18,6 +18,7 @@ from selfsight.batch import Batch
 from selfsight.errors import UserError
 from selfsight.methods.method import Method, Output
 from selfsight.train.config import TrainConfig
+from selfsight.train.events import SILENT, Events
 from selfsight.train.loader import ViewLoader
 from selfsight.train.optim import (
     build_optimizer,
@@ -43,6 +44,7 @@ def fit(
     evaluation: PeriodicEvaluation | None = None,
     resume: str | None = None,
     quiet: bool = False,
+    events: Events = SILENT,
 ) -> float:
     """Train to the last step. Start from the newest checkpoint in the folder; if there is none,
     from the checkpoint that `resume` names; else from step 0.
@@ -54,27 +56,32 @@ def fit(
     peak = scaled_lr(config.optimizer, config.batch_size)
     optimizer = build_optimizer(method, config.optimizer, peak, method.constant_lr, method.rate)
     probe = probe.to(device) if probe else None
-    session = Session(method, optimizer, loader, config, folder, probe, evaluation, resume)
+    session = Session(method, optimizer, loader, config, folder, probe, evaluation, resume, events)
     steps, epochs = session.steps, session.steps / loader.steps_per_epoch
     trained = [p for p in method.parameters() if p.requires_grad]
     amp = pick_precision(config.precision, device) == "bf16"
     method.train()
     with session.running(quiet):
-        for step, parts in enumerate(loader.steps(session.start, steps), session.start):
+        batches = loader.steps(session.start, steps, events)
+        for step, parts in enumerate(batches, session.start):
             progress = (step + 0.5) / steps
             factor = lr_factor(config.schedule, progress, epochs, steps)
             decay = weight_decay(config.optimizer, config.schedule, progress)
             speed = momentum(config.schedule, progress, epochs, steps)
             set_rates(optimizer, peak, factor, decay, speed)
             _seed_layers(config.seed, step)
-            output = _forward_backward(module, parts, amp)
+            output = _forward_backward(module, parts, amp, events)
             method.after_backward(progress)
+            events.mark("teacher")
             session.guard(step, output.loss)
             if config.clip_gradient:
                 nn.utils.clip_grad_norm_(trained, config.clip_gradient)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
+            events.mark("optimizer")
             method.after_step(progress)
+            events.mark("teacher")
+            events.step()
             session.after(step + 1, peak * factor, output, parts[-1].labels)
         session.finish()
     return session.seconds
@@ -130,7 +137,7 @@ def _compile(network: nn.Module) -> None:
         part.compile()
 
 
-def _forward_backward(module: nn.Module, parts: list[Batch], amp: bool) -> Output:
+def _forward_backward(module: nn.Module, parts: list[Batch], amp: bool, events: Events) -> Output:
     """Compute the gradients of the mean loss over the parts of a batch.
 
     Returns: the last part's features and embeddings, with the mean loss.
@@ -142,7 +149,9 @@ def _forward_backward(module: nn.Module, parts: list[Batch], amp: bool) -> Outpu
         with module.no_sync() if wait else contextlib.nullcontext():
             with torch.autocast(device, torch.bfloat16, enabled=amp):
                 output = module(batch)
+            events.mark("forward")
             (output.loss / len(parts)).backward()
+            events.mark("backward")
         losses.append(output.loss.detach())
     embeddings = tuple(z.detach() for z in output.embeddings)
     return Output(torch.stack(losses).mean(), output.features.detach(), embeddings)

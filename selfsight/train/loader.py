@@ -13,6 +13,7 @@ from selfsight.data.crops import CropDecoder, PendingCrops
 from selfsight.data.images import Images
 from selfsight.errors import UserError
 from selfsight.train.config import TrainConfig
+from selfsight.train.events import SILENT, Events
 from selfsight.views.make import (
     CROP_DRAWS,
     Compile,
@@ -76,19 +77,25 @@ class ViewLoader:
         places = np.arange(place * self.batch_size, (place + 1) * self.batch_size)
         return randomness.shuffled(places, len(self.images), randomness.ORDER, self.seed, epoch)
 
-    def steps(self, start: int, stop: int) -> Iterator[list[Batch]]:
+    def steps(self, start: int, stop: int, events: Events = SILENT) -> Iterator[list[Batch]]:
         """For each step this rank's batch, in `parts` equal batches."""
         if self.images.tensor is not None:
             for step in range(start, stop):
-                yield [self._in_memory(epoch, rows, step) for epoch, rows in self._own(step)]
+                batch = [self._in_memory(epoch, rows, step) for epoch, rows in self._own(step)]
+                events.mark("views")
+                yield batch
+                events.mark("log, save")
             return
         waiting: deque[list[PendingCrops]] = deque()
         try:
             for step in range(start, stop):
                 for later in range(step + len(waiting), min(step + AHEAD + 1, stop)):
-                    waiting.append([self._submit(epoch, rows) for epoch, rows in self._own(later)])
+                    own = self._own(later)
+                    waiting.append([self._submit(epoch, rows, events) for epoch, rows in own])
                 epoch = step // self.steps_per_epoch
-                yield [self._collect(epoch, crops, step) for crops in waiting.popleft()]
+                parts = waiting.popleft()
+                yield [self._collect(epoch, crops, step, events) for crops in parts]
+                events.mark("log, save")
         finally:
             for crops in (crops for parts in waiting for crops in parts):
                 crops.cancel()
@@ -120,7 +127,7 @@ class ViewLoader:
         pixels = self.images.tensor[at.index]
         return self._batch(make_views(pixels, self.groups, at, *self._finish), at, step)
 
-    def _submit(self, epoch: int, rows: np.ndarray) -> PendingCrops:
+    def _submit(self, epoch: int, rows: np.ndarray, events: Events = SILENT) -> PendingCrops:
         """Queue these images: the pool's threads decode and crop them."""
 
         def draw(index: Tensor, height: Tensor, width: Tensor) -> list[Tensor]:
@@ -132,16 +139,20 @@ class ViewLoader:
                 for view, group in self._views
             ]
 
-        return self._decoder.submit(rows, draw)
+        return self._decoder.submit(rows, draw, events.worked)
 
-    def _collect(self, epoch: int, crops: PendingCrops, step: int = 0) -> Batch:
-        at = self._coordinates(epoch, self._wait(crops))
-        views = finish_crops(*self._move(crops), self.groups, at, *self._finish)
+    def _collect(
+        self, epoch: int, crops: PendingCrops, step: int = 0, events: Events = SILENT
+    ) -> Batch:
+        taken = crops.wait()
+        events.mark("waiting for data")
+        at = self._coordinates(epoch, taken)
+        moved = self._move(crops)
+        events.mark("transfer")
+        views = finish_crops(*moved, self.groups, at, *self._finish)
         self._decoder.take_back(crops)
+        events.mark("views")
         return self._batch(views, at, step)
-
-    def _wait(self, crops: PendingCrops) -> np.ndarray:
-        return crops.wait()
 
     def _move(self, crops: PendingCrops) -> tuple[list[Tensor], Tensor]:
         """On the device: for each view (B, 3, s, s) uint8, channels last; flips (V, B) bool."""

@@ -20,6 +20,7 @@ from selfsight.methods.method import Method, Output
 from selfsight.train.checkpoint import Checkpoints, load_from
 from selfsight.train.collapse import CollapseMonitor
 from selfsight.train.config import TrainConfig
+from selfsight.train.events import SILENT, Events
 from selfsight.train.loader import ViewLoader
 from selfsight.train.log import Display, MetricsFile, console
 from selfsight.train.loggers import LogConfig, Logger, open_loggers
@@ -62,12 +63,14 @@ class Session:
         probe: OnlineProbe | None,
         evaluation: PeriodicEvaluation | None,
         resume: str | None = None,
+        events: Events = SILENT,
     ) -> None:
         """Args:
         resume: another run's folder or checkpoint, to continue if this folder has no checkpoint.
         """
         self.method, self.optimizer, self.loader, self.config = method, optimizer, loader, config
         self.folder, self.probe, self.evaluation = folder, probe, evaluation
+        self._events = events
         self.steps = config.steps(loader.steps_per_epoch)
         keep = config.checkpoint.keep
         self.checkpoints = Checkpoints(folder / "checkpoints", keep, console.print)
@@ -250,6 +253,7 @@ class Session:
 
     def _measure(self) -> dict[str, float]:
         """The evaluation's values on rank 0, {} on others. Its time is left out of images/s."""
+        self._events.mark("log, save")
         began = time.perf_counter()
         values = {}
         if distributed.rank() == 0:
@@ -258,6 +262,7 @@ class Session:
             self.method.train()
         distributed.barrier()
         self._since += time.perf_counter() - began
+        self._events.mark("evaluation")
         return values
 
     def _log(
