@@ -68,15 +68,15 @@ def pack(
     raw: Annotated[bool, typer.Option(help="pixels of the central square, not JPEG")] = False,
 ) -> None:
     """Pack images for fast reading, both splits; the same command again continues."""
-    from selfsight.cli.progress import ImageProgress
     from selfsight.data.pack import write as packing
     from selfsight.data.pack.read import read_description
+    from selfsight.train.log import Progress
 
     config = packing.PackConfig(raw=raw, size=size, quality=quality)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        with ImageProgress() as progress:
-            folders = packing.pack(data_config(source), config, output, progress)
+        with Progress() as progress:
+            folders = packing.pack(data_config(source), config, output, progress.images)
     except KeyboardInterrupt:
         print(f"Stopped; what is done is saved. Resume with: {this_command()}", file=sys.stderr)
         raise typer.Exit(128 + signal.SIGINT) from None
@@ -95,12 +95,12 @@ def check(source: ImageSource) -> None:
 
     Exit code 1 if anything is wrong.
     """
-    from selfsight.cli.progress import ImageProgress
     from selfsight.data import check as checking
     from selfsight.report.console import print_check
+    from selfsight.train.log import Progress
 
-    with ImageProgress() as progress:
-        report = checking.check(data_config(source), progress)
+    with Progress() as progress:
+        report = checking.check(data_config(source), progress.images)
     print_check(report)
     if report.problems:
         raise typer.Exit(1)

@@ -137,7 +137,9 @@ def _compile(network: nn.Module) -> None:
         part.compile()
 
 
-def _forward_backward(module: nn.Module, parts: list[Batch], amp: bool, events: Events) -> Output:
+def _forward_backward(
+    module: nn.Module, parts: list[Batch], amp: bool, events: Events = SILENT
+) -> Output:
     """Compute the gradients of the mean loss over the parts of a batch.
 
     Returns: the last part's features and embeddings, with the mean loss.

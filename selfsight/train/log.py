@@ -1,4 +1,4 @@
-"""What a run tells: metrics.jsonl for programs, a bar in a terminal, plain lines in a pipe."""
+"""What a run shows: metrics.jsonl for programs, progress on the console for people."""
 
 import json
 import math
@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
 
 from selfsight.files import write_text
 
 PLAIN_EVERY = 10.0  # seconds between two lines in a pipe
+BAR_EVERY = 0.1  # seconds between two updates of a bar
 
 console = Console(stderr=True, highlight=False)
 
@@ -45,52 +47,79 @@ class MetricsFile:
         self._file.close()
 
 
-class Display:
-    """Progress on the console; silent where told so."""
+class Progress:
+    """Progress of long work: a bar in a terminal, in a pipe a line now and then; or nothing."""
 
-    def __init__(self, steps: int, steps_per_epoch: int, start: int, quiet: bool) -> None:
-        self._steps, self._per_epoch, self._quiet = steps, steps_per_epoch, quiet
-        self._started, self._start, self._spoke = time.perf_counter(), start, 0.0
-        self._knn: float | None = None  # of the latest check
-        self._bar: Progress | None = None
-        if console.is_terminal and not quiet:
-            self._bar = Progress(
-                TextColumn("{task.description}"),
-                BarColumn(),
-                TextColumn("{task.fields[text]}"),
-                TimeRemainingColumn(),
-                console=console,
-            )
-            self._task = self._bar.add_task("training", total=steps, completed=start, text="")
-            self._bar.start()
+    def __init__(self, quiet: bool = False) -> None:
+        self._quiet, self._what = quiet, ""
+        self._bar: Bar | None = None
 
-    def update(self, step: int, record: dict[str, Any], last: bool) -> None:
-        """After a logged step."""
-        if self._quiet:
-            return
-        if "knn" in record:
-            self._knn = record["knn"]
-        text = self._describe(step, record)
-        if self._bar:
-            self._bar.update(self._task, completed=step, text=text)
-            return
-        now = time.perf_counter()
-        if last or now - self._spoke >= PLAIN_EVERY:
-            self._spoke = now
-            done = max(1, step - self._start)
-            left = (now - self._started) / done * (self._steps - step)
-            console.print(f"step {step}/{self._steps}  {text}  {left:.0f} s left", soft_wrap=True)
+    def __enter__(self) -> "Progress":
+        return self
 
-    def _describe(self, step: int, record: dict[str, Any]) -> str:
-        epochs = math.ceil(self._steps / self._per_epoch)
-        words = [f"epoch {min(epochs, (step - 1) // self._per_epoch + 1)}/{epochs}"]
-        words.append(f"loss {record['loss']:.4f}")
-        if self._knn is not None:
-            words.append(f"knn {self._knn:.1%}")
-        if "probe_top1" in record:
-            words.append(f"probe {record['probe_top1']:.1%}")
-        return "  ".join([*words, f"{record['images_per_second']:.0f} images/s"])
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def close(self) -> None:
         if self._bar:
             self._bar.stop()
+
+    def begin(self, what: str, done: int, total: int) -> None:
+        """Name the work, and how much of it was done before."""
+        self._what, self._first, self._total = what, done, total
+        self._began = self._shown = time.monotonic()
+        if self._quiet or not console.is_terminal:
+            return
+        if self._bar is None:
+            texts = [
+                TextColumn("{task." + field + "}") for field in ("description", "fields[text]")
+            ]
+            columns = texts[0], BarColumn(), MofNCompleteColumn(), texts[1], TimeRemainingColumn()
+            self._bar = Bar(*columns, console=console)
+            self._bar.start()
+        self._task = self._bar.add_task(what, total=total, completed=done, text="")
+
+    def update(self, done: int, *words: str) -> None:
+        """Show how much is done, and what else is to say, unless something was shown just now."""
+        now = time.monotonic()
+        every = BAR_EVERY if self._bar else PLAIN_EVERY
+        if self._quiet or (done < self._total and now - self._shown < every):
+            return
+        self._shown = now
+        if self._bar:
+            self._bar.update(self._task, completed=done, text="  ".join(words))
+            return
+        if done > self._first:  # else nothing was measured
+            left = (now - self._began) / (done - self._first) * (self._total - done)
+            words = (*words, f"{left:.0f} s left")
+        line = "  ".join([f"{self._what} {done:,}/{self._total:,}", *words])
+        console.print(line, soft_wrap=True)
+
+    def images(self, what: str, done: int, total: int) -> None:
+        """As `begin` and `update` for work on images, with the rate of what was done since."""
+        if what != self._what:
+            self.begin(what, done, total)
+        seconds = max(time.monotonic() - self._began, 1e-9)
+        rate = (done - self._first) / seconds
+        self.update(done, *([f"{rate:.0f} images/s"] if done > self._first else []))
+
+
+class TrainingProgress(Progress):
+    """Progress of a training, in the words of its records."""
+
+    def __init__(self, steps: int, steps_per_epoch: int, start: int, quiet: bool) -> None:
+        super().__init__(quiet)
+        self._per_epoch, self._epochs = steps_per_epoch, math.ceil(steps / steps_per_epoch)
+        self._knn: float | None = None  # of the latest evaluation
+        self.begin("step", start, steps)
+
+    def record(self, step: int, record: dict[str, Any]) -> None:
+        """Show a record of metrics.jsonl."""
+        self._knn = record.get("knn", self._knn)
+        epoch = min(self._epochs, (step - 1) // self._per_epoch + 1)
+        words = [f"epoch {epoch}/{self._epochs}", f"loss {record['loss']:.4f}"]
+        if self._knn is not None:
+            words.append(f"knn {self._knn:.1%}")
+        if "probe_top1" in record:
+            words.append(f"probe {record['probe_top1']:.1%}")
+        self.update(step, *words, f"{record['images_per_second']:.0f} images/s")

@@ -22,7 +22,7 @@ from selfsight.train.collapse import CollapseMonitor
 from selfsight.train.config import TrainConfig
 from selfsight.train.events import SILENT, Events
 from selfsight.train.loader import ViewLoader
-from selfsight.train.log import Display, MetricsFile, console
+from selfsight.train.log import MetricsFile, TrainingProgress, console
 from selfsight.train.loggers import LogConfig, Logger, open_loggers
 from selfsight.train.precision import device_name, peak_memory
 from selfsight.train.probe import OnlineProbe
@@ -143,14 +143,14 @@ class Session:
         self._metrics = MetricsFile(self.folder / "metrics.jsonl", self.start) if main else None
         self._loggers = self._open_loggers() if main else []
         epoch, silent = self.loader.steps_per_epoch, quiet or not main
-        self._display = Display(self.steps, epoch, self.start, silent)
+        self._progress = TrainingProgress(self.steps, epoch, self.start, silent)
         self._since, self._images = time.perf_counter(), 0
         self._seconds_before, self._began = self.seconds, time.perf_counter()
         try:
             with caught_signals() as self._signals:
                 yield self
         finally:
-            self._display.close()
+            self._progress.close()
             if self._metrics:
                 self._metrics.close()
             for logger in self._loggers:
@@ -293,7 +293,7 @@ class Session:
                 logger.write(record)
             if measured and self.evaluation.after:
                 self.evaluation.after(record)
-        self._display.update(done, record, done == self.steps)
+        self._progress.record(done, record)
         collapse = self._monitor.verdict(seen) if seen else None
         if collapse:
             console.print(f"Step {done}: {collapse}", soft_wrap=True)

@@ -12,8 +12,8 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from selfsight import __version__, cli
-from selfsight.cli.progress import ImageProgress
 from selfsight.methods import METHODS
+from selfsight.train.log import Progress
 from tests.conftest import ROOT, TINY, heads, in_process, selfsight
 
 
@@ -257,8 +257,8 @@ def test_cifar10_from_parquet(cifar10, tmp_path):
 
 
 def test_progress_names_no_rate_that_nobody_measured(capsys):
-    with ImageProgress() as watch:
-        watch("packing", 5, 5)
+    with Progress() as watch:
+        watch.images("packing", 5, 5)
     assert capsys.readouterr().err == "packing 5/5\n"
 
 
