@@ -1,7 +1,6 @@
 """Runs side by side: what differs in their configurations, and in what was measured."""
 
 import json
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +8,6 @@ from typing import Any
 
 from rich import box
 from rich.console import Group
-from rich.table import Table
 from rich.text import Text
 
 from selfsight import config as layers
@@ -17,12 +15,11 @@ from selfsight.data.sources.open import LOADING_KEYS
 from selfsight.errors import UserError
 from selfsight.evaluate.protocols import read_results
 from selfsight.pretraining.config import RunConfig, read_run_config
+from selfsight.report.render import ABSENT, is_accuracy, number, table
 from selfsight.train.log import read_metrics
 
-ABSENT = "-"
 # Keys that change what a loss and an online probe are a number of.
 TASK = ("method.", "views.", "data.", "batch_size")
-ACCURACY = re.compile(r"(top|k|shots)\d+")  # metrics in [0, 1], shown in percent
 
 
 @dataclass(frozen=True)
@@ -177,7 +174,7 @@ def _lines(title: str, found: list[dict[str, float]]) -> list[Line]:
             continue
         values = tuple(metrics.get(metric) for metrics in found)
         spreads = tuple(metrics.get(f"{metric}_std") for metrics in found)
-        accuracy = ACCURACY.fullmatch(metric) is not None
+        accuracy = is_accuracy(metric)
         lines.append(Line(f"{title} {metric}", values, spreads, accuracy, comparable=accuracy))
     return lines
 
@@ -187,40 +184,33 @@ def _lines(title: str, found: list[dict[str, float]]) -> list[Line]:
 
 def render(comparison: Comparison) -> Group:
     """Two tables and the notes, for a rich console."""
+    names = _names(comparison.runs)
     parts: list[Any] = []
     if comparison.config:
-        table = _table("key", comparison.runs)
-        for key, values in comparison.config:
-            table.add_row(Text(key), *(Text(str(value)) for value in values))
-        parts += [table, ""]
-    table = _table("result", comparison.runs)
-    for line in comparison.lines:
-        cells = (_cell(line, i) for i in range(len(line.values)))
-        table.add_row(Text(line.what), *map(Text, cells))
+        rows = [[key, *map(str, values)] for key, values in comparison.config]
+        parts += [table(["key", *names], rows, box=box.SIMPLE_HEAD), ""]
+    rows = [
+        [line.what, *(_cell(line, i) for i in range(len(line.values)))] for line in comparison.lines
+    ]
     meaning = "Accuracies in %; in brackets the difference to the first run."
     if any(spread is not None for line in comparison.lines for spread in line.spreads):
         meaning += " ±: standard deviation over drawn subsets."
-    return Group(*parts, table, "", *(Text(note) for note in (meaning, *comparison.notes)))
+    results = table(["result", *names], rows, box=box.SIMPLE_HEAD)
+    return Group(*parts, results, "", *(Text(note) for note in (meaning, *comparison.notes)))
 
 
-def _table(first: str, runs: tuple[Path, ...]) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
-    table.add_column(first, overflow="fold")
+def _names(runs: tuple[Path, ...]) -> list[str]:
+    """The names of the folders; whole paths where two are the same."""
     names = [run.name or str(run) for run in runs]
-    for run, name in zip(runs, names, strict=True):
-        table.add_column(Text(str(run) if names.count(name) > 1 else name), overflow="fold")
-    return table
+    pairs = zip(runs, names, strict=True)
+    return [str(run) if names.count(name) > 1 else name for run, name in pairs]
 
 
 def _cell(line: Line, i: int) -> str:
     """'91.2 ± 0.4 (+1.3)'."""
-    value, first, spread = line.values[i], line.values[0], line.spreads[i]
-    if value is None:
-        return ABSENT
-    scale, digits, change = (100, ".1f", "+.1f") if line.percent else (1, ".4g", "+.2g")
-    text = f"{scale * value:{digits}}"
-    if spread is not None:
-        text += f" ± {scale * spread:{digits}}"
-    if i and first is not None and line.comparable:
-        text += f" ({scale * (value - first):{change}})"
+    value, first = line.values[i], line.values[0]
+    text = number(value, line.spreads[i], line.percent)
+    if i and None not in (value, first) and line.comparable:
+        difference = value - first
+        text += f" ({100 * difference:+.1f})" if line.percent else f" ({difference:+.2g})"
     return text

@@ -4,29 +4,20 @@ from collections.abc import Callable
 from functools import partial
 from statistics import median
 
+from rich.box import HEAVY_HEAD
 from rich.console import Console
-from rich.table import Table
 
 from selfsight.data.check import Report, Split
 from selfsight.evaluate.protocols.results import Result, notes
 from selfsight.pretraining.profile import Profile
+from selfsight.report.render import RESULTS, number, table
 
 SHOWN = 20  # lines of a long list
 BAR = 30  # characters of the longest bar of a histogram
-TITLES = {  # of the metrics that are shown
-    "k20": "kNN k=20",
-    "k200": "kNN k=200",
-    "top1": "top-1",
-    "top5": "top-5",
-    "shots1": "1 label/class",
-    "shots5": "5 labels/class",
-    "validation_top1": "validation",
-    "chosen_lr_factor": "rate chosen",
-}
 
 
 def print_results(results: list[Result]) -> None:
-    """One protocol's results as a table, in percent on the test split, and what must be said."""
+    """Print one protocol's results as a table, in percent on the test split, and its warnings."""
     first = results[0]
     labels = f"{first.settings['labels']:,} labels, " if "labels" in first.settings else ""
     draws = "\nfew labels: mean ± standard deviation over 10 draws"
@@ -34,19 +25,14 @@ def print_results(results: list[Result]) -> None:
         f"{first.protocol}: accuracy in % on {first.data['test']:,} test images "
         f"({labels}{first.data['train']:,} training images, seed {first.seed})"
     )
-    table = Table(
-        caption=f"protocol {first.protocol} v{first.version}"
-        + (draws if "shots1" in first.metrics else ""),
-        caption_justify="left",
-    )
-    table.add_column("features" if first.kind != "finetune" else "begins as", no_wrap=True)
-    shown = [name for name in TITLES if name in first.metrics]
-    for name in shown:
-        table.add_column(TITLES[name], justify="right")
-    for result in results:
-        table.add_row(result.evaluated, *(_cell(result.metrics, name) for name in shown))
+    shown = [name for name in RESULTS if name in first.metrics]
+    head = "initialisation" if first.kind == "finetune" else "features"
+    titles = [head, *(RESULTS[name].title for name in shown)]
+    rows = [[r.evaluated, *(_cell(r.metrics, name) for name in shown)] for r in results]
+    caption = f"protocol {first.protocol} v{first.version}"
+    caption += draws if "shots1" in first.metrics else ""
     console().print(title, soft_wrap=True, markup=False)  # longer than a narrow table is wide
-    console().print(table)
+    console().print(table(titles, rows, box=HEAVY_HEAD, fixed=1, right=True, caption=caption))
     for note in notes(results):
         console().print(note, soft_wrap=True, markup=False)
 
@@ -54,30 +40,27 @@ def print_results(results: list[Result]) -> None:
 def print_columns(
     titles: tuple[str, ...], rows: list[list[str]], fixed: int, dim: list[bool] | None = None
 ) -> None:
-    """A table without lines.
+    """Print a table without lines.
 
     Args:
-        fixed: so many of the first columns are never folded.
+        fixed: the first columns, which are never folded.
         dim: rows of less interest.
     """
-    table = Table(box=None, pad_edge=False)
-    for n, title in enumerate(titles):
-        table.add_column(title, no_wrap=n < fixed, overflow="fold")
-    for row, less in zip(rows, dim or [False] * len(rows), strict=True):
-        table.add_row(*row, style="dim" if less else None)
-    console().print(table, markup=False)
+    styles = ["dim" if less else None for less in dim or [False] * len(rows)]
+    console().print(table(titles, rows, fixed=fixed, styles=styles))
 
 
 def print_profile(found: Profile) -> None:
     """What `selfsight profile` measured."""
     total = sum(found.seconds.values())
-    table = Table(box=None, pad_edge=False)
-    for title in ("part of a step", "ms", "share"):
-        table.add_column(title, justify="left" if title.startswith("part") else "right")
-    for part, seconds in found.seconds.items():
-        table.add_row(part, f"{1e3 * seconds / found.steps:.1f}", f"{seconds / total:.0%}")
-    table.add_row("all", f"{1e3 * total / found.steps:.1f}", "", style="bold")
-    console().print(table)
+    rows = [
+        [part, f"{1e3 * seconds / found.steps:.1f}", f"{seconds / total:.0%}"]
+        for part, seconds in found.seconds.items()
+    ]
+    rows.append(["all", f"{1e3 * total / found.steps:.1f}", ""])
+    styles = [None] * (len(rows) - 1) + ["bold"]
+    titles = ("part of a step", "ms", "share")
+    console().print(table(titles, rows, right=True, styles=styles))
     say = partial(console().print, soft_wrap=True, markup=False)
     if found.workers:
         busy = (found.decode + found.crops) / (found.workers * total)
@@ -142,10 +125,4 @@ def console(stderr: bool = False) -> Console:
 
 
 def _cell(metrics: dict[str, float], name: str) -> str:
-    if name not in metrics:
-        return "-"
-    if name == "chosen_lr_factor":
-        return f"{metrics[name]:g}"
-    text = f"{100 * metrics[name]:.1f}"
-    spread = metrics.get(f"{name}_std")
-    return text if spread is None else f"{text} ± {100 * spread:.1f}"
+    return number(metrics.get(name), metrics.get(f"{name}_std"), RESULTS[name].percent)

@@ -8,20 +8,10 @@ from itertools import combinations
 from statistics import fmean
 
 from selfsight.errors import UserError
+from selfsight.report.render import GRID
 from selfsight.report.statistics import SAME, Paired, holm, paired
 
-COLUMNS = {  # name -> title, in the order of tables
-    "online": "online",
-    "linear_top1": "lin. top-1",
-    "linear_top5": "lin. top-5",
-    "knn": "kNN k=20",
-    "knn200": "kNN k=200",
-    "augmented_top1": "aug. top-1",
-    "augmented_top5": "aug. top-5",
-    "finetune_1": "1 % labels",
-    "finetune_10": "10 % labels",
-    "finetune_100": "all labels",
-}
+COLUMNS = {name: metric.title for name, metric in GRID.items()}
 MAIN = ("linear_top1", "augmented_top1", "knn")  # the first that was measured ranks the rows
 FLOORS = ("untrained", "pixels")  # no method, but what one must beat
 

@@ -21,6 +21,7 @@ from rich.text import Text
 
 from selfsight.files import write_text
 from selfsight.report.legend import facts, label, legend, measured, remarks
+from selfsight.report.render import ABSENT, number, table
 from selfsight.report.rows import COLUMNS, FLOORS, Cell, Pair, Row, compare_rows, pairs, rows
 from selfsight.report.statistics import interval
 
@@ -65,13 +66,12 @@ def to_rich(found: list[Row], about: Mapping[str, Any] | None = None) -> Console
 
 
 def _rich_table(columns: list[Column], group: list[Row]) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
-    for i, (title, _) in enumerate(columns):
-        table.add_column(Text(title), justify="right" if i else "left", overflow="fold")
-    for i, row in enumerate(group):
-        style = "bold" if row.mark == "best" else "dim" if row.method in FLOORS else None
-        table.add_row(*(Text(texts[i]) for _, texts in columns), style=style)
-    return table
+    titles, texts = zip(*columns, strict=True)
+    styles = [
+        "bold" if row.mark == "best" else "dim" if row.method in FLOORS else None for row in group
+    ]
+    rows = zip(*texts, strict=True)
+    return table(titles, rows, box=box.SIMPLE_HEAD, right=True, styles=styles)
 
 
 def _wrapped(lines: list[str], width: int) -> Text:
@@ -174,9 +174,9 @@ def _accuracy(row: Row, column: str) -> str:
     """'91.2 ± 0.4' in percent; with (n) behind it where it is not the row's n."""
     values = row.values(column)
     if not values:
-        return "-"
+        return ABSENT
     mean, half = interval(list(values.values()))
-    text = f"{100 * mean:.1f}" + ("" if half is None else f" ± {100 * half:.1f}")
+    text = number(mean, half)
     return text if len(values) == row.finished else f"{text} ({len(values)})"
 
 
