@@ -31,7 +31,6 @@ from selfsight.methods import METHODS, Method
 from selfsight.pretraining.build import build_method, image_size, with_hash, without_weights
 from selfsight.pretraining.config import RunConfig
 from selfsight.train.engine import check_sync_batchnorm, fit
-from selfsight.train.events import SILENT, Events
 from selfsight.train.folder import BAD_IMAGES, claim, is_claimed
 from selfsight.train.loader import ViewLoader, make_loader
 from selfsight.train.log import console, read_metrics
@@ -66,7 +65,7 @@ def pretrain(config: RunConfig, quiet: bool = False) -> Path:
                 _announce(config, job.images, device)
             if first and not (folder / FILE).exists():  # so that its checkpoints can be evaluated
                 write_json(folder / DESCRIPTION, job.description())
-            job.fit(folder, quiet)
+            fit(**job.arguments(), quiet=quiet)
             if first:
                 save_encoder(folder, job.method.backbone, job.description())
                 if config.save_as:
@@ -88,7 +87,7 @@ class Job:
     method: Method
     device: torch.device
     probe: OnlineProbe | None
-    check: PeriodicEvaluation | None
+    evaluation: PeriodicEvaluation | None
 
     def description(self) -> dict[str, Any]:
         """What encoder.safetensors says of the encoder."""
@@ -106,20 +105,18 @@ class Job:
             {"images": len(self.images), "epochs": config.epochs, "steps": steps, **started},
         )
 
-    def fit(self, folder: Path, quiet: bool = False, events: Events = SILENT) -> None:
-        """Train in the folder, from its newest checkpoint."""
-        fit(
-            self.method,
-            self.loader,
-            self.config,
-            folder,
-            self.device,
-            probe=self.probe,
-            evaluation=self.check,
-            resume=self.config.resume,
-            quiet=quiet,
-            events=events,
-        )
+    def arguments(self) -> dict[str, Any]:
+        """The arguments of `fit`: everything but how much it prints, and who listens."""
+        return {
+            "method": self.method,
+            "loader": self.loader,
+            "config": self.config,
+            "folder": Path(self.config.run),
+            "device": self.device,
+            "probe": self.probe,
+            "evaluation": self.evaluation,
+            "resume": self.config.resume,
+        }
 
 
 def assemble(config: RunConfig, device: torch.device) -> Job:
@@ -130,10 +127,10 @@ def assemble(config: RunConfig, device: torch.device) -> Job:
     method, probe = build_method(config), None
     if config.evaluate.probe and images.classes is not None:
         probe = OnlineProbe(method.backbone.num_features, len(images.classes))
-    check = _knn(config, images, device)
+    evaluation = _knn(config, images, device)
     if config.save_best:
-        check = replace(check, after=lambda record: _keep_best(job, record))
-    job = Job(config, images, loader, method, device, probe, check)
+        evaluation = replace(evaluation, after=lambda record: _keep_best(job, record))
+    job = Job(config, images, loader, method, device, probe, evaluation)
     return job
 
 

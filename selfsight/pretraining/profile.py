@@ -12,6 +12,7 @@ import torch
 from selfsight.errors import UserError
 from selfsight.pretraining.config import RunConfig
 from selfsight.pretraining.job import assemble
+from selfsight.train.engine import fit
 from selfsight.train.events import Events
 from selfsight.train.precision import device_name, peak_memory, pick_device
 
@@ -94,7 +95,7 @@ def profile(config: RunConfig, seconds: float) -> Profile:
         job = assemble(config, pick_device(config.device))
         watch = Stopwatch(config.batch_size, job.device, seconds)
         with contextlib.suppress(Enough):
-            job.fit(Path(config.run), quiet=True, events=watch)
+            fit(**job.arguments(), quiet=True, events=watch)
         return watch.result(0 if job.images.tensor is not None else job.images.workers)
 
 

@@ -10,6 +10,7 @@ from selfsight.errors import UserError
 from selfsight.pretraining.config import compose
 from selfsight.pretraining.job import assemble
 from selfsight.pretraining.profile import ADVICE, PARTS, Profile, Stopwatch, profile
+from selfsight.train.engine import fit
 from selfsight.train.events import SILENT
 
 KEYS = ["device=cpu", "batch_size=32", "data.limit=256", "log_every=1"]
@@ -60,7 +61,7 @@ def test_training_is_not_changed(tmp_path):
         keys = config("max_steps=6", run=str(tmp_path / name))
         job = assemble(keys, torch.device("cpu"))
         watch = Stopwatch(keys.batch_size, job.device, 1e9) if name == "with" else SILENT
-        job.fit(tmp_path / name, quiet=True, events=watch)
+        fit(**job.arguments(), quiet=True, events=watch)
         weights.append(job.method.state_dict())
     a, b = weights
     assert all(torch.equal(a[key], b[key]) for key in a)
