@@ -13,15 +13,15 @@ from selfsight.errors import UserError
 
 @functools.cache
 def register_all() -> None:
-    """Register the commands that are not yet: those of plug-ins, and last the lists of what is
-    shipped, for this is the order of the help."""
+    """Register the commands of plug-ins and, after them, those that list what is shipped: the help
+    shows commands in this order."""
     for plugin in plugins():
         plugin.register(app)
     from selfsight.cli import lists  # noqa: F401
 
 
 def main() -> None:
-    """Entry point: a user's mistake is told in plain lines on stderr, with exit code 2."""
+    """Entry point: a UserError is printed to stderr, one line for each mistake; exit code 2."""
     try:
         register_all()
         app(prog_name="selfsight")

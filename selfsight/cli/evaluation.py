@@ -16,7 +16,7 @@ EvaluationKeys = Annotated[
     list[str] | None,
     typer.Argument(help="key=value: data.path=..., fraction=0.1, device=cpu, allow_overlap=true"),
 ]
-Subject = Annotated[
+Target = Annotated[
     Path,
     typer.Argument(
         help="a run's folder or checkpoint, encoder.safetensors, or another library's checkpoint "
@@ -34,7 +34,7 @@ Protocol = Annotated[
 
 
 @app.command(rich_help_panel=EVALUATE)
-def knn(where: Subject, keys: EvaluationKeys = None, run: Results = None) -> None:
+def knn(where: Target, keys: EvaluationKeys = None, run: Results = None) -> None:
     """Classify test images by their nearest training images; beside an untrained encoder."""
     from selfsight.evaluate import protocols as measure
 
@@ -43,7 +43,7 @@ def knn(where: Subject, keys: EvaluationKeys = None, run: Results = None) -> Non
 
 @app.command(rich_help_panel=EVALUATE)
 def linear(
-    where: Subject, keys: EvaluationKeys = None, run: Results = None, opts: Opts = False
+    where: Target, keys: EvaluationKeys = None, run: Results = None, opts: Opts = False
 ) -> None:
     """Linear classifier on cached features: all labels, then 1 and 5 labels per class."""
     from selfsight.evaluate import protocols as measure
@@ -53,7 +53,7 @@ def linear(
 
 @app.command(name="linear-augmented", rich_help_panel=EVALUATE)
 def linear_augmented(
-    where: Subject,
+    where: Target,
     keys: EvaluationKeys = None,
     run: Results = None,
     protocol: Protocol = "linear-augmented",
@@ -61,19 +61,12 @@ def linear_augmented(
     opts: Opts = False,
 ) -> None:
     """Linear classifier on a frozen encoder, trained with crop and flip; continues if stopped."""
-    from selfsight.evaluate import protocols as measure
-
-    def native() -> list[measure.Result]:
-        if classifier is not None:
-            return measure.retest(where, classifier, keys, run)
-        return measure.linear_augmented(where, keys, run, protocol)
-
-    _evaluate("linear-augmented", where, keys, run, opts, native)
+    _train_and_test("linear-augmented", where, keys, run, protocol, classifier, opts)
 
 
 @app.command(rich_help_panel=EVALUATE)
 def finetune(
-    where: Subject,
+    where: Target,
     keys: EvaluationKeys = None,
     run: Results = None,
     protocol: Protocol = "finetune",
@@ -81,14 +74,29 @@ def finetune(
     opts: Opts = False,
 ) -> None:
     """Train the whole network as a classifier, beside one from scratch; continues if stopped."""
+    _train_and_test("finetune", where, keys, run, protocol, classifier, opts)
+
+
+def _train_and_test(
+    command: str,
+    where: Path,
+    keys: list[str] | None,
+    run: str | None,
+    protocol: str,
+    classifier: Path | None,
+    opts: bool,
+) -> None:
+    """Train and test a classifier, or only test the one that is given."""
     from selfsight.evaluate import protocols as measure
 
-    def native() -> list[measure.Result]:
+    train = {"linear-augmented": measure.linear_augmented, "finetune": measure.finetune}[command]
+
+    def native() -> "list[Result]":
         if classifier is not None:
             return measure.retest(where, classifier, keys, run)
-        return measure.finetune(where, keys, run, protocol)
+        return train(where, keys, run, protocol)
 
-    _evaluate("finetune", where, keys, run, opts, native)
+    _evaluate(command, where, keys, run, opts, native)
 
 
 def _evaluate(

@@ -53,7 +53,10 @@ class ConfigFile(Protocol):
         them."""
 
     def evaluate(self, command: str, run: str | None = None) -> "list[Result]":
-        """Evaluate as the file says. Raises: UserError if it is for another command."""
+        """Evaluate as the file says; only called if the phase is not pretrain.
+
+        Raises: UserError if it is for another command.
+        """
 
 
 class Recipe:
@@ -74,9 +77,6 @@ class Recipe:
 
     def start_processes(self, device: str) -> None:
         pass
-
-    def evaluate(self, command: str, run: str | None = None) -> "list[Result]":
-        raise UserError(f"'{self._what}': is a recipe; `selfsight {command}` takes an encoder")
 
 
 @functools.cache

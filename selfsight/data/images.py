@@ -1,7 +1,6 @@
 """Decoded images: small ones are one uint8 tensor on the device, others are decoded on demand."""
 
 import copy
-import functools
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
@@ -52,14 +51,16 @@ class Images:
         self._bad = bad
         self._broken: dict[int, str] = {}  # index of an undecodable image -> reason
         self.in_memory = config.in_memory
-        self._kept = functools.cache(self._decode_all)
+        self._tensor, self._is_decoded = None, False
         if not lazy:
-            self._kept()
+            self._decode_all()
 
     @property
     def tensor(self) -> Tensor | None:
         """(N, 3, H, W) uint8 on the device, or None if the images are decoded on demand."""
-        return self._kept()
+        if not self._is_decoded:
+            self._decode_all()
+        return self._tensor
 
     def __len__(self) -> int:
         return len(self.source)
@@ -113,11 +114,15 @@ class Images:
         some._broken = {n: self._broken[i] for n, i in enumerate(rows) if i in self._broken}
         at = torch.from_numpy(rows).to(self.device)
         some.labels = None if self.labels is None else self.labels[at]
-        kept = self._kept
-        some._kept = functools.cache(lambda: None if kept() is None else kept()[at])
+        some._tensor = None if self._tensor is None else self._tensor[at]
         return some
 
-    def _decode_all(self) -> Tensor | None:
+    def _decode_all(self) -> None:
+        tensor = self._stacked()
+        self._tensor = None if tensor is None else tensor.to(self.device)
+        self._is_decoded = True
+
+    def _stacked(self) -> Tensor | None:
         """All images as one (N, 3, H, W) tensor; None if they are large or differ in size."""
         wanted = self.in_memory
         if wanted is False:
@@ -137,7 +142,7 @@ class Images:
                     f"image {size}; all must be equal; set data.in_memory=false"
                 )
             out[i] = image
-        return torch.from_numpy(out).permute(0, 3, 1, 2).contiguous().to(self.device)
+        return torch.from_numpy(out).permute(0, 3, 1, 2).contiguous()
 
 
 def cut(image: np.ndarray, box: list[int], size: int) -> Tensor:

@@ -164,7 +164,7 @@ class Network:
         config = validate(BackboneConfig, described["backbone"])
         config = config.model_copy(update={"drop_path": drop_path})
         backbone = build_backbone(config, self.image_size, described["seed"])
-        if described.get("fixed_positions"):
+        if described.get("fixed_positions") and hasattr(backbone, "pos_embed"):
             vit.fix_positions(backbone)
         if described.get("head_dim"):
             # the first thing that a method initialises, so the generator starts as in build_method
@@ -229,10 +229,9 @@ def upgraded(description: dict[str, Any], folder: Path) -> dict[str, Any]:
         return description
     method, file = description["method"]["name"], folder / "config.yaml"
     run = read_yaml(file) if file.is_file() else {}
-    vit_encoder = "vit" in description["backbone"]["name"]
     return {
         **description,
-        "fixed_positions": method in ("mae", "ijepa") or (method == "moco_v3" and vit_encoder),
+        "fixed_positions": method in ("mae", "ijepa", "moco_v3"),  # of encoders that have them
         "precision": run.get("precision", "auto"),
         "data": {
             **run.get("data", {}),

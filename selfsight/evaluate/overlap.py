@@ -13,7 +13,7 @@ from torch import Tensor
 
 from selfsight.data.decode import decoded, read
 from selfsight.data.images import Images, cut
-from selfsight.data.packed_strings import PackedStrings, load_index, save_index
+from selfsight.data.packed_strings import load_index, save_index
 from selfsight.data.source import BadImage, content_hash, made_from, stamp
 
 LUMA = (0.299, 0.587, 0.114)  # weights of red, green and blue, as in JPEG and Pillow
@@ -59,13 +59,11 @@ class Overlap:
     example: str | None
 
 
-class _Stored(NamedTuple):
-    """What the cache keeps of a split; `broken` images have the `reasons`."""
+class _Hashes(NamedTuple):
+    """What the cache keeps: (N, 16) and (N,), see `Fingerprints`."""
 
     contents: np.ndarray
     dhash: np.ndarray
-    broken: np.ndarray
-    reasons: PackedStrings
 
 
 def fingerprints(images: Images, cache: Path | None = None) -> Fingerprints:
@@ -73,41 +71,40 @@ def fingerprints(images: Images, cache: Path | None = None) -> Fingerprints:
 
     Args:
         cache: folder that remembers them for as long as the files have their sizes and times;
-            then no image is read again.
+            then only images that could not be used are read again: a disk may have failed.
     Raises: as Images.mark_bad, for a broken image; the fingerprint of one that is allowed is 0.
     """
     source, known = images.source, cache and stamp(images.source)
-    stored, file = None, None
+    hashes, file = None, None
     if known:
         key = hashlib.sha256(f"{FORMAT} {images.in_memory} {known}".encode()).hexdigest()
         file = cache / f"fingerprints-{key[:16]}.npz"
-        stored = load_index(file, _Stored)
-    if stored is None:
-        contents, dhash = _read_all(images)
+        hashes = load_index(file, _Hashes)
+    if hashes is None:
+        hashes = _read_all(images)
         if file:
-            broken = images.broken()
-            reasons = PackedStrings.of(reason.encode() for reason in broken.values())
-            save_index(file, _Stored(contents, dhash, np.array(list(broken), np.int64), reasons))
+            save_index(file, hashes)
     else:
-        contents, dhash = stored.contents, stored.dhash
-        for n, i in enumerate(stored.broken.tolist()):
-            images.mark_bad(i, BadImage(source.name(i), stored.reasons[n]))
+        for i in np.flatnonzero(~hashes.contents.any(1)).tolist():
+            content, hashes.dhash[i] = _fingerprint(images, i)
+            hashes.contents[i] = np.frombuffer(content, np.uint8)
     names = [source.name(i) for i in range(len(source))]
     paths = [os.path.realpath(name) if os.sep in name else name for name in names]
-    return Fingerprints(paths, contents, made_from(source, contents), dhash)
+    return Fingerprints(paths, hashes.contents, made_from(source, hashes.contents), hashes.dhash)
 
 
-def _read_all(images: Images) -> tuple[np.ndarray, np.ndarray]:
-    """(N, 16) hashes of the contents and (N,) difference hashes."""
+def _read_all(images: Images) -> _Hashes:
     source = images.source
     if images.tensor is None:
         pairs = list(images.pool.map(lambda i: _fingerprint(images, i), range(len(source))))
         dhash = np.array([look for _, look in pairs], np.uint64)
         hashes = [content for content, _ in pairs]
     else:
-        hashes = [content_hash(read(source, i)) for i in range(len(source))]
+        broken = images.broken()
+        rows = range(len(source))
+        hashes = [bytes(16) if i in broken else content_hash(read(source, i)) for i in rows]
         dhash = np.concatenate([_dhash(part) for part in images.tensor.split(4096)])
-    return np.frombuffer(b"".join(hashes), np.uint8).reshape(-1, 16), dhash
+    return _Hashes(np.frombuffer(b"".join(hashes), np.uint8).reshape(-1, 16), dhash)
 
 
 def compare(train: Fingerprints, test: Fingerprints) -> Overlap:

@@ -1,5 +1,6 @@
 """The device, and the number format that it computes fast in."""
 
+import math
 import os
 import platform
 import sys
@@ -27,7 +28,8 @@ def pick_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
         torch.empty(1, device=device)
-    # for an unknown name, for a build without CUDA, for a backend that cannot hold tensors
+    # torch raises RuntimeError for an unknown name or a missing GPU, AssertionError in a build
+    # without CUDA, NotImplementedError for a backend without tensors: each is raised as one line
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"device={name}: {reason}. Use auto, cpu, cuda, cuda:1 or mps") from None
@@ -67,6 +69,14 @@ def peak_memory(device: torch.device) -> float:
         return 0.0
     kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return kib / 2**20 if sys.platform == "darwin" else kib / 2**10  # macOS counts bytes
+
+
+def physical_memory() -> float:
+    """Bytes of this machine's memory; infinity where it does not say."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):  # not on Windows
+        return math.inf
 
 
 def prepare(device: torch.device) -> None:

@@ -131,6 +131,19 @@ def test_an_image_that_breaks_after_the_check_of_an_evaluation_is_an_error(tmp_p
     assert images.decode(next(iter(images.broken())))[0] not in images.broken()  # training goes on
 
 
+def test_an_image_that_breaks_before_it_is_decoded_is_an_error(tmp_path):
+    """Images that are decoded at their first use: what is left out by then is left out, no more."""
+    root = make_folder(tmp_path / "images", 30, {3})
+    config = DataConfig(path=str(root))
+    source = open_source(config, "train")
+    images = Images(source, config, CPU, BadImages(None, len(source), 0.5), lazy=True)
+    images.mark_bad(3, BadImage(source.name(3), "truncated"))
+    for checked in (images.without(images.broken()), images.without([])):
+        Path(checked.source.name(5)).write_bytes(b"")
+        with pytest.raises(BadImage):
+            checked.tensor  # noqa: B018
+
+
 @pytest.mark.parametrize("in_memory", [False, True])
 def test_the_check_while_training_takes_the_labels_of_what_is_shown(tmp_path, in_memory):
     images = images_of(make_folder(tmp_path / "images", 40, {4, 9}), in_memory)

@@ -31,6 +31,7 @@ from selfsight.evaluate.protocols import read_results
 from selfsight.evaluate.protocols.target import open_target
 from selfsight.methods import METHODS
 from selfsight.pretraining.build import build_method
+from selfsight.train.log import read_metrics
 from tests.train.test_train import config_of
 
 CPU = torch.device("cpu")
@@ -351,7 +352,7 @@ def test_an_evaluation_may_run_on_another_device(run, tmp_path):
     assert selfsight.knn(tmp_path)[0].metrics
 
 
-def test_an_unfinished_run_is_measured_as_it_stands(tmp_path, capsys):
+def test_an_unfinished_run_is_measured_as_it_stands(tmp_path, capsys, monkeypatch):
     """By its newest checkpoint, or by one that is named; the results say at which step."""
     keys = ["epochs=2", "checkpoint.every_steps=5", "checkpoint.keep=9", "method.output_dim=8"]
     run = selfsight.pretrain(config_of(tmp_path / "a", *keys), True)
@@ -374,7 +375,17 @@ def test_an_unfinished_run_is_measured_as_it_stands(tmp_path, capsys):
     assert early[0].weights_sha256 == weights_hash(backbone) != results[0].weights_sha256
     assert early[0].settings == {"step": 5}
     assert not (half / "results.json").exists(), "a checkpoint's results are not the run's"
-    assert {r["settings"]["step"] for r in read_results(tmp_path / "half-step-5")} == {5}
+    records = read_results(tmp_path / "half-step-5")
+    assert {r["settings"]["step"] for r in records} == {5}
+    seconds = {r["step"]: r["seconds"] for r in read_metrics(half / "metrics.jsonl")}
+    assert records[0]["cost"]["pretrain_seconds"] == seconds[5] < seconds[44]
+    monkeypatch.chdir(half)
+    assert selfsight.knn(".")[0].settings == {"step": 44}
+    assert (tmp_path / "half-step-44" / "results.json").exists()
+    for file in (half / "checkpoints").iterdir():
+        file.write_bytes(b"damaged")
+    with pytest.raises(UserError, match="every checkpoint is damaged"):
+        selfsight.knn(half)
 
 
 def test_what_is_no_run_is_refused(run, tmp_path):

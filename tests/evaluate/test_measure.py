@@ -1,5 +1,6 @@
 """Whole evaluations, and attempts to make them lie."""
 
+import errno
 import json
 import os
 import re
@@ -23,7 +24,7 @@ from selfsight.evaluate.classifiers import LinearHeads
 from selfsight.evaluate.features import extract
 from selfsight.evaluate.linear import linear_probe
 from selfsight.evaluate.protocols import config as measure_config
-from selfsight.evaluate.protocols import notes
+from selfsight.evaluate.protocols import frozen_features, notes
 from selfsight.evaluate.protocols import trained_classifier as trained
 from selfsight.evaluate.protocols.results import VERSIONS, Result, noise, read_results, store
 from selfsight.methods import METHODS
@@ -278,8 +279,15 @@ def test_a_second_evaluation_reads_no_image(run, tmp_path, monkeypatch, capsys):
     first = selfsight.knn(run, keys)
     again = [line for line in capsys.readouterr().err.splitlines() if "broken" in line]
     changed = tmp_path / "photos/test/class0/0.jpg"
+    whole = Folder.read
+
+    def read(self, i):
+        if self.name(i) != str(tmp_path / "photos/train/class1/1.jpg"):  # the broken one
+            pytest.fail(f"read {self.name(i)}")
+        return whole(self, i)
+
     with monkeypatch.context() as patch:
-        patch.setattr(Folder, "read", lambda self, i: pytest.fail(f"read {self.name(i)}"))
+        patch.setattr(Folder, "read", read)
         second = selfsight.knn(run, keys)
         assert [(r.metrics, r.overlap) for r in second] == [(r.metrics, r.overlap) for r in first]
         assert [r.evaluated for r in second] == ["encoder", "untrained", "pixels"]
@@ -292,6 +300,38 @@ def test_a_second_evaluation_reads_no_image(run, tmp_path, monkeypatch, capsys):
         image.save(changed, quality=95)
     os.utime(changed, (time.time() - 1800,) * 2)
     assert selfsight.knn(run, keys)[0].overlap["similar"] > first[0].overlap["similar"]
+
+
+@pytest.mark.parametrize("in_memory", ["false", "true"])
+def test_a_failure_of_the_disk_is_not_remembered(run, tmp_path, monkeypatch, in_memory):
+    """An image that could not be read is left out of that evaluation, not of the next."""
+    photographs_of_two_classes(tmp_path / "photos", 60)
+    (tmp_path / "photos/train/class1/1.jpg").unlink()
+    keys = [f"data.path={tmp_path / 'photos'}", "data.max_bad=0.1", "untrained=false"]
+    keys += ["pixels=false", f"data.in_memory={in_memory}"]
+    whole = Folder.read
+
+    def read(self, i):
+        if self.name(i).endswith("/7.jpg"):
+            raise OSError(errno.EIO, "Input/output error")
+        return whole(self, i)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Folder, "read", read)
+        (during,) = selfsight.knn(run, keys)
+    (after,) = selfsight.knn(run, keys)
+    assert during.data["train"] == 46
+    assert after.data["train"] == 47
+
+
+@pytest.mark.parametrize("memory", [1e9, 1e12])
+def test_raw_pixels_that_need_too_much_memory_are_left_out(run, monkeypatch, capsys, memory):
+    """Of a linear probe; 40 bytes for each pair of 768 features are 24 MB."""
+    monkeypatch.setattr(frozen_features, "physical_memory", lambda: memory / 1e3)
+    rows = [r.evaluated for r in selfsight.linear(run, ["untrained=false"])]
+    said = capsys.readouterr().err
+    assert rows == (["encoder"] if memory == 1e9 else ["encoder", "pixels"])
+    assert ("a linear probe of 768 features needs" in said) == (memory == 1e9)
 
 
 def test_both_splits_features_have_one_scale(run, monkeypatch):

@@ -1,5 +1,6 @@
 """What all evaluations share: processes, device, splits, and the records."""
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -49,9 +50,11 @@ class EvaluationContext:
     ) -> Result:
         """The record of one measurement; for the encoder with the seconds of its pretraining."""
         if evaluated == "encoder" and self.target.home is not None:
-            trained = read_metrics(self.target.home / "metrics.jsonl")
-            if trained:
-                cost = {**cost, "pretrain_seconds": trained[-1]["seconds"]}
+            last = self.target.settings.get("step", math.inf)  # of a checkpoint: its own step
+            records = read_metrics(self.target.home / "metrics.jsonl")
+            seconds = [record["seconds"] for record in records if record["step"] <= last]
+            if seconds:
+                cost = {**cost, "pretrain_seconds": seconds[-1]}
         return Result(
             protocol,
             kind,

@@ -27,10 +27,9 @@ from selfsight.evaluate.protocols.splits import labelled, subset_record, write_s
 from selfsight.evaluate.protocols.target import open_target
 from selfsight.files import write_atomically, write_json
 from selfsight.train.log import console
+from selfsight.train.precision import physical_memory
 
-WIDEST = (
-    10_000  # raw pixels: a linear probe of wider features takes more than 4 GiB, see linear_probe
-)
+BYTES_OF_PROBE = 40  # times the square of the number of features, see linear_probe
 PIXELS = 2**31  # bytes: raw pixels are compared if they need no more than this
 Where = str | Path
 Metrics = dict[str, float]
@@ -135,12 +134,16 @@ def _compared(context: EvaluationContext) -> Iterator[_Features]:
     train, test = context.splits.train, context.splits.test
     width = 3 * context.size**2
     fits = 4 * width * (len(train) + len(test)) <= PIXELS
-    if isinstance(context.config, LinearConfig) and width > WIDEST:
+    needs, memory = BYTES_OF_PROBE * width**2, physical_memory()
+    if isinstance(context.config, LinearConfig) and fits and needs > memory / 2:
         fits = False
         if context.config.pixels and distributed.rank() == 0:
-            line = f"The row 'pixels' is left out: {width:,} features need too much memory"
-            console.print(line, soft_wrap=True)
-    if context.config.pixels and fits:
+            console.print(
+                f"The row 'pixels' is left out: a linear probe of {width:,} features needs "
+                f"{needs / 2**30:.0f} GiB of memory, and this machine has {memory / 2**30:.0f}",
+                soft_wrap=True,
+            )
+    if context.config.pixels and distributed.share(fits):
         began = time.perf_counter()
         a, b = (
             _pixels(context, *pair)

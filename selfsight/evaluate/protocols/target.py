@@ -94,7 +94,7 @@ def open_target(where: str | Path, overrides: list[str], folder: str | None) -> 
     home = file.parent if (file.parent / "config.yaml").is_file() else None
     usual = Path(f"runs/{path.stem}")
     if home:  # another encoder than the run's last one gets a folder of its own
-        usual = home if file.name == FILE else home.with_name(f"{home.name}-{file.stem}")
+        usual = home if file.name == FILE else _beside(home, file.stem)
     return _target(read_network(file), Path(folder) if folder else usual, home)
 
 
@@ -114,11 +114,13 @@ def _of_checkpoint(path: Path, folder: str | None) -> EvaluationTarget:
         )
     description = json.loads((home / DESCRIPTION).read_text(encoding="utf-8"))
     description = upgraded(description, home)
-    step, state = (
-        Checkpoints(home / "checkpoints").load(torch.device("cpu"))
-        if path.is_dir()
-        else read_checkpoint(path, torch.device("cpu"), f"'{path}'")
-    )
+    if path.is_dir():
+        found = Checkpoints(home / "checkpoints").load(torch.device("cpu"))
+    else:
+        found = read_checkpoint(path, torch.device("cpu"), f"'{path}'")
+    if found is None:
+        raise UserError(f"'{path}': every checkpoint is damaged; there is no encoder to measure")
+    step, state = found
     tensors = {
         name.removeprefix("backbone."): value
         for name, value in state["method"].items()
@@ -127,7 +129,7 @@ def _of_checkpoint(path: Path, folder: str | None) -> EvaluationTarget:
     trained = description["pretrained_on"]
     steps = trained.get("steps")
     description["pretrained_on"] = {**trained, "step": step}
-    usual = home.with_name(f"{home.name}-step-{step}")
+    usual = _beside(home, f"step-{step}")
     return _target(
         Network(description, tensors, str(path)),
         Path(folder) if folder else usual,
@@ -137,6 +139,12 @@ def _of_checkpoint(path: Path, folder: str | None) -> EvaluationTarget:
         + (f" of {steps}" if steps else "")
         + f" of '{home}' is measured; results go to '{folder or usual}'",
     )
+
+
+def _beside(home: Path, name: str) -> Path:
+    """The folder RUN-NAME beside a run; also if the run is given as '.'."""
+    home = home if home.name else home.absolute()
+    return home.with_name(f"{home.name}-{name}")
 
 
 class _Foreign(layers.Config):
