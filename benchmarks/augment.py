@@ -8,7 +8,7 @@ import torch
 from lightly.transforms import SimCLRTransform
 
 from benchmarks.common import MEAN, STD, arguments, machine, pictures, report, start
-from selfsight.batch import SampleKey
+from selfsight.batch import Normalization, SampleKey
 from selfsight.train.precision import prepare
 from selfsight.views.make import make_views
 from selfsight.views.recipe import ViewGroup, preset
@@ -30,7 +30,7 @@ def compare(decoded: list, blur: float, rounds: int) -> tuple[list[float], list[
 
     def ours() -> None:
         for rows in index.split(256):
-            make_views(pixels[rows], groups, SampleKey(0, 0, rows), MEAN, STD)
+            make_views(pixels[rows], groups, SampleKey(0, 0, rows), Normalization(MEAN, STD))
 
     def lightlys() -> None:
         for picture in decoded:

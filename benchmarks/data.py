@@ -24,6 +24,7 @@ from torchvision.io import ImageReadMode, decode_image
 from torchvision.transforms import v2
 
 from benchmarks.common import machine, report
+from selfsight.batch import Normalization
 from selfsight.data.images import Images
 from selfsight.data.pack import write as packing
 from selfsight.data.sources.open import DataConfig, open_source
@@ -50,7 +51,7 @@ def loader(path: Path, views: list[ViewGroup], workers: int = 1) -> ViewLoader:
     config = DataConfig(path=str(path), labels=False, in_memory=False, workers=workers)
     images = Images(open_source(config, "train"), config, torch.device("cpu"))
     batch = min(BATCH, len(images))
-    return ViewLoader(images, views, batch_size=batch, seed=0, mean=UNIT[0], std=UNIT[1])
+    return ViewLoader(images, views, batch_size=batch, seed=0, normalization=Normalization(*UNIT))
 
 
 def ours(path: Path, views: list[ViewGroup], colours: bool = False) -> Work:

@@ -34,6 +34,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
 from benchmarks.common import MEAN, STD, arguments, machine, pictures, start
+from selfsight.batch import Normalization
 from selfsight.data.images import Images
 from selfsight.data.source import Part
 from selfsight.data.sources.open import DataConfig, open_source
@@ -54,7 +55,7 @@ class Pictures(Dataset):
     def __init__(self, decoded: list) -> None:
         self.decoded = decoded
         self.transform = transforms.Compose(
-            [transforms.ToTensor(), transforms.Normalize(mean=MEAN, std=STD)]
+            [transforms.ToTensor(), transforms.Normalize(normalization=Normalization(MEAN, STD))]
         )
 
     def __len__(self) -> int:
@@ -83,7 +84,7 @@ def features(options: argparse.Namespace) -> str:
     data = DataLoader(Pictures(pictures(options.data, options.images)), options.batch, **workers)
 
     def ours() -> Tensor:
-        return F.normalize(extract(network, images, 32, MEAN, STD), dim=1)
+        return F.normalize(extract(network, images, 32, Normalization(MEAN, STD)), dim=1)
 
     def theirs() -> Tensor:
         return lightlys(plain, data)

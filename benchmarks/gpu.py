@@ -15,7 +15,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.common import MEAN, STD, arguments, start
-from selfsight.batch import SampleKey
+from selfsight.batch import Normalization, SampleKey
 from selfsight.data.images import Images
 from selfsight.data.sources.open import open_source
 from selfsight.pretraining.build import build_method
@@ -56,7 +56,7 @@ def photographs(batch: int) -> None:
     flips = group.flip > at.uniform(0, 1).T
 
     def views(compile: bool = True) -> None:
-        finish_crops([crops], flips, [group], at, MEAN, STD, compile)
+        finish_crops([crops], flips, [group], at, Normalization(MEAN, STD), compile)
 
     for compiled, name in ((True, "compiled"), (False, "step by step")):
         took = milliseconds(lambda compiled=compiled: views(compiled))
@@ -85,7 +85,7 @@ def small_images(path: str, batch: int, steps: int) -> None:
     def views() -> None:
         pixels = images.tensor[index]
         at = SampleKey(0, 0, index)
-        make_views(pixels, config.views, at, config.data.mean, config.data.std)
+        make_views(pixels, config.views, at, config.data.normalization)
 
     with tempfile.TemporaryDirectory() as folder:
         fit(build_method(config), loader, config, Path(folder), device, quiet=True)
@@ -105,7 +105,7 @@ def counts(batch: int) -> None:
     cases["simclr-small"] = (0, True)
     for name, (number, crop) in cases.items():
         group = ViewGroup(**preset(name)[number])
-        kind = ViewSpec(group, MEAN, STD)
+        kind = ViewSpec(group, Normalization(MEAN, STD))
         eager, compiled = (count(kind, batch, group.size, crop) for count in (launches, kernels))
         print(
             f"{name}, {'whole images' if crop else 'crops'}, {group.size} px: "

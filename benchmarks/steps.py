@@ -43,7 +43,7 @@ from lightly.models.utils import deactivate_requires_grad, update_momentum
 from torch import Tensor, nn
 
 from benchmarks.common import MEAN, STD, arguments, machine, pictures, report, start
-from selfsight.batch import Batch, SampleKey
+from selfsight.batch import Batch, Normalization, SampleKey
 from selfsight.encoders.backbones import BackboneConfig, build_backbone
 from selfsight.errors import UserError
 from selfsight.methods import METHODS
@@ -242,7 +242,9 @@ def two_views(path: str, count: int, device: torch.device) -> list[Tensor]:
     pixels = torch.from_numpy(np.stack([np.array(p) for p in pictures(path, count)]))
     pixels = pixels.permute(0, 3, 1, 2).contiguous()
     groups = [ViewGroup(**group) for group in preset("simclr-small")]
-    views = make_views(pixels, groups, SampleKey(0, 0, torch.arange(count)), MEAN, STD)
+    views = make_views(
+        pixels, groups, SampleKey(0, 0, torch.arange(count)), Normalization(MEAN, STD)
+    )
     return [view.to(device) for view in views]
 
 

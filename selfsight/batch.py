@@ -1,10 +1,18 @@
 """The input of a method: the views of a batch of images, and which images they are."""
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from torch import Tensor
 
 from selfsight import randomness
+
+
+class Normalization(NamedTuple):
+    """What pixels in [0, 1] are normalised with, per channel: (x - mean) / std."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
 
 
 @dataclass(frozen=True)

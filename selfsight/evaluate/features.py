@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from selfsight import distributed
+from selfsight.batch import Normalization
 from selfsight.data.crops import CropDecoder
 from selfsight.data.images import Images, evaluation_box
 from selfsight.encoders.artifact import weights_hash
@@ -91,8 +92,7 @@ def extract(
     encoder: nn.Module,
     images: Images,
     size: int,
-    mean: tuple[float, ...],
-    std: tuple[float, ...],
+    normalization: Normalization,
     rows: np.ndarray | None = None,
     amp: bool = False,
     file: Path | None = None,
@@ -117,7 +117,7 @@ def extract(
     ranks, rank = (distributed.world_size(), distributed.rank()) if shared else (1, 0)
     cuts = [len(rows) * r // ranks for r in range(ranks + 1)]
     mine = rows[cuts[rank] : cuts[rank + 1]]
-    batches = _batches(encoder, plain_views(images, size, mine), mean, std, amp)
+    batches = _batches(encoder, plain_views(images, size, mine), normalization, amp)
     pieces = _gathered(batches, cuts, _batch(images, size), images.device)
     pieces = _finite(pieces, rows)
     if file is None:
@@ -140,8 +140,7 @@ def read_features(file: Path) -> Tensor:
 def _batches(
     encoder: nn.Module,
     views: Iterator[Tensor],
-    mean: tuple[float, ...],
-    std: tuple[float, ...],
+    normalization: Normalization,
     amp: bool,
 ) -> Iterator[Tensor]:
     """(b, D) float32 features of each batch; after the last, proof that nothing moved."""
@@ -149,7 +148,9 @@ def _batches(
     encoder.eval()
     try:
         for pixels in views:
-            x = augment.normalize(pixels, mean, std).contiguous(memory_format=torch.channels_last)
+            x = augment.normalize(pixels, *normalization).contiguous(
+                memory_format=torch.channels_last
+            )
             with torch.autocast(x.device.type, torch.bfloat16, enabled=amp):
                 features = encoder(x)
             yield features.float()
@@ -235,13 +236,12 @@ def scale_of(
     encoder: nn.Module,
     images: Images,
     size: int,
-    mean: tuple[float, ...],
-    std: tuple[float, ...],
+    normalization: Normalization,
     amp: bool = False,
 ) -> float:
     """What float16 features of this encoder are multiplied by, from its first images' features."""
     rows = np.arange(min(len(images), _batch(images, size)))
-    return _scale(extract(encoder, images, size, mean, std, rows, amp))
+    return _scale(extract(encoder, images, size, normalization, rows, amp))
 
 
 def _scale(part: Tensor) -> float:

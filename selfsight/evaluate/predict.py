@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from selfsight import distributed
+from selfsight.batch import Normalization
 from selfsight.data.images import Images
 from selfsight.evaluate.classifiers import Classifier
 from selfsight.evaluate.features import plain_views
@@ -26,8 +27,7 @@ def accuracy(
     method: Classifier,
     images: Images,
     size: int,
-    mean: tuple[float, ...],
-    std: tuple[float, ...],
+    normalization: Normalization,
     amp: bool = False,
 ) -> list[Right]:
     """The accuracy of each head, in eval mode. With five classes or fewer top5 is 1.
@@ -41,7 +41,7 @@ def accuracy(
     seen, was_training = 0, method.training
     method.eval()
     for pixels in plain_views(images, size, rows):
-        x = augment.normalize(pixels, mean, std).contiguous(memory_format=torch.channels_last)
+        x = augment.normalize(pixels, *normalization).contiguous(memory_format=torch.channels_last)
         labels = images.labels[torch.from_numpy(rows[seen : seen + len(x)]).to(images.device)]
         with torch.autocast(x.device.type, torch.bfloat16, enabled=amp):
             scores = method.scores(x)

@@ -219,7 +219,7 @@ def _knn(config: RunConfig, images: Images, device: torch.device) -> PeriodicEva
     data, size = config.data, image_size(config.views)
 
     def measure(backbone: nn.Module) -> dict[str, float]:
-        x = extract(backbone, images, size, data.mean, data.std, order, amp)
+        x = extract(backbone, images, size, data.normalization, order, amp)
         shown = torch.from_numpy(images.replace_bad(order))  # others stand in for broken images
         labels = images.labels[shown]
         accuracy = knn_accuracy(x[cut:], labels[cut:], x[:cut], labels[:cut], ks=(20,))

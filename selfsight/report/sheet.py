@@ -17,9 +17,7 @@ GAP, SMALLEST = 4, 64  # pixels between pictures; smaller views are enlarged to 
 MARGIN = 3  # gaps between the originals and the views
 
 
-def contact_sheet(
-    loader: ViewLoader, mean: tuple[float, ...], std: tuple[float, ...], rows: int, epochs: int = 1
-) -> Image.Image:
+def contact_sheet(loader: ViewLoader, rows: int, epochs: int = 1) -> Image.Image:
     """The first `rows` images of epoch 0 and their views in the first `epochs` epochs.
 
     The view drawn is the very tensor that the method would get, without its normalisation.
@@ -27,7 +25,7 @@ def contact_sheet(
     indices = loader.indices(0)[:rows]
     views = [view for e in range(epochs) for view in loader.batch_of(e, indices).views]
     side = max(SMALLEST, max(view.shape[-1] for view in views))
-    scale, shift = (torch.tensor(v).view(3, 1, 1) for v in (std, mean))
+    scale, shift = (torch.tensor(v).view(3, 1, 1) for v in reversed(loader.normalization))
     pictures = []
     for row, i in enumerate(indices.tolist()):
         image = decode(loader.images.source, i)
@@ -63,5 +61,5 @@ def draw_views(config: RunConfig, output: Path, rows: int, epochs: int) -> None:
     """
     images = training_images(config, torch.device("cpu"))
     loader = make_loader(config.model_copy(update={"batch_size": min(rows, len(images))}), images)
-    sheet = contact_sheet(loader, config.data.mean, config.data.std, rows, epochs)
+    sheet = contact_sheet(loader, rows, epochs)
     write_atomically(output, lambda path: sheet.save(path, "PNG"))

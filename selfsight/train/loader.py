@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from selfsight import distributed, randomness
-from selfsight.batch import Batch, SampleKey
+from selfsight.batch import Batch, Normalization, SampleKey
 from selfsight.data.crops import CropDecoder, PendingCrops
 from selfsight.data.images import Images
 from selfsight.errors import UserError
@@ -45,8 +45,7 @@ class ViewLoader:
         *,
         batch_size: int,
         seed: int,
-        mean: tuple[float, ...],
-        std: tuple[float, ...],
+        normalization: Normalization,
         parts: int = 1,
         compile: Compile = "auto",
     ) -> None:
@@ -63,7 +62,8 @@ class ViewLoader:
             )
         self.images, self.groups, self.seed = images, groups, seed
         self.batch_size, self.parts = batch_size, parts
-        self._finish = mean, std, compile
+        self.normalization = normalization
+        self._finish = normalization, compile
         self._views = list(expand(groups))
         self._decoder = CropDecoder(images, [group.size for _, group in self._views])
 
@@ -168,8 +168,7 @@ def make_loader(config: TrainConfig, images: Images) -> ViewLoader:
         config.views,
         batch_size=config.batch_size,
         seed=config.seed,
-        mean=config.data.mean,
-        std=config.data.std,
+        normalization=config.data.normalization,
         parts=config.accumulate,
         compile=config.compile and "auto",
     )

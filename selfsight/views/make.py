@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from selfsight import randomness
-from selfsight.batch import SampleKey
+from selfsight.batch import Normalization, SampleKey
 from selfsight.views.ops import augment, randaugment
 from selfsight.views.ops.jitter import color_jitter
 from selfsight.views.recipe import ViewGroup
@@ -72,28 +72,25 @@ class ViewSpec(NamedTuple):
     """What is the same for a view in every step; a compiled function exists for each."""
 
     group: ViewGroup
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
+    normalization: Normalization
 
 
 def make_views(
     images: Tensor,
     groups: list[ViewGroup],
     at: SampleKey,
-    mean: tuple[float, ...],
-    std: tuple[float, ...],
+    normalization: Normalization,
     compile: Compile = "auto",
 ) -> list[Tensor]:
     """All views of a batch of images of one size.
 
     Args:
         images: (B, 3, H, W) uint8.
-        mean, std: per channel, for pixels in [0, 1].
         compile: compile each view to a few fused kernels; "auto": only on GPUs.
     Returns: for each view (B, 3, size, size) float32, normalised, channels last in memory.
     """
     views = expand(groups)
-    return [_view(images, ViewSpec(group, mean, std), at, v, compile) for v, group in views]
+    return [_view(images, ViewSpec(group, normalization), at, v, compile) for v, group in views]
 
 
 def finish_crops(
@@ -101,8 +98,7 @@ def finish_crops(
     flips: Tensor,
     groups: list[ViewGroup],
     at: SampleKey,
-    mean: tuple[float, ...],
-    std: tuple[float, ...],
+    normalization: Normalization,
     compile: Compile = "auto",
 ) -> list[Tensor]:
     """The same as `make_views`, for images that were cropped while they were decoded.
@@ -113,7 +109,8 @@ def finish_crops(
     """
     views = zip(expand(groups), crops, flips, strict=True)
     return [
-        _view(x, ViewSpec(group, mean, std), at, v, compile, flip) for (v, group), x, flip in views
+        _view(x, ViewSpec(group, normalization), at, v, compile, flip)
+        for (v, group), x, flip in views
     ]
 
 
@@ -189,8 +186,8 @@ def _steps(
     if group.rand_augment:
         numbers = u[:, Slot.RAND_AUGMENT :][:, : group.rand_augment * randaugment.OP_SLOTS]
         strength = group.rand_magnitude, group.rand_magnitude_std
-        x = randaugment.rand_augment(x, numbers, *strength, fill=spec.mean)
-    x = augment.normalize(_distort(x, group, u), spec.mean, spec.std)
+        x = randaugment.rand_augment(x, numbers, *strength, fill=spec.normalization.mean)
+    x = augment.normalize(_distort(x, group, u), *spec.normalization)
     return _erase(x, group, u, index, noise) if group.erase else x
 
 

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from sklearn.datasets import load_digits
 
+from selfsight.batch import Normalization
 from selfsight.data.bad import BadImages, read_bad
 from selfsight.data.images import Images
 from selfsight.data.source import BadImage
@@ -51,7 +52,9 @@ def images_of(root: Path, in_memory: bool, most: float = 1.0, **keys) -> Images:
 
 
 def batches(images: Images, start: int = 0, stop: int = 6) -> list:
-    loader = ViewLoader(images, GROUPS, batch_size=8, seed=0, mean=(0,) * 3, std=(1,) * 3)
+    loader = ViewLoader(
+        images, GROUPS, batch_size=8, seed=0, normalization=Normalization((0,) * 3, (1,) * 3)
+    )
     return [batch for (batch,) in loader.steps(start, stop)]
 
 
@@ -72,7 +75,9 @@ def test_broken_images_are_replaced_by_the_next(tmp_path, in_memory):
             met += j != i
             # the label and the views are those of the image that is shown
             assert b.labels[n] == bad.source.labels[j]
-            alone = ViewLoader(good, GROUPS, batch_size=8, seed=0, mean=(0,) * 3, std=(1,) * 3)
+            alone = ViewLoader(
+                good, GROUPS, batch_size=8, seed=0, normalization=Normalization((0,) * 3, (1,) * 3)
+            )
             epoch = b.keys.epoch
             view = alone.batch_of(epoch, np.array([j])).views[0][0]
             assert torch.allclose(b.views[0][n], view, atol=1e-6)

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from selfsight import distributed, randomness
+from selfsight.batch import Normalization
 from selfsight.data.decode import decode
 from selfsight.data.images import Images, center_box, cut
 from selfsight.data.source import Subset
@@ -255,7 +256,12 @@ def loader(batch_size: int = 32, parts: int = 1, in_memory: bool | None = None, 
     images = Images(open_source(config, "train"), config, CPU)
     unit = ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
     return ViewLoader(
-        images, GROUPS, batch_size=batch_size, seed=seed, mean=unit[0], std=unit[1], parts=parts
+        images,
+        GROUPS,
+        batch_size=batch_size,
+        seed=seed,
+        normalization=Normalization(*unit),
+        parts=parts,
     )
 
 
@@ -314,7 +320,7 @@ def test_workers_change_nothing(workers, start):
     config = DataConfig(in_memory=False, workers=workers)
     images = Images(Subset(open_source(config, "train"), np.arange(64)), config, CPU)
     unit = ((0.0,) * 3, (1.0,) * 3)
-    kwargs = {"batch_size": 8, "seed": 0, "mean": unit[0], "std": unit[1]}
+    kwargs = {"batch_size": 8, "seed": 0, "normalization": Normalization(*unit)}
     got = [b.views[1] for (b,) in ViewLoader(images, GROUPS, **kwargs).steps(start, start + 3)]
     expected = [
         ViewLoader(images, GROUPS, **kwargs).batch_of(0, _rows(64, start + k, 8)).views[1]

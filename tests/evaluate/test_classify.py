@@ -11,7 +11,7 @@ from timm.optim import param_groups_layer_decay
 from torch import nn
 
 from selfsight import randomness
-from selfsight.batch import SampleKey
+from selfsight.batch import Normalization, SampleKey
 from selfsight.data.images import Images
 from selfsight.data.sources.open import DataConfig, open_source
 from selfsight.encoders.artifact import weights_hash
@@ -199,7 +199,7 @@ def test_accuracy_against_a_naive_loop():
     method = LinearHeads(Knows(), LinearHeads.Config(lr_factors=(1.0, 2.0)), 10)
     for head in method.heads:
         nn.init.normal_(head[0].weight, std=5)
-    ours = accuracy(method, images, 8, (0.5,) * 3, (0.5,) * 3)
+    ours = accuracy(method, images, 8, Normalization((0.5,) * 3, (0.5,) * 3))
     x = torch.stack([torch.from_numpy(images.source.read(i)) for i in range(360)])
     x = (x.permute(0, 3, 1, 2) / 255 - 0.5) / 0.5
     for head, right in zip(method.heads, ours, strict=True):

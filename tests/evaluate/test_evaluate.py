@@ -18,6 +18,7 @@ from torch import nn
 
 import selfsight
 from selfsight import metrics
+from selfsight.batch import Normalization
 from selfsight.data.images import Images
 from selfsight.data.sources.open import DataConfig, open_source
 from selfsight.encoders.artifact import read_network, weights_hash
@@ -171,14 +172,14 @@ class Leaky(nn.Module):
 
 def test_an_encoder_that_changes_is_refused():
     with pytest.raises(UserError, match="not frozen"):
-        extract(Leaky(), digits(), 8, (0.5,) * 3, (0.5,) * 3)
+        extract(Leaky(), digits(), 8, Normalization((0.5,) * 3, (0.5,) * 3))
 
 
 def test_batch_norm_is_in_eval_mode_and_comes_back_in_training():
     net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten()).train()
     before = weights_hash(net)
-    a = extract(net, digits(), 8, (0.5,) * 3, (0.5,) * 3)
-    b = extract(net, digits(), 8, (0.5,) * 3, (0.5,) * 3, rows=np.array([7]))
+    a = extract(net, digits(), 8, Normalization((0.5,) * 3, (0.5,) * 3))
+    b = extract(net, digits(), 8, Normalization((0.5,) * 3, (0.5,) * 3), rows=np.array([7]))
     torch.testing.assert_close(a[7:8], b)  # a batch's other images do not matter
     assert net.training
     assert weights_hash(net) == before
@@ -261,7 +262,7 @@ def test_embed_turns_a_picture_as_its_file(run, tmp_path):
 def test_embed_sees_what_evaluation_sees(run):
     encoder, images = selfsight.load_encoder(run), digits()
     size, mean, std = (encoder.description[k] for k in ("image_size", "mean", "std"))
-    expected = extract(encoder.backbone, images, size, mean, std, rows=np.arange(5))
+    expected = extract(encoder.backbone, images, size, Normalization(mean, std), rows=np.arange(5))
     source = open_source(DataConfig(), "test")
     ours = encoder.embed([Image.fromarray(source.read(i)) for i in range(5)])
     torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-6)  # batches may round otherwise
@@ -280,7 +281,7 @@ def test_embed_decodes_photographs_as_evaluation_does(run, tmp_path, turn):
     encoder, config = selfsight.load_encoder(run), DataConfig(path=str(tmp_path / "images"))
     images = Images(open_source(config, "train"), config, CPU)
     size, mean, std = (encoder.description[k] for k in ("image_size", "mean", "std"))
-    expected = extract(encoder.backbone, images, size, mean, std)
+    expected = extract(encoder.backbone, images, size, Normalization(mean, std))
     torch.testing.assert_close(encoder.embed(files), expected, rtol=1e-5, atol=1e-6)
 
 

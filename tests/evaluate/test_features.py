@@ -14,6 +14,7 @@ from sklearn.metrics import log_loss
 from torch import nn
 
 from selfsight import randomness
+from selfsight.batch import Normalization
 from selfsight.data.images import Images
 from selfsight.data.sources.open import DataConfig, open_source
 from selfsight.errors import UserError
@@ -57,7 +58,7 @@ class Net(nn.Module):
 
 
 def read(encoder: nn.Module, **keys) -> torch.Tensor:
-    return extract(encoder, digits(), 8, HALF, HALF, **keys)
+    return extract(encoder, digits(), 8, Normalization(HALF, HALF), **keys)
 
 
 def left_in(folder: Path) -> list[str]:
@@ -83,7 +84,7 @@ def test_a_file_holds_the_features_but_for_scale_and_rounding(tmp_path):
 def test_any_size_of_features_keeps_float16s_precision(tmp_path_factory, exponent):
     factor = 10.0**exponent
     expected = read(Net(factor))
-    chosen = scale_of(Net(factor), digits(), 8, HALF, HALF)
+    chosen = scale_of(Net(factor), digits(), 8, Normalization(HALF, HALF))
     file = tmp_path_factory.mktemp("x") / "x.npy"
     mapped = read(Net(factor), file=file, scale=chosen).float()
     assert math.log2(chosen).is_integer()

@@ -345,7 +345,7 @@ def test_both_splits_features_have_one_scale(run, monkeypatch):
     x, y = [], []
     for split in ("train", "test"):
         images = Images(open_source(config, split), config, torch.device("cpu"))
-        x.append(extract(encoder, images, 16, config.mean, config.std))
+        x.append(extract(encoder, images, 16, config.normalization))
         y.append(images.labels)
     expected = linear_probe(x[0], y[0], x[1], y[1], seed=0)
     assert result.metrics["top1"] == pytest.approx(expected.top1, abs=2.5 / 360)

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from selfsight.batch import SampleKey
+from selfsight.batch import Normalization, SampleKey
 from selfsight.errors import UserError
 from selfsight.methods import METHODS, Method
 from selfsight.methods.ema import Center, Teacher
@@ -34,7 +34,9 @@ def batch_of(name: str, n: int = 32, step: int = 0) -> Batch:
         for group in compose(None, [f"method.name={name}"]).config.views
     ]
     at = SampleKey(0, step, index)
-    return Batch(make_views(pixels, groups, at, (0.3,) * 3, (0.4,) * 3), labels, at, step)
+    return Batch(
+        make_views(pixels, groups, at, Normalization((0.3,) * 3, (0.4,) * 3)), labels, at, step
+    )
 
 
 def build(name: str, **keys) -> Method:

@@ -14,7 +14,7 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 from benchmarks.common import MEAN, STD
 from benchmarks.launches import Launches, kernels, launches
 from selfsight import randomness
-from selfsight.batch import SampleKey
+from selfsight.batch import Normalization, SampleKey
 from selfsight.config import validate
 from selfsight.views import make
 from selfsight.views.make import ViewSpec, finish_crops, make_views
@@ -25,7 +25,9 @@ PHOTOGRAPHS = sorted(name for name in PRESETS if not name.endswith("-small"))
 
 
 def kinds(name: str) -> list[ViewSpec]:
-    return [ViewSpec(validate(ViewGroup, group), MEAN, STD) for group in preset(name)]
+    return [
+        ViewSpec(validate(ViewGroup, group), Normalization(MEAN, STD)) for group in preset(name)
+    ]
 
 
 @pytest.mark.parametrize("crop", [True, False], ids=["whole", "crops"])
@@ -75,9 +77,11 @@ def test_a_view_is_one_graph_whatever_seed_epoch_and_view(group, crop, monkeypat
     def views(epoch: int, compile: bool) -> list[torch.Tensor]:
         at, size = SampleKey(3, epoch, torch.arange(16)), 24 if crop else group.size
         if crop:
-            return make_views(pictures(16, size), [group], at, MEAN, STD, compile)
+            return make_views(pictures(16, size), [group], at, Normalization(MEAN, STD), compile)
         flips = torch.arange(32).view(2, 16) % 3 == epoch
-        return finish_crops([pictures(16, size)] * 2, flips, [group], at, MEAN, STD, compile)
+        return finish_crops(
+            [pictures(16, size)] * 2, flips, [group], at, Normalization(MEAN, STD), compile
+        )
 
     for epoch in range(3):
         for a, b in zip(views(epoch, True), views(epoch, False), strict=True):
@@ -100,7 +104,7 @@ def test_a_view_on_a_gpu_is_a_handful_of_kernels(crop, most, products):
 def test_compiled_views_are_the_same():
     at = SampleKey(0, 0, torch.arange(16))
     group = EVERYTHING.model_copy(update={"count": 1})
-    (fused,) = make_views(pictures(16), [group], at, MEAN, STD, True)
-    (plain,) = make_views(pictures(16), [group], at, MEAN, STD, False)
+    (fused,) = make_views(pictures(16), [group], at, Normalization(MEAN, STD), True)
+    (plain,) = make_views(pictures(16), [group], at, Normalization(MEAN, STD), False)
     torch.testing.assert_close(fused, plain, rtol=0, atol=5e-5)
     assert fused.is_contiguous(memory_format=torch.channels_last)

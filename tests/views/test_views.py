@@ -11,7 +11,7 @@ from PIL import Image
 from scipy import stats
 
 from selfsight import randomness
-from selfsight.batch import SampleKey
+from selfsight.batch import Normalization, SampleKey
 from selfsight.config import validate
 from selfsight.data.bad import BadImages
 from selfsight.data.images import Images
@@ -44,7 +44,7 @@ def pictures(n: int, size: int = 20) -> torch.Tensor:
 
 def views_of(rows: list[int], epoch: int = 0) -> list[torch.Tensor]:
     at = SampleKey(0, epoch, torch.tensor(rows))
-    return make_views(pictures(64)[rows], [EVERYTHING, FINETUNE], at, MEAN, STD)
+    return make_views(pictures(64)[rows], [EVERYTHING, FINETUNE], at, Normalization(MEAN, STD))
 
 
 @given(st.lists(st.integers(0, 63), min_size=1, max_size=40), st.integers(0, 1000))
@@ -85,7 +85,7 @@ def test_no_other_preset_has_the_steps_of_finetuning(name, monkeypatch):
     for step in ("rand_augment", "erase"):
         monkeypatch.delattr(randaugment, step)
     groups = [validate(ViewGroup, {**group, "size": 8}) for group in preset(name)]
-    make_views(pictures(4), groups, SampleKey(0, 0, torch.arange(4)), MEAN, STD)
+    make_views(pictures(4), groups, SampleKey(0, 0, torch.arange(4)), Normalization(MEAN, STD))
 
 
 @pytest.mark.parametrize("group", [EVERYTHING, FINETUNE], ids=["everything", "finetune"])
@@ -93,19 +93,19 @@ def test_no_other_preset_has_the_steps_of_finetuning(name, monkeypatch):
 def test_other_coordinates_other_view(change, group):
     x = pictures(1)
     at = {"seed": 0, "epoch": 0, "index": 0}
-    one, two = make_views(x, [group], SampleKey(0, 0, torch.tensor([0])), MEAN, STD)
+    one, two = make_views(x, [group], SampleKey(0, 0, torch.tensor([0])), Normalization(MEAN, STD))
     if change == "view":
         assert not torch.allclose(one, two)
         return
     at[change] = 1
     other = SampleKey(at["seed"], at["epoch"], torch.tensor([at["index"]]))
-    assert not torch.allclose(one, make_views(x, [group], other, MEAN, STD)[0])
+    assert not torch.allclose(one, make_views(x, [group], other, Normalization(MEAN, STD))[0])
 
 
 def test_output_is_normalised_and_channels_last():
     plain = ViewGroup(size=20, crop_scale=(1, 1), crop_ratio=(1, 1))
     x = pictures(4)
-    (view,) = make_views(x, [plain], SampleKey(0, 0, torch.arange(4)), MEAN, STD)
+    (view,) = make_views(x, [plain], SampleKey(0, 0, torch.arange(4)), Normalization(MEAN, STD))
     expected = augment.normalize(x.float() / 255, MEAN, STD)
     torch.testing.assert_close(view, expected, rtol=0, atol=1e-5)
     assert view.is_contiguous(memory_format=torch.channels_last)
@@ -115,10 +115,10 @@ def test_crops_cut_while_decoding_get_the_same_colours():
     group = EVERYTHING.model_copy(update={"crop_scale": (1, 1), "crop_ratio": (1, 1), "size": 20})
     groups = [group, FINETUNE]
     at = SampleKey(0, 0, torch.arange(8))
-    whole = make_views(pictures(8), groups, at, MEAN, STD)
+    whole = make_views(pictures(8), groups, at, Normalization(MEAN, STD))
     draws = zip([group, group, FINETUNE, FINETUNE], range(4), strict=True)
     flips = [make.boxes_and_flips(g, at.uniform(v, make.CROP_DRAWS), 20, 20)[1] for g, v in draws]
-    cut = finish_crops([pictures(8)] * 4, torch.stack(flips), groups, at, MEAN, STD)
+    cut = finish_crops([pictures(8)] * 4, torch.stack(flips), groups, at, Normalization(MEAN, STD))
     for a, b in zip(whole, cut, strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=5e-5)
 
@@ -141,9 +141,12 @@ def test_probability_is_the_rate(name, detect):
     group = ViewGroup(size=12, crop_scale=(1, 1), crop_ratio=(1, 1), **{name: p}, **strength)
     x = pictures(n, 12)
     none, unit = (0, 0, 0), (1, 1, 1)
-    (view,) = make_views(x, [group], SampleKey(0, 0, torch.arange(n)), none, unit)
+    (view,) = make_views(x, [group], SampleKey(0, 0, torch.arange(n)), Normalization(none, unit))
     (same,) = make_views(
-        x, [group.model_copy(update={name: 0.0})], SampleKey(0, 0, torch.arange(n)), none, unit
+        x,
+        [group.model_copy(update={name: 0.0})],
+        SampleKey(0, 0, torch.arange(n)),
+        Normalization(none, unit),
     )
     hit = np.mean([detect(a, b) for a, b in zip(same, view, strict=True)])
     assert abs(hit - p) < 4 * (p * (1 - p) / n) ** 0.5
@@ -171,7 +174,7 @@ def erased(mean: tuple[float, ...], std: tuple[float, ...]) -> tuple[torch.Tenso
     group = ViewGroup(count=2, size=20, crop_scale=(1, 1), crop_ratio=(1, 1), erase=0.75)
     x, at = torch.zeros(200, 3, 20, 20, dtype=torch.uint8), SampleKey(0, 0, torch.arange(200))
     plain = augment.normalize(x[:1].float(), mean, std)
-    return *make_views(x, [group], at, mean, std), plain
+    return *make_views(x, [group], at, Normalization(mean, std)), plain
 
 
 def test_erased_pixels_are_standard_normal_after_the_normalisation():
@@ -232,10 +235,12 @@ def test_randaugment_precedes_colours_and_brings_in_the_mean():
     plain = {"size": 20, "crop_scale": (1, 1), "crop_ratio": (1, 1)}
     group = ViewGroup(**plain, rand_augment=4, rand_magnitude=10, rand_magnitude_std=0)
     x, at = pictures(300), SampleKey(0, 0, torch.arange(300))
-    (view,) = make_views(x, [group], at, MEAN, STD)
+    (view,) = make_views(x, [group], at, Normalization(MEAN, STD))
     filled = (view.abs() < 1e-5).all(1).float().mean((1, 2))  # the mean, normalised, is 0
     assert (filled > 0.1).sum() > 30
-    (gray,) = make_views(x, [group.model_copy(update={"grayscale": 1.0})], at, (0,) * 3, (1,) * 3)
+    (gray,) = make_views(
+        x, [group.model_copy(update={"grayscale": 1.0})], at, Normalization((0,) * 3, (1,) * 3)
+    )
     torch.testing.assert_close(gray[:, 0], gray[:, 2], rtol=0, atol=0)
     assert gray.min() >= 0
     assert gray.max() <= 1
@@ -245,8 +250,10 @@ def test_magnitude_and_count_of_operations_count():
     def change(**fields: float) -> float:
         group = FINETUNE.model_copy(update={"erase": 0.0, **fields})
         x, at = pictures(64), SampleKey(0, 0, torch.arange(64))
-        none = make_views(x, [group.model_copy(update={"rand_augment": 0})], at, MEAN, STD)
-        some = make_views(x, [group], at, MEAN, STD)
+        none = make_views(
+            x, [group.model_copy(update={"rand_augment": 0})], at, Normalization(MEAN, STD)
+        )
+        some = make_views(x, [group], at, Normalization(MEAN, STD))
         return float((torch.stack(some) != torch.stack(none)).any((2, 3, 4)).float().mean())
 
     for ops in (1, 2, 4):
@@ -302,7 +309,9 @@ def test_decoded_crops_are_mirrored_as_whole_images_are(tmp_path):
         data = DataConfig(path=str(tmp_path), in_memory=in_memory, max_bad=0.5, workers=2)
         source = open_source(data, "train")
         images = Images(source, data, torch.device("cpu"), BadImages(None, len(source), 0.5))
-        loader = ViewLoader(images, groups, batch_size=12, seed=1, mean=MEAN, std=STD)
+        loader = ViewLoader(
+            images, groups, batch_size=12, seed=1, normalization=Normalization(MEAN, STD)
+        )
         views.append([v for (batch,) in loader.steps(0, 3) for v in batch.views])
     for a, b in zip(*views, strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=5e-5)

@@ -10,6 +10,7 @@ import numpy as np
 from pydantic import Field
 
 from selfsight import randomness
+from selfsight.batch import Normalization
 from selfsight.config import Config, Tree, may_change, near
 from selfsight.data.pack.read import DESCRIPTION, Pack
 from selfsight.data.source import TEST_NAMES, TRAIN_NAMES, ConcatSource, Source, Subset
@@ -63,6 +64,10 @@ class DataConfig(Config):
     workers: int | None = may_change(None, ge=1)  # decoding threads (default: one for each core)
     # the share of images that may be broken; training replaces them, and stops if there are more
     max_bad: float = may_change(0.001, ge=0, le=1)
+
+    @property
+    def normalization(self) -> Normalization:
+        return Normalization(self.mean, self.std)
 
 
 def with_source(layer: Tree) -> Tree:

@@ -191,7 +191,7 @@ def _scale(context: EvaluationContext, network: nn.Module, sha: str) -> float:
     file = _file(context, [sha, digest, context.size, data.mean, data.std, context.amp], "json")
     if distributed.share(file.is_file()):
         return json.loads(file.read_text(encoding="utf-8"))["scale"]
-    how = (context.size, data.mean, data.std)
+    how = (context.size, data.normalization)
     scale = distributed.share(scale_of(network, context.splits.train, *how, amp=context.amp))
     if distributed.rank() == 0:
         write_json(file, {"scale": scale})
@@ -219,4 +219,4 @@ def _cached(
     if distributed.share(file.is_file()):
         return read_features(file)
     how = {"amp": context.amp, "file": file, "shared": True, "scale": scale}
-    return extract(network, images, context.size, data.mean, data.std, **how)
+    return extract(network, images, context.size, data.normalization, **how)
