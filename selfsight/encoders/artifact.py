@@ -34,8 +34,13 @@ NAMED_BY = ("epoch", "step", "loss", "probe", "knn")  # the last two in percent
 
 def weights_hash(module: nn.Module) -> str:
     """SHA-256 over names, types, shapes and bytes of all parameters and buffers."""
+    return tensors_hash(module.state_dict())
+
+
+def tensors_hash(tensors: dict[str, Tensor]) -> str:
+    """The same of a state dict, without the module that it fills."""
     digest = hashlib.sha256()
-    for name, value in sorted(module.state_dict().items()):
+    for name, value in sorted(tensors.items()):
         array = value.detach().cpu().contiguous()
         digest.update(f"{name} {array.dtype} {tuple(array.shape)} ".encode())
         digest.update(array.reshape(-1).view(torch.uint8).numpy().tobytes())
@@ -128,12 +133,12 @@ class Network:
 
     Attributes:
         description: as in encoder.safetensors.
-        tensors: its state dict.
+        tensors: its state dict; None: the weights that the seed initialises.
         where: what an error message calls it.
     """
 
     description: dict[str, Any]
-    tensors: dict[str, Tensor]
+    tensors: dict[str, Tensor] | None
     where: str
 
     @property
@@ -148,16 +153,20 @@ class Network:
         Raises: UserError if a name or a shape does not fit.
         """
         backbone = self._initialised(drop_path)
-        self.fill(backbone, self.description["backbone"]["name"])
+        if self.tensors is not None:
+            self.fill(backbone, self.description["backbone"]["name"])
         return backbone
+
+    def weights_sha256(self) -> str:
+        """The hash of the weights; initial weights are built for it, others are not."""
+        return weights_hash(self.build()) if self.tensors is None else tensors_hash(self.tensors)
 
     def untrained(self) -> "Network":
         """The same network before its first step: initialised by its seed, prepared by its method.
 
         For an encoder that started from other weights, this is the one that did not.
         """
-        tensors = self._initialised().state_dict()
-        return Network(self.description, tensors, "the untrained network")
+        return Network(self.description, None, "the untrained network")
 
     def _initialised(self, drop_path: float = 0.0) -> nn.Module:
         described = self.description

@@ -20,7 +20,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from scipy.optimize import minimize
 from threadpoolctl import threadpool_limits
 from torch import Tensor
 
@@ -206,6 +205,8 @@ class _Labelled:
             few: the rows are too few to curve the loss as the training split does; half as many
                 steps lead there without its spread.
         """
+        from scipy.optimize import minimize  # takes 0.8 s to import, which kNN need not wait for
+
         space, penalty = self.space, 1 / (strength * len(self.labels))
         spread = torch.zeros_like(space.spread) if few else space.spread
         scale = (spread / self.classes + penalty).rsqrt()  # (D,)

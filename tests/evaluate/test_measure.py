@@ -18,7 +18,7 @@ import selfsight
 from selfsight.data.images import Images
 from selfsight.data.sources.folder import Folder
 from selfsight.data.sources.open import DataConfig, open_source
-from selfsight.encoders.artifact import weights_hash
+from selfsight.encoders.artifact import Network, weights_hash
 from selfsight.errors import UserError
 from selfsight.evaluate.classifiers import LinearHeads
 from selfsight.evaluate.features import extract
@@ -253,6 +253,7 @@ def test_features_are_read_from_the_disk_the_second_time(run, monkeypatch):
         "selfsight.evaluate.protocols.frozen_features.extract",
         lambda *a, **k: pytest.fail("extracted again"),
     )
+    monkeypatch.setattr(Network, "build", lambda self: pytest.fail("built a network"))
     assert [r.metrics for r in selfsight.knn(run)] == [r.metrics for r in first]
     assert selfsight.linear(run, ["pixels=false"])[0].metrics["top1"] > 0.3
     with pytest.raises(pytest.fail.Exception):

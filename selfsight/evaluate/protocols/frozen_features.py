@@ -1,11 +1,11 @@
 """Protocols on cached features: `knn` and `linear`."""
 
+import functools
 import hashlib
 import json
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from selfsight import distributed
 from selfsight.data.images import Images
 from selfsight.data.source import cache_beside
-from selfsight.encoders.artifact import weights_hash
+from selfsight.encoders.artifact import Network
 from selfsight.evaluate.features import extract, raw_pixels, read_features, scale_of
 from selfsight.evaluate.knn import knn_accuracy
 from selfsight.evaluate.linear import linear_probe
@@ -26,6 +26,7 @@ from selfsight.evaluate.protocols.results import VERSIONS, Result
 from selfsight.evaluate.protocols.splits import labelled, subset_record, write_subset
 from selfsight.evaluate.protocols.target import open_target
 from selfsight.files import write_atomically, write_json
+from selfsight.train.folder import package_version
 from selfsight.train.log import console
 from selfsight.train.precision import physical_memory
 
@@ -128,9 +129,9 @@ def _measure_features(
 
 def _compared(context: EvaluationContext) -> Iterator[_Features]:
     """The encoder, the same network as it was before its first step, and the raw pixels."""
-    yield _read(context, "encoder", context.target.encoder.build())
+    yield _read(context, "encoder", context.target.encoder)
     if context.config.untrained:
-        yield _read(context, "untrained", context.target.untrained.build())
+        yield _read(context, "untrained", context.target.untrained)
     train, test = context.splits.train, context.splits.test
     width = 3 * context.size**2
     fits = 4 * width * (len(train) + len(test)) <= PIXELS
@@ -160,7 +161,7 @@ def _pixels(context: EvaluationContext, images: Images, digest: str) -> Tensor:
         pixels = raw_pixels(images, context.size).cpu()
         if images.tensor is None:  # photographs are resized to bytes
             pixels = pixels.mul_(255).round_().byte()
-        write_atomically(file, partial(_save, pixels.numpy()))
+        write_atomically(file, functools.partial(_save, pixels.numpy()))
     distributed.barrier()
     return read_features(file)
 
@@ -170,13 +171,18 @@ def _save(array: np.ndarray, path: Path) -> None:
         np.save(file, array)
 
 
-def _read(context: EvaluationContext, name: str, network: nn.Module) -> _Features:
-    """Features of both splits, from the disk if the same network has read the same images."""
-    network.to(device=context.device, memory_format=torch.channels_last)
-    sha, began = weights_hash(network), time.perf_counter()
-    scale = _scale(context, network, sha)
+def _read(context: EvaluationContext, name: str, network: Network) -> _Features:
+    """Features of both splits, from the disk if the same network has read the same images: then
+    the network is not even built."""
+
+    @functools.cache
+    def built() -> nn.Module:
+        return network.build().to(device=context.device, memory_format=torch.channels_last)
+
+    began, sha = time.perf_counter(), _hash(context, network)
+    scale = _scale(context, built, sha)
     both = [
-        _cached(context, network, sha, images, digest, scale)
+        _cached(context, built, sha, images, digest, scale)
         for images, digest in zip(
             (context.splits.train, context.splits.test), context.splits.digests, strict=True
         )
@@ -184,19 +190,40 @@ def _read(context: EvaluationContext, name: str, network: nn.Module) -> _Feature
     return _Features(name, *both, time.perf_counter() - began, sha)
 
 
-def _scale(context: EvaluationContext, network: nn.Module, sha: str) -> float:
-    """What stored features are multiplied by: one number for both splits, or the test features
-    would be standardised wrongly; from the disk if it was found before."""
-    data, digest = context.config.data, context.splits.digests[0]
-    file = _file(context, [sha, digest, context.size, data.mean, data.std, context.amp], "json")
+def _hash(context: EvaluationContext, network: Network) -> str:
+    """The hash of the network's weights; that of initial weights is kept, since they must be built
+    for it."""
+    if network.tensors is not None:
+        return network.weights_sha256()
+    keys = ("backbone", "image_size", "seed", "fixed_positions", "head_dim")
+    made_by = [package_version(name) for name in ("selfsight", "torch", "timm")]
+    what = [*(network.description.get(key) for key in keys), *made_by]
+    return _kept(context, "sha256", what, network.weights_sha256)
+
+
+def _kept(context: EvaluationContext, name: str, what: list[Any], make: Callable[[], Any]) -> Any:
+    """A value that `what` defines: from the disk if it was made before."""
+    file = _file(context, what, "json")
     if distributed.share(file.is_file()):
-        return json.loads(file.read_text(encoding="utf-8"))["scale"]
-    how = (context.size, data.normalization)
-    scale = distributed.share(scale_of(network, context.splits.train, *how, amp=context.amp))
+        return json.loads(file.read_text(encoding="utf-8"))[name]
+    value = distributed.share(make())
     if distributed.rank() == 0:
-        write_json(file, {"scale": scale})
+        write_json(file, {name: value})
     distributed.barrier()
-    return scale
+    return value
+
+
+def _scale(context: EvaluationContext, built: Callable[[], nn.Module], sha: str) -> float:
+    """What stored features are multiplied by: one number for both splits, or the test features
+    would be standardised wrongly."""
+    data, digest = context.config.data, context.splits.digests[0]
+    how = (context.size, data.normalization)
+    return _kept(
+        context,
+        "scale",
+        [sha, digest, context.size, data.mean, data.std, context.amp],
+        lambda: scale_of(built(), context.splits.train, *how, amp=context.amp),
+    )
 
 
 def _file(context: EvaluationContext, what: list[Any], ending: str) -> Path:
@@ -207,7 +234,7 @@ def _file(context: EvaluationContext, what: list[Any], ending: str) -> Path:
 
 def _cached(
     context: EvaluationContext,
-    network: nn.Module,
+    built: Callable[[], nn.Module],
     sha: str,
     images: Images,
     digest: str,
@@ -219,4 +246,4 @@ def _cached(
     if distributed.share(file.is_file()):
         return read_features(file)
     how = {"amp": context.amp, "file": file, "shared": True, "scale": scale}
-    return extract(network, images, context.size, data.normalization, **how)
+    return extract(built(), images, context.size, data.normalization, **how)

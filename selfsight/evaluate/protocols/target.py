@@ -100,7 +100,7 @@ def open_target(where: str | Path, overrides: list[str], folder: str | None) -> 
 
 def _target(encoder: Network, folder: Path, home: Path | None, **more: Any) -> EvaluationTarget:
     base = {key: encoder.description[key] for key in INHERITED}
-    sha = weights_hash(encoder.build())
+    sha = encoder.weights_sha256()
     return EvaluationTarget(encoder, encoder.untrained(), sha, base, folder, home, **more)
 
 
