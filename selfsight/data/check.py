@@ -10,7 +10,8 @@ from selfsight import distributed
 from selfsight.data.decode import decoded, read
 from selfsight.data.pack.read import DESCRIPTION, verify
 from selfsight.data.source import BadImage, Source, Watch, content_hash, made_from
-from selfsight.data.sources.open import DataConfig, folders_in, open_source, several
+from selfsight.data.sources.kinds import folders_in
+from selfsight.data.sources.open import DataConfig, open_source, several
 
 BLOCK = 64  # images of one task of a thread
 

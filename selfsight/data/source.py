@@ -15,7 +15,8 @@ from selfsight.errors import UserError
 Watch = Callable[[str, int, int], None]
 GRANULARITY = 2 * 10**9  # nanoseconds: the coarsest resolution of file times (FAT)
 TRAIN_NAMES = ("train", "training")
-TEST_NAMES = ("test", "testing", "val", "valid", "validation")  # the first that exists is used
+# Of several, the first that has labels is used.
+TEST_NAMES = ("test", "testing", "val", "valid", "validation", "dev")
 
 
 class Source(Protocol):
@@ -41,7 +42,7 @@ class Source(Protocol):
         """The image's name in error messages: its path, if it has one."""
 
     # Optional: files(), the paths of all files that the source reads (see `stamp`); origins (see
-    # `origins`).
+    # `origins`); notes (see `notes`).
 
 
 class BadImage(UserError):
@@ -63,6 +64,7 @@ class ConcatSource:
         """Raises: UserError if some sources have labels and others have none."""
         self._sources = sources
         self._ends = np.cumsum([len(source) for source in sources])
+        self.notes = [note for source in sources for note in notes(source)]
         self.classes, self.labels = None, None
         if any(source.classes is not None for source in sources):
             self._join_labels()
@@ -80,7 +82,7 @@ class ConcatSource:
         self.classes = max((source.classes for source in self._sources), key=len)
         every = {name for source in self._sources for name in source.classes}
         if not every <= set(self.classes):
-            self.classes = sorted(every)
+            self.classes = sorted(every, key=int if all(n.isdecimal() for n in every) else None)
         for source in self._sources:
             align(source, self.classes)
         self.labels = np.concatenate([source.labels for source in self._sources])
@@ -106,7 +108,7 @@ class Subset:
 
     def __init__(self, source: Source, rows: np.ndarray) -> None:
         self._source, self._rows = source, rows
-        self.classes = source.classes
+        self.classes, self.notes = source.classes, notes(source)
         self.labels = None if source.labels is None else source.labels[rows]
         known = origins(source)
         self.origins = None if known is None else known[rows]
@@ -139,6 +141,12 @@ def origins(source: Source) -> np.ndarray | None:
     """(N, 16) uint8, the content hash of the image that each image was made from, 0 for an image
     that was not changed; None if the source records none."""
     return getattr(source, "origins", None)
+
+
+def notes(source: Source) -> list[str]:
+    """What a user should know about the images, a line each: files that are left out, folders that
+    could be meant otherwise."""
+    return getattr(source, "notes", [])
 
 
 def made_from(source: Source, contents: np.ndarray) -> np.ndarray:

@@ -23,9 +23,10 @@ import torch
 from threadpoolctl import threadpool_limits
 from torch import Tensor
 
+from selfsight.data.labels import hold_out
 from selfsight.errors import UserError
 from selfsight.evaluate.features import Features, as_tensor, exact_products
-from selfsight.evaluate.subsets import draw, hold_out
+from selfsight.evaluate.subsets import draw
 
 STRENGTHS = tuple(10.0**e for e in range(-4, 2))  # c, from strong to weak penalty
 VALIDATION = 0.2  # of the training split, class by class

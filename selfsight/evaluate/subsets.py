@@ -4,13 +4,13 @@ Drawn by coordinates from the seed alone, so that every rank and every machine d
 """
 
 import hashlib
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from selfsight import randomness
+from selfsight.data.labels import by_class
 from selfsight.data.source import Source
 from selfsight.errors import UserError
 
@@ -46,26 +46,9 @@ def draw(
     if fraction is None and shots is None:
         return _subset(np.arange(len(labels)))
     taken = []
-    for rows in _by_class(labels, randomness.SUBSET, seed, number):
+    for rows in by_class(labels, randomness.SUBSET, seed, number):
         taken.append(rows[: shots or max(1, round(fraction * len(rows)))])
     return _subset(np.concatenate(taken))
-
-
-def hold_out(labels: np.ndarray, share: float, seed: int) -> np.ndarray:
-    """A mask (N,) of a validation part: this share of each class, rounded, at least one image of a
-    class that has two, never all of one."""
-    held = np.zeros(len(labels), bool)
-    for rows in _by_class(labels, randomness.SPLIT, seed):
-        count = min(len(rows) - 1, max(1, round(share * len(rows))))
-        held[rows[:count]] = True
-    return held
-
-
-def _by_class(labels: np.ndarray, *coordinates: int) -> Iterator[np.ndarray]:
-    """The rows of each class, in an order that follows from the coordinates."""
-    order = randomness.permutation(len(labels), *coordinates)
-    by_class = order[np.argsort(labels[order], kind="stable")]
-    yield from np.split(by_class, np.cumsum(np.bincount(labels))[:-1])
 
 
 def listed(source: Source, file: str) -> LabelSubset:

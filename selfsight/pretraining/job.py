@@ -33,7 +33,7 @@ from selfsight.pretraining.config import RunConfig
 from selfsight.train.engine import check_sync_batchnorm, fit
 from selfsight.train.folder import BAD_IMAGES, claim, is_claimed
 from selfsight.train.loader import ViewLoader, make_loader
-from selfsight.train.log import console, read_metrics
+from selfsight.train.log import console, print_notes, read_metrics
 from selfsight.train.optim import scaled_lr
 from selfsight.train.precision import pick_device, pick_precision
 from selfsight.train.probe import OnlineProbe
@@ -192,6 +192,7 @@ def training_images(
 
 
 def _announce(config: RunConfig, images: Images, device: torch.device) -> None:
+    print_notes(images.source)
     classes = f"{len(images.classes)} classes" if images.classes else "no labels"
     optimizer = config.optimizer
     lr = f"peak lr {scaled_lr(optimizer, config.batch_size):.4g}"

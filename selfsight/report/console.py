@@ -8,6 +8,7 @@ from rich.box import HEAVY_HEAD
 from rich.console import Console
 
 from selfsight.data.check import Report, Split
+from selfsight.data.source import notes as notes_of
 from selfsight.evaluate.protocols.results import Result, notes
 from selfsight.pretraining.profile import Profile
 from selfsight.report.render import RESULTS, number, table
@@ -89,6 +90,8 @@ def print_check(report: Report) -> None:
 
 
 def _print_split(split: Split, say: Callable[[str], None]) -> None:
+    for note in notes_of(split.source):
+        say(note)
     whole = split.sizes[split.sizes.all(axis=1)]
     say(f"{split.name}: {len(split.source):,} images, {len(split.broken):,} of them broken")
     for name, side in (("height", whole[:, 0]), ("width", whole[:, 1])):

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
+from selfsight.data.source import Source, notes
 from selfsight.files import write_text
 
 PLAIN_EVERY = 10.0  # seconds between two lines in a pipe
@@ -29,6 +30,12 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
         except json.JSONDecodeError:
             continue
     return records
+
+
+def print_notes(source: Source) -> None:
+    """Print what a user should know about the images."""
+    for note in notes(source):
+        console.print(note, soft_wrap=True, markup=False)
 
 
 class MetricsFile:

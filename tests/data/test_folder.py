@@ -13,13 +13,15 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from torchvision.datasets import ImageFolder
+from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from selfsight.data import packed_strings as names_module
 from selfsight.data.decode import decode
 from selfsight.data.packed_strings import PackedStrings
 from selfsight.data.source import BadImage
 from selfsight.data.sources import folder as module
-from selfsight.data.sources.folder import EXTENSIONS, Folder, read_file
+from selfsight.data.sources.files import EXTENSIONS, read_file
+from selfsight.data.sources.folder import STRAY, Folder
 from selfsight.errors import UserError
 
 
@@ -61,7 +63,9 @@ def test_names_are_a_list_of_strings(strings, cut):
 # What is found ------------------------------------------------------------------------------------
 
 part = st.text("aB.-_ é\U0001f600", min_size=1, max_size=4).filter(lambda s: s not in (".", ".."))
-file = st.builds("".join, st.tuples(part, st.sampled_from([*EXTENSIONS, ".JPG", ".txt", ""])))
+file = st.builds(
+    "".join, st.tuples(part, st.sampled_from([".png", ".JPG", ".ppm", ".Tif", ".txt", ""]))
+)
 trees = st.recursive(
     st.just({}), lambda below: st.dictionaries(part | file, below, max_size=4), max_leaves=12
 )
@@ -99,23 +103,57 @@ def test_the_listing_is_that_of_os_walk(tree, leaves):
             with pytest.raises(UserError, match="contains no images"):
                 Folder(root)
             return
+        assert listing(Folder(root, labels=False), root) == expected
         folder = Folder(root)
-        assert listing(folder, root) == expected
-        tops = [path.split(os.sep)[0] for path in expected]
-        if all(os.sep in path for path in expected):
+        inside = [path for path in expected if os.sep in path]
+        beside = len(expected) - len(inside)
+        if inside and beside <= STRAY * len(expected):
+            tops = [path.split(os.sep)[0] for path in inside]
+            assert listing(folder, root) == inside
             assert folder.classes == sorted(set(tops))
             assert labelled(folder) == tops
         else:
+            assert listing(folder, root) == expected
             assert folder.classes is None
             assert folder.labels is None
 
 
 def test_imagefolder_finds_the_same(tmp_path):
-    make(tmp_path, *(f"{c}/{i}.png" for c in ("dog", "cat", "Cat", "a-b", "a") for i in range(12)))
+    classes = ("dog", "cat", "Cat", "a-b", "a")
+    make(tmp_path, *(f"{c}/{i}{e}" for c in classes for i, e in enumerate(IMG_EXTENSIONS)))
+    make(tmp_path, *(f"{c}/{i}.PNG" for c in classes for i in range(12)), "stray.png")
     ours, theirs = Folder(tmp_path), ImageFolder(tmp_path)
     assert ours.classes == theirs.classes
     assert [(ours.name(i), n) for i, n in enumerate(ours.labels)] == theirs.samples
     assert ours.labels.dtype == np.int64
+
+
+NOT_READ = {".mpg", ".mpeg", ".h5", ".hdf", ".bufr", ".grib", ".eps", ".ps", ".wmf", ".emf", ".pdf"}
+
+
+def test_every_ending_of_pillows_readers_is_known():
+    """Except of containers that are not pictures, and of what another program would draw."""
+    Image.init()
+    readable = {e for e, kind in Image.registered_extensions().items() if kind in Image.OPEN}
+    assert readable - NOT_READ <= EXTENSIONS
+    assert not NOT_READ & EXTENSIONS
+
+
+def test_what_is_left_out_is_counted(tmp_path):
+    names = [f"{c}/{i}.png" for c in "ab" for i in range(10)]
+    make(tmp_path, *names, "a/1.txt", "a/2.TXT", "b/Thumbs.db", "readme", ".hidden", "preview.png")
+    folder = Folder(tmp_path)
+    assert len(folder) == 20
+    assert [note.partition(": ")[2] for note in folder.notes] == [
+        "4 files that are no images are left out: 2 .txt, 1 .db, 1 without ending",
+        "1 images (preview.png) lie beside the folders of the classes and are left out; "
+        "data.labels=false uses them",
+    ]
+    assert len(Folder(tmp_path, labels=False)) == 21
+    make(tmp_path, *(f"{i}.png" for i in range(9)))
+    folder = Folder(tmp_path)
+    assert (len(folder), folder.classes) == (30, None)
+    assert "10 images (0.png, 1.png, 2.png, ...) lie beside the sub-folders" in folder.notes[1]
 
 
 def test_labels_can_be_left_unread(tmp_path):

@@ -88,7 +88,7 @@ def test_a_saved_split_is_divided(tmp_path):
     data_set(0, 20).save_to_disk(tmp_path / "saved", num_shards=3)
     train, test = open_both(path=str(tmp_path / "saved"), test_fraction=0.25)
     assert isinstance(train, Subset)
-    assert (len(train), len(test)) == (15, 5)
+    assert (len(train), len(test)) == (14, 6)
     assert len({s.read(i) for s in (train, test) for i in range(len(s))}) == 20
 
 
@@ -137,7 +137,11 @@ def test_labels_of_every_kind():
     assert of([7, 5, 7, 12]).classes == ["5", "7", "12"]
     assert of([7, 5, 7, 12]).labels.tolist() == [1, 0, 1, 2]
     assert of(["b", "a", "b", "b"]).classes == ["a", "b"]
-    assert of([[1], [2], [1, 2], []]).classes is None
+    with pytest.raises(UserError, match="an image has several, and no class"):
+        of([[1], [2], [1, 2], []])
+    with pytest.raises(UserError, match=r"0\.5 is no whole number"):
+        of([0.5, 1.0, 1.0, 0.5])
+    assert of([True, False, True, True]).classes == ["false", "true"]
     assert of([1, 2, 3, 4], column="age").classes is None
     for withheld in ([-1] * 4, [None] * 4):
         assert of(withheld).labels is None
@@ -195,7 +199,7 @@ def test_a_data_set_of_one_split_is_divided(named):
     for name in ("validation", "test"):
         (named / f"{name}.parquet").unlink()
     train, test = open_both(source="huggingface:us/pets", path="kept")
-    assert (len(train), len(test)) == (7, 2)
+    assert (len(train), len(test)) == (6, 3)
 
 
 def test_a_data_set_of_several_configurations(named):

@@ -116,7 +116,7 @@ def test_names_labels_order_and_splits_are_the_sources(tmp_path, raw):
     )
     packed(tmp_path / "in", tmp_path / "out", PackConfig(raw=raw, size=8), test_fraction=0.4)
     assert {p.name for p in (tmp_path / "out").iterdir()} == {".lock", "train", "test"}
-    for split, count in (("train", 5), ("test", 4)):
+    for split, count in (("train", 6), ("test", 3)):
         source = opened(tmp_path / "in", split, test_fraction=0.4)
         for place in (tmp_path / "out", tmp_path / "out" / split):
             got = Pack(place) if place.name == split else opened(place, split)

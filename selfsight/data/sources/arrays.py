@@ -10,6 +10,7 @@ from zipfile import BadZipFile
 
 import numpy as np
 
+from selfsight.data.labels import as_classes
 from selfsight.data.source import TEST_NAMES, TRAIN_NAMES
 from selfsight.errors import UserError
 
@@ -18,16 +19,18 @@ class _Pixels:
     """Images (N, H, W, 3) uint8 in memory.
 
     Args:
-        target: (N,) labels, whole numbers from 0; or None.
+        target: labels as `as_classes` takes them, or None.
+        where: what an error message begins with.
         what: the name of an image without its index.
     """
 
-    def __init__(self, images: np.ndarray, target: np.ndarray | None, what: str) -> None:
+    def __init__(
+        self, images: np.ndarray, target: np.ndarray | None, where: str, what: str
+    ) -> None:
         self._images, self._what = images, what
         self.classes = self.labels = None
         if target is not None:
-            self.labels = target.astype(np.int64)
-            self.classes = [str(n) for n in range(int(self.labels.max()) + 1)]
+            self.classes, self.labels = as_classes(target, len(images), where)
 
     def __len__(self) -> int:
         return len(self._images)
@@ -48,9 +51,8 @@ class Digits(_Pixels):
         pixels, target = _digits()
         rows = slice(-self.TEST, None) if split == "test" else slice(0, -self.TEST)
         gray = np.rint(pixels[rows] * (255 / 16)).astype(np.uint8).reshape(-1, 8, 8, 1)
-        super().__init__(
-            gray.repeat(3, axis=3), target[rows] if labels else None, f"digits {split}"
-        )
+        target = target[rows] if labels else None
+        super().__init__(gray.repeat(3, axis=3), target, "digits", f"digits {split}")
 
 
 def _digits() -> tuple[np.ndarray, np.ndarray]:
@@ -71,33 +73,28 @@ def _digits() -> tuple[np.ndarray, np.ndarray]:
 class Arrays(_Pixels):
     """Images in a .npy file, or images and optional labels in an .npz (keys IMAGES and LABELS)."""
 
-    IMAGES, LABELS = ("images", "image", "x", "data"), ("labels", "label", "y", "targets")
+    IMAGES, LABELS = ("images", "image", "x", "data"), ("labels", "label", "y", "targets", "target")
 
     def __init__(self, path: Path, split: str, labels: bool = True) -> None:
         with _reading(path):
             images, target, key = self._pick(np.load(path, allow_pickle=False), split, path)
+        if images.ndim == 3 and (3 in images.shape[::2] or not images.size):
+            raise UserError(
+                f"data.path={path}: one image of shape {images.shape}, or several gray ones? Save "
+                f"one as {(1, *images.shape)}, gray ones as {(*images.shape, 1)}"
+            )
         if images.ndim == 3:
             images = np.repeat(images[..., None], 3, axis=3)
-        if images.ndim == 4 and images.shape[1] == 3 and images.shape[3] != 3:
+        if images.ndim == 4 and images.shape[1] in (1, 3) and images.shape[3] not in (1, 3):
             images = images.transpose(0, 2, 3, 1)
         if images.ndim == 4 and images.shape[3] == 1:
             images = np.repeat(images, 3, axis=3)
         if images.ndim != 4 or images.shape[3] != 3 or images.dtype != np.uint8 or not images.size:
             raise UserError(
-                f"data.path={path}: images must be uint8 (N, H, W[, 3]) or (N, 3, H, W), "
+                f"data.path={path}: images must be uint8 (N, H, W[, 1 or 3]) or (N, 1 or 3, H, W), "
                 f"found {images.dtype} {images.shape}"
             )
-        target = target if labels else None
-        if target is not None:
-            whole = target.dtype.kind in "iu" and target.size > 0
-            if target.shape != (len(images),) or not whole or target.min() < 0:
-                least = f", the smallest {target.min()}" if whole else ""
-                raise UserError(
-                    f"data.path={path}: labels must be {len(images)} whole numbers from 0, one for "
-                    f"each image, found {target.dtype} {target.shape}{least}; data.labels=false "
-                    f"ignores them"
-                )
-        super().__init__(images, target, f"{path} {key}")
+        super().__init__(images, target if labels else None, f"data.path={path}", f"{path} {key}")
         self._path = path
 
     def files(self) -> list[Path]:
@@ -109,9 +106,10 @@ class Arrays(_Pixels):
         """Images, labels or None, and the name of the array of images."""
         if isinstance(loaded, np.ndarray):
             return loaded, None, "image"
-        for prefix in (*(f"{n}_" for n in (TRAIN_NAMES if split == "train" else TEST_NAMES)), ""):
+        forms = _forms(TRAIN_NAMES if split == "train" else TEST_NAMES)
+        for form in (*forms, "{}"):
             image, label = (
-                next((prefix + n for n in names if prefix + n in loaded.files), None)
+                next((form.format(n) for n in names if form.format(n) in loaded.files), None)
                 for names in (self.IMAGES, self.LABELS)
             )
             if image:
@@ -128,7 +126,14 @@ class Arrays(_Pixels):
             return False
         with _reading(path):
             files = np.load(path, allow_pickle=False).files
-        return any(f"{test}_{name}" in files for test in TEST_NAMES for name in Arrays.IMAGES)
+        return any(
+            form.format(name) in files for form in _forms(TEST_NAMES) for name in Arrays.IMAGES
+        )
+
+
+def _forms(words: tuple[str, ...]) -> list[str]:
+    """How an array's name says its split: train_images, x_train."""
+    return [form for word in words for form in (f"{word}_{{}}", f"{{}}_{word}")]
 
 
 @contextmanager

@@ -6,7 +6,8 @@ import os
 import stat
 import time
 from bisect import bisect_right
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -16,28 +17,14 @@ import numpy as np
 
 from selfsight.data.packed_strings import PackedStrings, load_index, save_index
 from selfsight.data.source import GRANULARITY
+from selfsight.data.sources.files import EXTENSIONS, KNOWN, Files
 from selfsight.errors import UserError
 
-# The most common first, since a name is compared with them in this order.
-ENDINGS = (b".jpg", b".jpeg", b".png", b".webp", b".bmp", b".gif", b".tif", b".tiff")
-EXTENSIONS = {ending.decode() for ending in ENDINGS}
+STRAY = 0.1  # of all images: as many may lie beside the folders of classes and be left out
 THREADS = min(4, os.cpu_count() or 1)
 CACHED = 10_000  # images: the index of fewer is not saved, scanning them is as fast
-FORMAT = 2  # version of a saved index; raise it when its content or meaning changes
+FORMAT = 3  # version of a saved index; raise it when its content or meaning changes
 DOT = ord(".")
-
-
-class Files:
-    """A source whose images are files. Subclasses define `__len__` and `_path`, as bytes."""
-
-    def read(self, i: int) -> bytes:
-        return read_file(self._path(i))
-
-    def name(self, i: int) -> str:
-        return os.fsdecode(self._path(i))
-
-    def files(self) -> Iterator[bytes]:
-        return map(self._path, range(len(self)))
 
 
 class Folder(Files):
@@ -45,7 +32,11 @@ class Folder(Files):
 
     Hidden files and folders are left out. Links to folders are followed, but each folder is used
     once: if several paths lead to it, the one with the fewest links counts.
-    If every image lies in a sub-folder of the root, the sub-folder's name is its class.
+    The name of the sub-folder of the root that an image lies in is its class. A few images beside
+    these sub-folders are left out; if there are many, the images have no labels.
+
+    Attributes:
+        notes: what was left out, a line each.
     """
 
     def __init__(self, root: Path, labels: bool = True, cache: Path | None = None) -> None:
@@ -56,11 +47,16 @@ class Folder(Files):
         """
         self._root = os.fsencode(root)
         index = _index(root, cache)
-        self._folders, self._ends, self._names = index.folders, index.ends, index.names
-        if not len(self):
+        self.notes = _left_out(root, index)
+        if not len(index.names):
             known = " ".join(sorted(EXTENSIONS))
             raise UserError(f"data.path={root}: contains no images ({known})")
-        self.classes, self.labels = _label(index) if labels else (None, None)
+        self.classes = self.labels = None
+        if labels:
+            index, notes = _without_strays(root, index)
+            self.notes += notes
+            self.classes, self.labels = _label(index)
+        self._folders, self._ends, self._names = index.folders, index.ends, index.names
 
     def __len__(self) -> int:
         return len(self._names)
@@ -68,18 +64,6 @@ class Folder(Files):
     def _path(self, i: int) -> bytes:
         folder = self._folders.raw(bisect_right(self._ends, i))
         return os.path.join(self._root, folder, self._names.raw(i))
-
-
-def read_file(path: bytes) -> bytes:
-    """The content of a regular file.
-
-    Raises: OSError, also for other kinds of files: reading a pipe would wait for ever.
-    """
-    at_once = getattr(os, "O_NONBLOCK", 0)
-    with open(path, "rb", 0, opener=lambda path, flags: os.open(path, flags | at_once)) as file:
-        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-            raise OSError(errno.EINVAL, "not a regular file")
-        return file.read()
 
 
 class _Index(NamedTuple):
@@ -90,12 +74,47 @@ class _Index(NamedTuple):
         states: (F, 2) int64, see `_state`.
         ends: (F,) int64, the index of each folder's last image + 1.
         names: file names of the N images.
+        others, counts: endings of the other files, and (E,) int64, how many files have each.
     """
 
     folders: PackedStrings
     states: np.ndarray
     ends: np.ndarray
     names: PackedStrings
+    others: PackedStrings
+    counts: np.ndarray
+
+
+def _left_out(root: Path, index: _Index) -> list[str]:
+    """A line about the files that are no images; [] if there are none."""
+    if not len(index.counts):
+        return []
+    found = sorted(zip(index.counts.tolist(), map(str, index.others), strict=True), reverse=True)
+    words = [f"{count:,} {f'.{end}' if end else 'without ending'}" for count, end in found]
+    total = int(index.counts.sum())
+    return [
+        f"data.path={root}: {total:,} files that are no images are left out: {', '.join(words)}"
+    ]
+
+
+def _without_strays(root: Path, index: _Index) -> tuple[_Index, list[str]]:
+    """The index without images that lie beside the folders of classes, if they are few; a note."""
+    count, total = int(index.ends[0]), len(index.names)
+    if not count or count == total:
+        return index, []
+    names = ", ".join(index.names[i] for i in range(min(3, count)))
+    what = f"data.path={root}: {count:,} images ({names}{', ...' if count > 3 else ''})"
+    if count > STRAY * total:
+        return index, [
+            f"{what} lie beside the sub-folders, so the sub-folders are no classes and the images "
+            f"have no labels; move them if they are"
+        ]
+    names = PackedStrings(index.names.blob, index.names.offsets[count:])
+    ends = np.maximum(index.ends - count, 0)
+    return index._replace(names=names, ends=ends), [
+        f"{what} lie beside the folders of the classes and are left out; data.labels=false uses "
+        f"them"
+    ]
 
 
 def _label(index: _Index) -> tuple[list[str] | None, np.ndarray | None]:
@@ -150,12 +169,14 @@ class _Listing(NamedTuple):
     Attributes:
         status: None if the path does not exist or is not a folder.
         names: file names of its images, sorted.
+        others: ending -> number of its other files.
         folders, links: paths of its folders, and of its links that may lead to folders.
     """
 
     path: bytes
     status: os.stat_result | None
     names: PackedStrings
+    others: Counter[bytes]
     folders: list[bytes]
     links: list[bytes]
 
@@ -184,11 +205,14 @@ def _scan(root: bytes, pool: ThreadPoolExecutor) -> _Index:
             level, links = links, []
     separator = os.sep.encode()
     found.sort(key=lambda listing: listing.path.split(separator))
+    others = sum((listing.others for listing in found if listing.others), Counter())
     return _Index(
         PackedStrings.of(listing.path for listing in found),
         np.array([_state(listing.status) for listing in found], np.int64),
         np.array([len(listing.names) for listing in found], np.int64).cumsum(),
         PackedStrings.joined([listing.names for listing in found]),
+        PackedStrings.of(sorted(others)),
+        np.array([others[ending] for ending in sorted(others)], np.int64),
     )
 
 
@@ -214,9 +238,21 @@ def _list(root: bytes, path: bytes) -> _Listing:
             f"data.path={os.fsdecode(root)}: cannot read the folder '{os.fsdecode(whole)}': "
             f"{error.strerror}; give yourself permission to read it, or move it elsewhere"
         ) from None
-    images = [f for f in files if f.lower().endswith(ENDINGS) and f[0] != DOT]
+    images, others = _sorted_out(files)
     below = [[os.path.join(path, name) for name in names] for names in (folders, links)]
-    return _Listing(path, status, PackedStrings.of(sorted(images)), *below)
+    return _Listing(path, status, PackedStrings.of(sorted(images)), others, *below)
+
+
+def _sorted_out(files: list[bytes]) -> tuple[list[bytes], Counter[bytes]]:
+    """The images among file names, and the endings of all others but hidden ones."""
+    images, others = [], []
+    for name in files:
+        _, dot, ending = name.rpartition(b".")
+        if dot and ending.lower() in KNOWN and name[0] != DOT:
+            images.append(name)
+        elif name[0] != DOT:
+            others.append(ending.lower() if dot else b"")
+    return images, Counter(others)
 
 
 def _entries(path: bytes, files: list[bytes]) -> list[os.DirEntry]:

@@ -1,24 +1,31 @@
-"""Images listed in a text file, one per line, with or without labels."""
+"""Images listed in a text file with or without labels: lines, JSON, or a table of values."""
 
-import codecs
+import csv
 import json
 import os
 from array import array
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from selfsight.data.labels import parse_label
 from selfsight.data.packed_strings import PackedStrings
-from selfsight.data.sources.folder import ENDINGS as IMAGE_ENDINGS
-from selfsight.data.sources.folder import Files
+from selfsight.data.sources.files import Files, is_image
+from selfsight.data.sources.tables import (
+    IMAGE_KEYS,
+    LABEL_KEYS,
+    Row,
+    chained,
+    is_content,
+    is_table,
+    table_rows,
+    without_mark,
+)
 from selfsight.errors import UserError
 
-ENDINGS = {".txt", ".list", ".lst", ".jsonl"}
-IMAGE_KEYS = ("filename", "file_name", "file", "path", "image", "img")  # the first found is used
-LABEL_KEYS = ("label", "class", "target", "category")
-MOST_CLASSES = 10_000_000  # a larger number is not a class, but perhaps a date or an identifier
+ENDINGS = {".txt", ".list", ".lst", ".jsonl", ".json", ".csv", ".tsv"}
 _KINDS = {int: "a number as label", str: "a name as label", type(None): "no label"}
 
 
@@ -27,9 +34,10 @@ class ListFile(Files):
 
     A line is `path label`, where the path may contain spaces, or a JSON object with one of
     IMAGE_KEYS and optionally one of LABEL_KEYS. Empty lines and lines that start with # are
-    skipped. A last word with the ending of an image file is part of the path, not a label. Labels
-    are class numbers from 0, or class names, which are numbered in sorted order. Relative paths
-    start at `folder`.
+    skipped. A last word with the ending of an image file is part of the path, not a label. A .csv
+    or .tsv file is a table, with or without a first line that names its columns; a .json file is a
+    list of such objects, or {path: label}. Labels are class numbers from 0, or class names, which
+    are numbered in sorted order. Relative paths start at `folder`.
     """
 
     def __init__(self, file: Path, folder: Path, labels: bool = True) -> None:
@@ -37,10 +45,11 @@ class ListFile(Files):
         if not folder.is_dir():
             raise UserError(f"data.image_dir={folder}: no such folder")
         self._folder = os.fsencode(folder)
+        self.notes: list[str] = []
         gathered = _Labels() if labels else None
         try:
             with file.open("rb") as lines:
-                self._paths = PackedStrings.of(_paths(file, lines, gathered))
+                self._paths = PackedStrings.of(self._read(file, lines, gathered))
         except OSError as error:
             raise UserError(f"data.path={file}: {error.strerror}") from None
         if not len(self):
@@ -50,11 +59,32 @@ class ListFile(Files):
     def __len__(self) -> int:
         return len(self._paths)
 
-    def files(self) -> Iterator[bytes]:
-        return map(self._path, range(len(self)))
-
     def _path(self, i: int) -> bytes:
         return os.path.join(self._folder, self._paths.raw(i))
+
+    def _read(
+        self, file: Path, lines: Iterable[bytes], labels: "_Labels | None"
+    ) -> Iterator[bytes]:
+        """The path on each line; its label is added to `labels`."""
+        number = 1
+        rows = _rows(file.suffix.lower(), lines, self.notes)
+        while True:
+            try:
+                row = next(rows, None)
+                if row is None:
+                    return
+                number, path, label = row
+                if b"\0" in path:
+                    raise ValueError("the path contains a zero byte")
+                if labels is not None:
+                    labels.add(label)
+            except UnicodeDecodeError as error:
+                where = getattr(error, "line", number)
+                raise UserError(f"data.path={file}:{where}: is not UTF-8") from None
+            except (ValueError, csv.Error) as error:
+                where = getattr(error, "line", number)
+                raise UserError(f"data.path={file}:{where}: {error}") from None
+            yield path
 
 
 class _Labels:
@@ -67,10 +97,12 @@ class _Labels:
 
     def add(self, label: Any) -> None:
         """Raises: ValueError that says why the label is refused."""
+        if label is not None and label.__hash__ and label in self._names:
+            label = str(label)
+        elif label is not None:
+            label = parse_label(label)
         kind = type(label)
         if kind is not self._kind:
-            if kind not in _KINDS:
-                raise ValueError(f"label {label!r} is neither a whole number nor a name")
             if self._kind is not None:
                 this, before = _KINDS[kind], _KINDS[self._kind]
                 raise ValueError(f"has {this}, but the lines before have {before}")
@@ -78,15 +110,14 @@ class _Labels:
         if kind is str:
             self._numbers.append(self._names.setdefault(label, len(self._names)))
         elif kind is int:
-            if not 0 <= label < MOST_CLASSES:
-                raise ValueError(f"label {label} is not from 0 to {MOST_CLASSES - 1}")
             self._numbers.append(label)
 
     def numbered(self) -> tuple[list[str] | None, np.ndarray | None]:
         """Classes and labels (N,); None and None if the lines have no labels."""
         numbers = np.frombuffer(self._numbers, np.int64)
         if self._kind is int:
-            return [str(n) for n in range(int(numbers.max()) + 1)], numbers
+            found, labels = np.unique(numbers, return_inverse=True)
+            return [str(n) for n in found.tolist()], labels.astype(np.int64)
         if self._kind is str:
             classes = sorted(self._names)
             rank = np.empty(len(classes), np.int64)  # order of appearance -> sorted order
@@ -95,51 +126,70 @@ class _Labels:
         return None, None
 
 
-def _paths(file: Path, lines: Iterable[bytes], labels: _Labels | None) -> Iterator[bytes]:
-    """The path on each line; its label is added to `labels`."""
-    parse = _parse_json if file.suffix.lower() == ".jsonl" else None
-    for number, line in enumerate(lines, 1):
-        if number == 1:
-            line = line.removeprefix(codecs.BOM_UTF8)
-        line = line.strip()
-        if not line or line.startswith(b"#"):
-            continue
-        parse = parse or (_parse_json if line.startswith(b"{") else _parse_text)
-        try:
-            path, label = parse(line)
-            if b"\0" in path:
-                raise ValueError("the path contains a zero byte")
-            if labels is not None:
-                labels.add(label)
-        except UnicodeDecodeError:
-            raise UserError(f"data.path={file}:{number}: is not UTF-8") from None
-        except ValueError as error:
-            raise UserError(f"data.path={file}:{number}: {error}") from None
-        yield path
+# The forms of a list ------------------------------------------------------------------------------
+
+
+def _rows(ending: str, lines: Iterable[bytes], notes: list[str]) -> Iterator[Row]:
+    """The rows of a list of any form. Raises: ValueError, in which `line` is its line if known."""
+    numbered = without_mark(lines)
+    if ending == ".json":
+        return _json_rows(b"".join(line for _, line in numbered))
+    if ending in (".csv", ".tsv"):
+        return table_rows(numbered, notes)
+    first = next(((n, line) for n, line in numbered if is_content(line)), None)
+    if first is None:
+        return iter(())
+    rest = chained(first, numbered)
+    if ending != ".jsonl" and is_table(first[1]):
+        return table_rows(rest, notes)
+    json_lines = ending == ".jsonl" or first[1].lstrip().startswith(b"{")
+    return _line_rows(rest, _parse_json if json_lines else _parse_text)
+
+
+def _line_rows(
+    lines: Iterator[tuple[int, bytes]], parse: Callable[[bytes], tuple[bytes, Any]]
+) -> Iterator[Row]:
+    for number, line in lines:
+        if is_content(line):
+            try:
+                yield number, *parse(line.strip())
+            except ValueError as error:
+                error.line = number
+                raise
 
 
 def _parse_text(line: bytes) -> tuple[bytes, int | str | None]:
     line.decode()  # only a check of UTF-8: bytes are split at ASCII spaces alone, text is not
     words = line.rsplit(None, 1)
-    if len(words) == 1:
+    if len(words) == 1 or is_image(words[1]):
         return line, None
     path, label = words
-    if label.isdigit() or (label.startswith(b"-") and label[1:].isdigit()):
-        return path, int(label)
-    if label.lower().endswith(IMAGE_ENDINGS):
-        return line, None
-    return path, label.decode()
+    before = path.rsplit(None, 1)
+    if label.isdigit() and len(before) == 2 and before[1].isdigit() and not is_image(path):
+        end = next((word for word in reversed(path.split()) if not word.isdigit()), b"")
+        if is_image(end):
+            raise ValueError(f"several numbers follow '{end.decode()}': an image has one class")
+    number = label.isdigit() or (label.startswith(b"-") and label[1:].isdigit())
+    return path, int(label) if number else label.decode()
 
 
 def _parse_json(line: bytes) -> tuple[bytes, Any]:
+    item = _loaded(line)
+    if not isinstance(item, dict):
+        raise ValueError("is not a JSON object {...}")
+    return _of_object(item)
+
+
+def _loaded(text: bytes) -> Any:
     try:
-        item = json.loads(line.decode())
+        return json.loads(text.decode())
     except json.JSONDecodeError as error:
         raise ValueError(f"is not JSON: {error.msg} at column {error.colno}") from None
     except RecursionError:
         raise ValueError("is JSON nested too deeply") from None
-    if not isinstance(item, dict):
-        raise ValueError("is not a JSON object {...}")
+
+
+def _of_object(item: dict[str, Any]) -> tuple[bytes, Any]:
     path, label = (
         next((item[key] for key in keys if key in item), None) for keys in (IMAGE_KEYS, LABEL_KEYS)
     )
@@ -147,3 +197,25 @@ def _parse_json(line: bytes) -> tuple[bytes, Any]:
         raise ValueError(f"names no image: needs one of {', '.join(IMAGE_KEYS)}")
     # As in os.fsencode, a surrogate stands for a byte that is not UTF-8.
     return path.encode(errors="surrogateescape"), label
+
+
+def _json_rows(text: bytes) -> Iterator[Row]:
+    """[{"path": ..., "label": ...}, ...], [[path, label], ...], or {path: label, ...}."""
+    found = _loaded(text)
+    if isinstance(found, dict) and {"images", "annotations"} <= found.keys():
+        raise ValueError(
+            "is in COCO's form, in which an image has boxes and several labels; write a list of "
+            '{"path": ..., "label": ...}'
+        )
+    if isinstance(found, dict):
+        found = [{"path": path, "label": label} for path, label in found.items()]
+    if not isinstance(found, list):
+        raise ValueError('is neither a list of {"path": ..., "label": ...} nor {path: label}')
+    for number, item in enumerate(found, 1):
+        if isinstance(item, (list, tuple)) and 1 <= len(item) <= 2:
+            item = dict(zip(("path", "label"), item, strict=False))
+        if isinstance(item, str):
+            item = {"path": item}
+        if not isinstance(item, dict):
+            raise ValueError(f"item {number} is not an object {{...}}")
+        yield number, *_of_object(item)

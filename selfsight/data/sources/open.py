@@ -1,40 +1,28 @@
-"""The keys `data.*`, and how the kind of a path and its splits are recognised."""
+"""The keys `data.*`, and the source that they describe."""
 
 import os
-import re
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from pydantic import Field
 
-from selfsight import randomness
 from selfsight.batch import Normalization
 from selfsight.config import Config, Tree, may_change, near
-from selfsight.data.pack.read import DESCRIPTION, Pack
-from selfsight.data.source import TEST_NAMES, TRAIN_NAMES, ConcatSource, Source, Subset
+from selfsight.data.labels import draw_part, hold_out
+from selfsight.data.pack.read import Pack
+from selfsight.data.source import ConcatSource, Source, Subset, notes
 from selfsight.data.sources.arrays import Arrays, Digits
-from selfsight.data.sources.folder import EXTENSIONS, Folder
-from selfsight.data.sources.lists import ENDINGS as LIST_ENDINGS
+from selfsight.data.sources.folder import Folder
+from selfsight.data.sources.kinds import KINDS
 from selfsight.data.sources.lists import ListFile
-from selfsight.data.sources.parquet import SAVED, HuggingFace, Parquet, hub_splits
+from selfsight.data.sources.parquet import HuggingFace, Parquet, hub_splits
 from selfsight.data.sources.shards import Shards, expand
+from selfsight.data.sources.splits import Found, Where, by_name, find_splits
 from selfsight.data.sources.torchvision_sets import Torchvision
 from selfsight.errors import UserError
 
 # Keys of how images are read, not of which they are.
 LOADING_KEYS = ("mean", "std", "in_memory", "workers", "max_bad")
-# Kind of a source -> the endings of its files.
-ENDINGS = {
-    "parquet": {".parquet"},
-    "arrays": {".npz", ".npy"},
-    "webdataset": {".tar"},
-    "list": LIST_ENDINGS,
-    "folder": EXTENSIONS,
-}
-MARKS = {"pack": DESCRIPTION, "huggingface": SAVED}  # kind -> a file that every split's folder has
-KINDS = (*ENDINGS, *MARKS)
 SOURCES = ("auto", "digits", *KINDS, "huggingface:NAME", "torchvision:NAME")
 
 PathSpec = str | tuple[str, ...]  # one path, or several
@@ -83,12 +71,14 @@ def open_source(config: DataConfig, split: str, cache: Path | None = None) -> So
         cache: folder for saved indices of large folders and of shards.
     Raises: UserError for a source or path that does not exist or cannot be read.
     """
-    tests = [_locate("test_path", path, "auto") for path in several(config.test_path)]
-    if tests and split == "test":
-        folders = _folders(config.test_image_dir or config.image_dir, len(tests))
+    places = [_locate("test_path", path, "auto") for path in several(config.test_path)]
+    if places and split == "test":
+        folders = _folders(config.test_image_dir or config.image_dir, len(places))
         found = [
-            _open(kind, test or train, "test", config, cache, folder)
-            for (kind, train, test), folder in zip(tests, folders, strict=True)
+            _open_test(place, config, cache, folder)
+            if place.tests
+            else _open(place.kind, place.train, "test", config, cache, folder)
+            for place, folder in zip(places, folders, strict=True)
         ]
     else:
         paths = several(config.path) or [None]
@@ -104,10 +94,24 @@ def open_source(config: DataConfig, split: str, cache: Path | None = None) -> So
         return source
     count = max(2, round(config.fraction * len(source)))
     count = min(count, config.limit or count)
-    if count >= len(source):
-        return source
-    order = randomness.permutation(len(source), randomness.SUBSET)
-    return Subset(source, np.sort(order[:count]))
+    if count < len(source):
+        source = Subset(source, draw_part(source.labels, len(source), count))
+    source.notes = [*notes(source), *_about_classes(source)]
+    return source
+
+
+def _about_classes(source: Source) -> list[str]:
+    """A line about classes that are hardly meant so."""
+    if source.classes is None or len(source) < 2:
+        return []
+    if len(source.classes) == 1:
+        return [
+            f"The images have only one class, '{source.classes[0]}': nothing can be told apart by "
+            f"it; if the classes are the folders below it, set data.path to that folder"
+        ]
+    if len(source.classes) == len(source):
+        return [f"Each of the {len(source):,} images has a class of its own; are these classes?"]
+    return []
 
 
 def several(paths: PathSpec | None) -> list[str]:
@@ -130,40 +134,59 @@ def _open_split(
 ) -> Source | None:
     """The train or the test split of one path; None if it has no test split.
 
-    Splits are found by the usual names: of sub-folders, of the beginnings of file names, or of
-    arrays in one .npz. `test_path` gives the test split another path. If labelled images have no
-    test split, a random share of them, `test_fraction`, is held out; every run draws the same.
+    Splits are found by the usual names (see `splits.find_splits`), or are arrays in one .npz.
+    `test_path` gives the test split another path. If labelled images have no test split, a share of
+    each class, `test_fraction`, is held out; every run draws the same.
     """
     kind, _, name = config.source.partition(":")
     if kind == "digits" or (kind == "auto" and path is None):
         return Digits(split, config.labels)
     if kind == "torchvision" and name:
         name, *own = name.split(":", 1)  # torchvision:STL10:unlabeled
-        which = own[0] if own and split == "train" else split
-        return Torchvision(name, path, which, config.labels)
+        source = Torchvision(
+            name, path, own[0] if own and split == "train" else split, config.labels
+        )
+        return _part(source, config, split) if source.undivided else source
     if kind == "huggingface" and name:
         train, test = hub_splits(name, path, config.labels)
+        found = Found(kind, train, [] if test is None else [test])
     elif path is None:
         raise UserError(f"data.source={config.source} needs data.path=...")
     else:
-        kind, train, test = _locate("path", path, config.source)
-    if split == "test" and test is not None:
+        found = _locate("path", path, config.source)
+    if split == "test" and found.tests:
         folder = several(config.test_image_dir)[0] if config.test_image_dir else image_dir
-        return _open(kind, test, "test", config, cache, folder)
-    source = _open(kind, train, "train", config, cache, image_dir)
-    if test is not None or config.test_path is not None or source.classes is None:
+        return _open_test(found, config, cache, folder)
+    source = _open(found.kind, found.train, "train", config, cache, image_dir)
+    source.notes = [*notes(source), *found.notes]
+    if found.tests or config.test_path is not None or source.classes is None:
         return source if split == "train" else None
-    order = randomness.permutation(len(source), randomness.SPLIT)
-    cut = max(1, round(config.test_fraction * len(source)))
-    return Subset(source, np.sort(order[:cut] if split == "test" else order[cut:]))
+    return _part(source, config, split)
 
 
-# A folder, files (shards may also be URLs), or an object that a library has opened.
-Where = Path | list[Path] | list[str] | Any
+def _part(source: Source, config: DataConfig, split: str) -> Source | None:
+    """The train or the test part of labelled images that have no splits of their own: each class
+    is divided in the same proportion, and has images in both parts if it has two."""
+    if source.labels is None:
+        return source if split == "train" else None
+    held = hold_out(source.labels, config.test_fraction, 0)
+    if not held.any():
+        return source if split == "train" else None
+    return Subset(source, np.flatnonzero(held == (split == "test")))
 
 
-def _locate(key: str, text: str, kind: str) -> tuple[str, Where, Where | None]:
-    """The kind of a path, what to open for training, and what for testing (None: nothing)."""
+def _open_test(found: Found, config: DataConfig, cache: Path | None, folder: str | None) -> Source:
+    """The first test split that has labels; without any, the first."""
+    opened = []
+    for where in found.tests:
+        opened.append(_open(found.kind, where, "test", config, cache, folder))
+        if opened[-1].classes is not None or not config.labels:
+            return opened[-1]
+    return opened[0]
+
+
+def _locate(key: str, text: str, kind: str) -> Found:
+    """The kind of a path, what to open for training, and what for testing."""
     if kind not in ("auto", *KINDS):
         raise UserError(
             f"data.source={kind}: no such source.{near(kind, SOURCES)} Known: {', '.join(SOURCES)}"
@@ -175,13 +198,15 @@ def _locate(key: str, text: str, kind: str) -> tuple[str, Where, Where | None]:
                 f"data.source={kind}; set data.source=webdataset"
             )
         files = expand(text)
-        train, test = _by_name(files, os.path.commonpath(map(os.path.abspath, files)))
-        return "webdataset", train or files, test if train else None
+        root = os.path.commonpath(map(os.path.abspath, files))
+        train, tests, left = by_name(files, root, f"data.{key}={text}")
+        if not train or len(files) == 1:
+            train, tests = files, []
+        return Found("webdataset", train, tests, left)
     path = Path(text).expanduser()
     if not path.exists():
         raise UserError(f"data.{key}={text}: no such file or folder")
-    kind = recognise(path) if kind == "auto" else kind
-    return kind, *_find_splits(kind, path)
+    return find_splits(key, path, kind)
 
 
 def is_pattern(text: str) -> bool:
@@ -189,92 +214,12 @@ def is_pattern(text: str) -> bool:
     return "://" in text or ("{" in text and not Path(text).expanduser().exists())
 
 
-def recognise(path: Path) -> str:
-    """The kind of a source: by a file's ending, or by the files in a folder."""
-    if path.is_file():
-        kind = _kind_of(path.name)
-        if kind in (None, "folder"):
-            known = sorted(set().union(*ENDINGS.values()) - EXTENSIONS)
-            raise UserError(
-                f"data.path={path}: is not a folder, nor a file that ends in {', '.join(known)}"
-            )
-        return kind
-    places = [path, *folders_in(path)]
-    for kind, mark in MARKS.items():
-        if any((place / mark).is_file() for place in places):
-            return kind
-    for file in _files(path):
-        kind = _kind_of(file)
-        if kind not in (None, "list"):  # a text file beside images is seldom a list of images
-            return kind
-    raise UserError(
-        f"data.path={path}: contains no images, packs, parquet files, tar shards or NumPy arrays"
-    )
-
-
-def _kind_of(name: str) -> str | None:
-    ending = os.path.splitext(name)[1].lower()
-    return next((kind for kind, endings in ENDINGS.items() if ending in endings), None)
-
-
-def _files(path: Path) -> Iterator[str]:
-    """Paths of all files below a folder, hidden ones left out. A generator, since `recognise` stops
-    at the first file that it knows."""
-    seen = set()
-    for folder, folders, files in os.walk(path, followlinks=True):
-        real = os.path.realpath(folder)
-        if real in seen:  # a link may lead back to a folder above it
-            folders.clear()
-            continue
-        seen.add(real)
-        folders[:] = sorted(name for name in folders if name[0] != ".")
-        yield from (os.path.join(folder, name) for name in sorted(files) if name[0] != ".")
-
-
-def folders_in(path: Path) -> list[Path]:
-    """The folders directly in a folder; fast also beside a million files."""
-    with os.scandir(path) as entries:
-        return [path / entry.name for entry in entries if entry.is_dir()]
-
-
-def _find_splits(kind: str, path: Path) -> tuple[Where, Where | None]:
-    """What to open for the train and for the test split; None if it has no test split."""
-    if kind in ("folder", *MARKS):
-        if not path.is_dir():
-            raise UserError(f"data.path={path}: is not a folder, but data.source={kind} needs one")
-        if kind in MARKS and (path / MARKS[kind]).is_file():
-            return path, None
-        names = {p.name.lower(): p for p in folders_in(path)}
-        train = next((names[n] for n in TRAIN_NAMES if n in names), None)
-        test = next((names[n] for n in TEST_NAMES if n in names), None)
-        return (train, test) if train else (path, None)
-    if path.is_file():
-        return [path], [path] if kind == "arrays" and Arrays.splits(path) else None
-    files = [Path(file) for file in _files(path) if _kind_of(file) == kind]
-    if not files:
-        endings = ", ".join(sorted(ENDINGS[kind]))
-        raise UserError(f"data.path={path}: contains no files that end in {endings}")
-    return _by_name(sorted(files), path)
-
-
-def _by_name(files: list[Any], root: Path | str) -> tuple[list[Any], list[Any] | None]:
-    """The files of the train and of the test split, by their names (see `_says`)."""
-    train = [p for p in files if _says(p, root, TRAIN_NAMES)]
-    test = next((t for n in TEST_NAMES if (t := [p for p in files if _says(p, root, (n,))])), None)
-    return train or [p for p in files if not test or p not in test], test
-
-
-def _says(file: Path | str, root: Path | str, names: tuple[str, ...]) -> bool:
-    """Whether the name of the file, or of a folder between root and file, begins with a name."""
-    parts = os.path.relpath(file, root).split(os.sep)
-    return any(re.split(r"[-._]", part.lower())[0] in names for part in parts)
-
-
 def _open(
     kind: str, where: Where, split: str, config: DataConfig, cache: Path | None, folder: str | None
 ) -> Source:
     if kind == "folder":
-        return Folder(where, config.labels, cache)
+        folders = [Folder(root, config.labels, cache) for root in where]
+        return folders[0] if len(folders) == 1 else ConcatSource(folders)
     if kind == "pack":
         return Pack(where, config.labels)
     if kind == "huggingface":

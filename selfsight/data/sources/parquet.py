@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from selfsight.data.labels import as_classes
 from selfsight.data.source import TEST_NAMES, TRAIN_NAMES, BadImage, first_line
 from selfsight.errors import UserError
 
@@ -128,7 +129,7 @@ def _class_names(schema: Any, column: str) -> list[str] | None:
 def _numbered(
     column: Any, names: list[str] | None, where: str
 ) -> tuple[list[str] | None, np.ndarray | None]:
-    """Classes and labels (N,) of a pyarrow column of numbers or of names; None without labels.
+    """Classes and labels (N,) of a pyarrow column, see `as_classes`; None without labels.
 
     Args:
         names: the names of the classes; None: the values in the column are the names.
@@ -139,8 +140,6 @@ def _numbered(
         column = column.cast(column.type.value_type)
     if pa.types.is_integer(column.type):  # data sets of the hub use -1 for hidden labels
         column = pa.compute.if_else(pa.compute.less(column, 0), None, column)
-    elif not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)):
-        return None, None
     if column.null_count:
         if column.null_count == len(column):
             return None, None
@@ -148,10 +147,16 @@ def _numbered(
             f"{where}: {column.null_count} of {len(column)} images have no label; label all, or "
             f"read none with data.labels=false"
         )
+    if pa.types.is_nested(column.type):
+        raise UserError(
+            f"{where}: labels are of type {column.type}: an image has several, and no class; "
+            f"ignore them with data.labels=false"
+        )
     values = column.to_numpy()
     if names is None or values.dtype.kind not in "iu":
-        found, labels = np.unique(values, return_inverse=True)
-        return [str(value) for value in found], labels.astype(np.int64)
+        return as_classes(
+            values if values.dtype != object else values.astype(str), len(values), where
+        )
     if values.max() >= len(names):
         raise UserError(f"{where}: label {values.max()}, but only {len(names)} classes are named")
     return names, values.astype(np.int64)

@@ -1,4 +1,8 @@
-"""Tar files in WebDataset's layout: members of a sample share their path up to its first dot."""
+"""Tar files in WebDataset's layout: members of a sample share their path up to its first dot.
+
+Numbers between dots are part of a sample's name, as in cat.12.jpg and 2024.01.02.png: WebDataset
+would take them for names of parts, of which none is an image.
+"""
 
 import hashlib
 import itertools
@@ -15,13 +19,14 @@ import numpy as np
 from selfsight.data.packed_strings import PackedStrings, load_index, save_index
 from selfsight.data.source import BadImage
 from selfsight.data.sources.download import fetch
-from selfsight.data.sources.folder import ENDINGS
+from selfsight.data.sources.files import ENDINGS
 from selfsight.data.sources.tar import members
 from selfsight.errors import UserError
 
-IMAGES = tuple(ending[1:] for ending in ENDINGS)  # the first found in a sample is used
+IMAGES = ENDINGS  # the first found in a sample is used
 LABELS = ("label", "class", "target", "cls", "category")  # keys of a .json, the first found
-VERSION = 2  # of the saved index
+VERSION = 3  # of the saved index
+_NAME = re.compile(rb"([^.]*(?:\.[0-9]+(?=\.))*)\.?(.*)", re.DOTALL)  # stem and ending
 DESCRIPTORS = 256  # files kept open; a process may open 1,024 by default
 
 
@@ -52,6 +57,7 @@ class Shards:
 
     Attributes:
         skipped: how many samples have no image; they are left out.
+        notes: a line about them.
     """
 
     def __init__(
@@ -79,6 +85,12 @@ class Shards:
                 f"is one of {endings}"
             )
         self.classes, self.labels = self._label(shards)
+        self.notes = []
+        if self.skipped:
+            self.notes = [
+                f"data.path={self._files[0].parent}: {self.skipped:,} samples without an image are "
+                f"left out"
+            ]
 
     def _label(self, shards: list[Index]) -> tuple[list[str] | None, np.ndarray | None]:
         """Classes, sorted by number or name, and labels; None and None if no image has a label."""
@@ -148,7 +160,7 @@ def _scan(file: int, labels: bool) -> Index:
     texts: dict[bytes, str] = {}
     for name, offset, size in members(file):
         folder, slash, base = name.rpartition(b"/")
-        stem, _, ending = base.partition(b".")
+        stem, ending = _NAME.fullmatch(base).groups()
         key, ending = folder + slash + stem, ending.lower()
         if not stem or not ending:
             continue

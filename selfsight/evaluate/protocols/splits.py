@@ -18,7 +18,7 @@ from selfsight.evaluate.overlap import Fingerprints, Overlap, compare, fingerpri
 from selfsight.evaluate.protocols.config import Evaluation, Labels
 from selfsight.evaluate.protocols.target import EvaluationTarget
 from selfsight.files import write_json, write_text
-from selfsight.train.log import console
+from selfsight.train.log import console, print_notes
 
 MANY = 200_000  # images; reading more takes so long that a line announces it
 
@@ -57,8 +57,16 @@ def open_splits(config: Evaluation, target: EvaluationTarget, device: torch.devi
         raise UserError(
             f"{where}: has no labels to measure against; name a labelled set with data.path=..."
         )
-    if test is None or test.classes is None:
-        raise UserError(f"{where}: its test split has no labels")
+    if test is None:
+        raise UserError(
+            f"{where}: has no test split, and its classes have too few images to divide; name test "
+            f"images with data.test_path=..."
+        )
+    if test.classes is None:
+        raise UserError(
+            f"{where}: its test split has no labels; name labelled test images with "
+            f"data.test_path=..."
+        )
     try:
         align(test, train.classes)
     except ValueError as error:
@@ -73,6 +81,7 @@ def open_splits(config: Evaluation, target: EvaluationTarget, device: torch.devi
     )
     digests, overlap, broken = None, None, {}
     if distributed.rank() == 0:
+        print_notes(train)
         digests, overlap = _compare(config, target, *images)
         broken = images[0].broken()
         if broken:

@@ -14,6 +14,7 @@ from torch import nn
 from selfsight import config as layers
 from selfsight import distributed, randomness
 from selfsight.data.images import Images
+from selfsight.data.labels import hold_out
 from selfsight.encoders.artifact import Network, weights_hash
 from selfsight.errors import UserError
 from selfsight.evaluate.classifiers import Classifier, FineTuned, LinearHeads
@@ -23,7 +24,6 @@ from selfsight.evaluate.protocols.context import EvaluationContext, open_context
 from selfsight.evaluate.protocols.results import Result
 from selfsight.evaluate.protocols.splits import labelled, subset_record, write_subset
 from selfsight.evaluate.protocols.target import open_target
-from selfsight.evaluate.subsets import hold_out
 from selfsight.files import locked, write_json
 from selfsight.train.checkpoint import Checkpoints
 from selfsight.train.engine import fit
