@@ -10,17 +10,16 @@ import re
 import types
 import typing
 from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.fields import FieldInfo
 
 from selfsight.errors import UserError
+from selfsight.yaml_text import Tree, parse_overrides, parse_yaml, read_yaml
 
-Tree = dict[str, Any]
 C = typing.TypeVar("C", bound="Config")
+__all__ = ["Config", "Tree", "may_change", "parse_overrides", "parse_yaml", "read_yaml", "validate"]
 _MAY_CHANGE = {"on_resume": "may change"}
 
 
@@ -59,84 +58,6 @@ def _identity(value: Any, plain: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_identity(*both) for both in zip(value, plain, strict=True)]
     return plain
-
-
-# YAML ---------------------------------------------------------------------------------------------
-
-
-class _Loader(yaml.SafeLoader):
-    """Safe YAML where 1e-3 is a number and a repeated key is an error."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
-        seen = set()
-        for key_node, _ in node.value:
-            key = key_node.value
-            if key != "<<" and key in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"key '{key}' is given twice", key_node.start_mark
-                )
-            seen.add(key)
-        return super().construct_mapping(node, deep)
-
-
-_FLOAT = re.compile(
-    r"^[-+]?(?:[0-9][0-9_]*)(?:\.[0-9_]*)?[eE][-+]?[0-9]+$|^[-+]?\.[0-9]+[eE][-+]?[0-9]+$"
-)
-_Loader.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+.0123456789"))
-
-
-def parse_yaml(text: str, name: str) -> Any:
-    """The value of a YAML text. Raises: UserError with the name, the line and the reason."""
-    try:
-        return yaml.load(text, Loader=_Loader)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f" line {mark.line + 1}" if mark else ""
-        reason = getattr(error, "problem", None) or str(error).splitlines()[0]
-        raise UserError(f"{name}{where}: not valid YAML: {reason}") from None
-
-
-def read_yaml(path: Path) -> Tree:
-    """The mapping in a YAML file; an empty file is an empty mapping."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"Cannot read '{path}': {error}") from None
-    tree = parse_yaml(text, str(path))
-    if tree is None:
-        return {}
-    if not isinstance(tree, dict):
-        raise UserError(f"{path}: expected 'key: value' lines, found {type(tree).__name__}")
-    return tree
-
-
-def parse_overrides(arguments: Iterable[str]) -> list[Tree]:
-    """['a.b=1', ...] as layers, to be merged in this order.
-
-    One layer holds them all, unless a key changes a part of a value that was given before it: in
-    `views=simclr views.0.size=64`, the second key starts a second layer, on top of the preset.
-    """
-    layers: list[Tree] = [{}]
-    for argument in arguments:
-        key, equals, value = argument.partition("=")
-        if not equals or not re.fullmatch(r"[A-Za-z_][\w-]*(\.[\w-]+)*", key):
-            raise UserError(f"'{argument}' is not key=value (for example method.temperature=0.2)")
-        parsed = parse_yaml(value, f"'{argument}'")
-        if not _set(layers[-1], key.split("."), parsed):
-            layers.append({})
-            _set(layers[-1], key.split("."), parsed)
-    return layers
-
-
-def _set(tree: Tree, parts: list[str], value: Any) -> bool:
-    """Set the value of a dotted key; False if a parent of the key is not a mapping."""
-    *parents, leaf = parts
-    for part in parents:
-        tree = tree.setdefault(part, {})
-        if not isinstance(tree, dict):
-            return False
-    tree[leaf] = value
-    return True
 
 
 def merge(below: Tree, above: Tree) -> Tree:
@@ -224,6 +145,10 @@ def _describe(cls: type[Config], problem: Any) -> str:
         given = value.get("name") if isinstance(value, dict) else value
         return (
             f"{key}.name={given}: no such {key}.{near(str(given), names)} Known: {', '.join(names)}"
+        )
+    if kind == "string_type" and not isinstance(value, (dict, list, tuple)) and value is not None:
+        return (
+            f"{key}={_short(value)}: YAML reads this as a {type(value).__name__}; put it in quotes"
         )
     message = problem["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ")
     return f"{key}={_short(value)}: {message[0].lower() + message[1:]}" if key else message

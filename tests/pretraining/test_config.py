@@ -260,3 +260,46 @@ def test_merge_laws(a, b):
 
 def test_differences_name_keys():
     assert layers.differences({"a": {"b": 1}, "c": 2}, {"a": {"b": 3}, "c": 2}) == ["a.b: 1 -> 3"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "2024",
+        "2024-01-02",
+        "12:30",
+        "yes",
+        "1e5",
+        "my photos #2",
+        "a: b",
+        "null",
+        "~",
+        "012",
+        "a,b",
+    ],
+)
+def test_a_path_is_its_text_and_not_what_yaml_reads(text):
+    tree = layers.fold({}, [f"data.path={text}", f"run=x{text}"])
+    assert tree == {"data": {"path": text}, "run": f"x{text}"}
+
+
+def test_several_paths_quotes_and_nothing():
+    fold = lambda *keys: layers.fold({}, keys)  # noqa: E731
+    assert fold("data.path=[2023, my photos #2]") == {"data": {"path": ["2023", "my photos #2"]}}
+    assert fold("data.path='a b'", 'weights="x"') == {"data": {"path": "a b"}, "weights": "x"}
+    assert fold("weights=null", "resume=", "run=~") == {
+        "weights": None,
+        "resume": None,
+        "run": None,
+    }
+    with pytest.raises(UserError, match=r"data\.path=: is empty"):
+        fold("data.path=")
+
+
+def test_a_path_in_a_file_that_yaml_reads_otherwise_is_named(tmp_path):
+    (tmp_path / "x.yaml").write_text("base: digits/simclr\ndata: {path: 2024}\nrun: 2024-01-02\n")
+    with pytest.raises(UserError) as caught:
+        compose(str(tmp_path / "x.yaml"))
+    lines = str(caught.value).splitlines()
+    assert "run=2024-01-02: YAML reads this as a date; put it in quotes" in lines
+    assert any("data.path" in line and "put it in quotes" in line for line in lines)

@@ -1,0 +1,107 @@
+"""YAML files and key=value arguments as plain data."""
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from selfsight.errors import UserError
+
+Tree = dict[str, Any]
+# Keys whose values are paths or names: on the command line their text is taken as it is, since YAML
+# would read 2024 as a number, 2024-01-02 as a date, and `photos #2` as `photos`.
+PATHS = ("data.path", "data.test_path", "data.image_dir", "data.test_image_dir")
+TEXTS = (*PATHS, "run", "weights", "resume", "images", "save_as")
+TEXTS += ("log.wandb.name", "log.wandb.project", "log.wandb.entity", "log.wandb.folder")
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe YAML where 1e-3 is a number and a repeated key is an error."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        seen = set()
+        for key_node, _ in node.value:
+            key = key_node.value
+            if key != "<<" and key in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"key '{key}' is given twice", key_node.start_mark
+                )
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+_FLOAT = re.compile(
+    r"^[-+]?(?:[0-9][0-9_]*)(?:\.[0-9_]*)?[eE][-+]?[0-9]+$|^[-+]?\.[0-9]+[eE][-+]?[0-9]+$"
+)
+_Loader.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+.0123456789"))
+
+
+def parse_yaml(text: str, name: str) -> Any:
+    """The value of a YAML text. Raises: UserError with the name, the line and the reason."""
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f" line {mark.line + 1}" if mark else ""
+        reason = getattr(error, "problem", None) or str(error).splitlines()[0]
+        raise UserError(f"{name}{where}: not valid YAML: {reason}") from None
+
+
+def read_yaml(path: Path) -> Tree:
+    """The mapping in a YAML file; an empty file is an empty mapping."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"Cannot read '{path}': {error}") from None
+    tree = parse_yaml(text, str(path))
+    if tree is None:
+        return {}
+    if not isinstance(tree, dict):
+        raise UserError(f"{path}: expected 'key: value' lines, found {type(tree).__name__}")
+    return tree
+
+
+def parse_overrides(arguments: Iterable[str]) -> list[Tree]:
+    """['a.b=1', ...] as layers, to be merged in this order.
+
+    One layer holds them all, unless a key changes a part of a value that was given before it: in
+    `views=simclr views.0.size=64`, the second key starts a second layer, on top of the preset.
+    """
+    layers: list[Tree] = [{}]
+    for argument in arguments:
+        key, equals, value = argument.partition("=")
+        if not equals or not re.fullmatch(r"[A-Za-z_][\w-]*(\.[\w-]+)*", key):
+            raise UserError(f"'{argument}' is not key=value (for example method.temperature=0.2)")
+        parsed = _text(key, value) if key in TEXTS else parse_yaml(value, f"'{argument}'")
+        if not _set(layers[-1], key.split("."), parsed):
+            layers.append({})
+            _set(layers[-1], key.split("."), parsed)
+    return layers
+
+
+def _text(key: str, value: str) -> Any:
+    """The value of one of TEXTS: as it is, except for a list in brackets, a text in quotes, and
+    nothing or null of a key that is no path of images."""
+    quoted = len(value) > 1 and value[0] == value[-1] and value[0] in "'\""
+    if value[:1] == "[" and value[-1:] == "]" and not Path(value).exists():
+        # not parsed by the numbers in it: [2023, 2024] are two folders
+        found = yaml.load(value, Loader=yaml.BaseLoader)
+        return found if all(isinstance(text, str) for text in found) else parse_yaml(value, key)
+    if quoted:
+        return parse_yaml(value, key)
+    if not value and key == PATHS[0]:
+        raise UserError(f"{key}=: is empty; name a file or folder, or leave the key out")
+    return None if not value or (value in ("null", "~") and key not in PATHS) else value
+
+
+def _set(tree: Tree, parts: list[str], value: Any) -> bool:
+    """Set the value of a dotted key; False if a parent of the key is not a mapping."""
+    *parents, leaf = parts
+    for part in parents:
+        tree = tree.setdefault(part, {})
+        if not isinstance(tree, dict):
+            return False
+    tree[leaf] = value
+    return True
