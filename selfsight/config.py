@@ -20,6 +20,7 @@ from selfsight.yaml_text import Tree, parse_overrides, parse_yaml, read_yaml
 
 C = typing.TypeVar("C", bound="Config")
 __all__ = ["Config", "Tree", "may_change", "parse_overrides", "parse_yaml", "read_yaml", "validate"]
+_ADDED = {"identifies": "unless it has its default"}
 _MAY_CHANGE = {"on_resume": "may change"}
 
 
@@ -27,6 +28,12 @@ def may_change(default: Any, **constraints: Any) -> Any:
     """A field whose value may differ when a run is continued: it moves no result by more than
     rounding. Every other key must keep its value."""
     return Field(default, json_schema_extra=_MAY_CHANGE, **constraints)
+
+
+def added(default: Any, **constraints: Any) -> Any:
+    """A field that earlier versions did not have: while it has its default, it is no part of what
+    identifies a run, so that their runs keep their identity."""
+    return Field(default, json_schema_extra=_ADDED, **constraints)
 
 
 class Config(BaseModel):
@@ -53,7 +60,12 @@ def _identity(value: Any, plain: Any) -> Any:
     """The plain data of a value without the fields that `may_change`, at any depth."""
     if isinstance(value, Config):
         fields = type(value).model_fields
-        kept = [k for k in plain if fields[k].json_schema_extra != _MAY_CHANGE]
+        kept = [
+            k
+            for k in plain
+            if fields[k].json_schema_extra != _MAY_CHANGE
+            and (fields[k].json_schema_extra != _ADDED or getattr(value, k) != fields[k].default)
+        ]
         return {k: _identity(getattr(value, k), plain[k]) for k in kept}
     if isinstance(value, (list, tuple)):
         return [_identity(*both) for both in zip(value, plain, strict=True)]

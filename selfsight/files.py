@@ -67,7 +67,9 @@ def _flush(path: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    write_atomically(path, lambda p: p.write_text(text, encoding="utf-8"))
+    """As UTF-8; bytes of file names that are not, a surrogate each, are written as they were."""
+    how = {"encoding": "utf-8", "errors": "surrogateescape"}
+    write_atomically(path, lambda p: p.write_text(text, **how))
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -86,9 +86,10 @@ def _text(key: str, value: str) -> Any:
     nothing or null of a key that is no path of images."""
     quoted = len(value) > 1 and value[0] == value[-1] and value[0] in "'\""
     if value[:1] == "[" and value[-1:] == "]" and not Path(value).exists():
-        # not parsed by the numbers in it: [2023, 2024] are two folders
-        found = yaml.load(value, Loader=yaml.BaseLoader)
-        return found if all(isinstance(text, str) for text in found) else parse_yaml(value, key)
+        try:  # the base loader reads no numbers: [2023, 2024] are two folders
+            return yaml.load(value, Loader=yaml.BaseLoader)
+        except yaml.YAMLError:
+            quoted = True  # parse_yaml raises it with its reason
     if quoted:
         return parse_yaml(value, key)
     if not value and key == PATHS[0]:

@@ -11,7 +11,7 @@ from selfsight.data.decode import decoded, read
 from selfsight.data.pack.read import DESCRIPTION, verify
 from selfsight.data.source import BadImage, Source, Watch, content_hash, made_from
 from selfsight.data.sources.kinds import folders_in
-from selfsight.data.sources.open import DataConfig, open_source, several
+from selfsight.data.sources.open import DataConfig, open_source, several, with_range
 
 BLOCK = 64  # images of one task of a thread
 
@@ -73,6 +73,7 @@ def check(config: DataConfig, watch: Watch) -> Report:
         for name in ("train", "test"):
             source = open_source(config, name)
             if source is not None:
+                config = with_range(config, source)
                 found.append(_check_split(name, source, pool, watch))
         damaged = [line for folder in _packs(config) for line in verify(folder, pool)]
     return Report(found, _shared(*found) if len(found) == 2 else [], damaged)

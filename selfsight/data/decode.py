@@ -12,11 +12,14 @@ import numpy as np
 import simplejpeg
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from selfsight.data.source import BadImage, Source
+from selfsight.data.source import BadImage, Decoding, Source, decoding
 
-MOST_PIXELS = Image.MAX_IMAGE_PIXELS  # 89 million: a larger image is refused
+Image.MAX_IMAGE_PIXELS = None  # data.max_pixels is the limit, tested before pixels are decoded
 JPEG = b"\xff\xd8\xff"  # first bytes of a JPEG file
 ORIENTATION = 0x0112  # the EXIF tag
+EXTRA_SAMPLES = 338  # the TIFF tag that says what further bands are; 1 and 2: transparency
+DEEP = ("I;16", "I;16B", "I;16L", "I;16N", "I", "F")  # Pillow's modes of more than 8 bits
+USUAL = Decoding()
 # EXIF orientation -> what makes the image upright.
 _UPRIGHT = {
     2: np.fliplr,
@@ -50,31 +53,36 @@ def read(source: Source, i: int) -> bytes | np.ndarray:
 
 def decoded(source: Source, i: int, data: bytes | np.ndarray) -> np.ndarray:
     """The same as `decode`, given what `read` returned."""
-    return data if isinstance(data, np.ndarray) else decode_bytes(data, source.name(i))
+    if isinstance(data, np.ndarray):
+        return data
+    return decode_bytes(data, source.name(i), decoding(source))
 
 
-def decode_bytes(data: bytes, name: str) -> np.ndarray:
+def decode_bytes(data: bytes, name: str, how: Decoding = USUAL) -> np.ndarray:
     """As `decode`, of the content of an image file; `name` is what an error calls it."""
     try:
-        pixels = _decode_jpeg(data) if data.startswith(JPEG) else None
-        return _decode_other(data) if pixels is None else pixels
+        pixels = _decode_jpeg(data, how) if data.startswith(JPEG) else None
+        return _decode_other(data, how) if pixels is None else pixels
     # On damaged files decoders raise more kinds of exceptions than their documentation lists.
     except Exception as error:
         raise BadImage(name, _reason(data, error)) from None
 
 
-def _decode_other(data: bytes) -> np.ndarray:
+def _decode_other(data: bytes, how: Decoding) -> np.ndarray:
     with Image.open(io.BytesIO(data)) as image:
-        _limit(image.width, image.height)
-        return np.array(to_rgb(image))
+        _limit(image.width, image.height, how)
+        return np.array(to_rgb(image, how))
 
 
-def _limit(width: int, height: int) -> None:
-    if width * height > MOST_PIXELS:
-        raise Image.DecompressionBombError
+def _limit(width: int, height: int, how: Decoding) -> None:
+    if width * height > how.max_pixels:
+        raise ValueError(
+            f"{width} x {height} pixels, taken for a decompression bomb; data.max_pixels="
+            f"{width * height} allows it"
+        )
 
 
-def _decode_jpeg(data: bytes) -> np.ndarray | None:
+def _decode_jpeg(data: bytes, how: Decoding) -> np.ndarray | None:
     """Decode with libjpeg-turbo: the pixels of Pillow in a third of its time.
 
     Returns None for files that Pillow has to decode.
@@ -83,11 +91,11 @@ def _decode_jpeg(data: bytes) -> np.ndarray | None:
         height, width, space, _ = simplejpeg.decode_jpeg_header(data)
         if space in ("CMYK", "YCCK"):
             return None
-        _limit(width, height)
+        _limit(width, height, how)
         pixels = simplejpeg.decode_jpeg(data, "RGB")
     except (KeyError, ValueError) as error:  # KeyError: the header is cut in the middle
-        if "remature end" in str(error):  # Pillow would fill the missing pixels with gray
-            raise
+        if "remature end" in str(error) or "max_pixels" in str(error):
+            raise  # Pillow would fill missing pixels with gray
         return None  # Pillow decides whether the file is damaged, and says why
     turn = _UPRIGHT.get(orientation(data))
     return pixels if turn is None else np.ascontiguousarray(turn(pixels))
@@ -111,21 +119,48 @@ def orientation(data: bytes) -> int:
     return 1
 
 
-def to_rgb(image: Image.Image) -> Image.Image:
-    """An upright RGB image; transparent pixels become white, 16-bit gray becomes 8-bit."""
+def to_rgb(image: Image.Image, how: Decoding = USUAL) -> Image.Image:
+    """An upright RGB image; transparent pixels become white, more than 8 bits become 8.
+
+    Raises: ValueError for pixels that are floating-point numbers without `how.range`, or for values
+        outside a range that `how` says to be strict.
+    """
     image.load()
+    transparent = _declares_alpha(image)
     with contextlib.suppress(Exception):  # damaged metadata does not matter
         image = ImageOps.exif_transpose(image)
-    if image.mode == "F":
-        raise ValueError("pixels are floating-point numbers; save them as 8 or 16 bits")
-    if image.mode.startswith("I;16") or image.mode == "I":
-        gray = np.asarray(image).astype(np.uint32) >> 8
-        return Image.fromarray(gray.clip(0, 255).astype(np.uint8)).convert("RGB")
-    if "A" in image.getbands() or "transparency" in image.info:
+    if image.mode in DEEP:
+        return Image.fromarray(_eight_bits(np.asarray(image), how)).convert("RGB")
+    if transparent:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, (255, 255, 255, 255))
         return Image.alpha_composite(white, image).convert("RGB")
+    if image.mode == "RGBA":  # the fourth band is something else, such as infrared
+        image = Image.merge("RGB", image.split()[:3])
     return image.convert("RGB")
+
+
+def _declares_alpha(image: Image.Image) -> bool:
+    """Whether a band is transparency: a TIFF file says of a fourth band what it is."""
+    if getattr(image, "format", None) == "TIFF" and "A" in image.getbands():
+        return not {1, 2}.isdisjoint(image.tag_v2.get(EXTRA_SAMPLES, ()))
+    return "A" in image.getbands() or "transparency" in image.info
+
+
+def _eight_bits(values: np.ndarray, how: Decoding) -> np.ndarray:
+    """uint8: the range becomes 0 to 255, in 256 steps of equal size; without one, 16 bits do."""
+    whole = values.dtype.kind != "f"
+    if how.range is None and not whole:
+        raise ValueError("pixels are floating-point numbers; give their range: data.range=[0, 1]")
+    low, high = how.range or (0, 65535)
+    least, most = values.min(), values.max()
+    if how.strict and not low <= least <= most <= high:
+        raise ValueError(
+            f"its values are {least} to {most}, those of the first images {low:g} to {high:g}; "
+            f"give the range of all: data.range=[lowest, highest]"
+        )
+    step = (high - low + whole) / 256
+    return ((values.astype(np.float64) - low) // step).clip(0, 255).astype(np.uint8)
 
 
 def _reason(data: bytes, error: Exception) -> str:
@@ -134,8 +169,6 @@ def _reason(data: bytes, error: Exception) -> str:
         return "the file is empty"
     if isinstance(error, UnidentifiedImageError):
         return "not an image, or of a format that Pillow cannot read"
-    if isinstance(error, Image.DecompressionBombError):
-        return f"more than {MOST_PIXELS:,} pixels: refused as a possible decompression bomb"
     text = " ".join(str(error).split()) or type(error).__name__
     if "remature end" in text or "truncated" in text.lower():
         return f"truncated ({text})"

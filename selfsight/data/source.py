@@ -5,7 +5,7 @@ import os
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
@@ -17,6 +17,21 @@ GRANULARITY = 2 * 10**9  # nanoseconds: the coarsest resolution of file times (F
 TRAIN_NAMES = ("train", "training")
 # Of several, the first that has labels is used.
 TEST_NAMES = ("test", "testing", "val", "valid", "validation", "dev")
+
+
+class Decoding(NamedTuple):
+    """How image files become pixels.
+
+    Attributes:
+        range: (lowest, highest) value of images with more than 8 bits, which become 0 and 255;
+            None: 0 and the largest that 16 bits allow.
+        strict: values outside the range are an error, since the range was found in other images.
+        max_pixels: of an image; a larger one is refused.
+    """
+
+    range: tuple[float, float] | None = None
+    strict: bool = False
+    max_pixels: int = 89_478_485  # Pillow's limit against decompression bombs
 
 
 class Source(Protocol):
@@ -42,7 +57,7 @@ class Source(Protocol):
         """The image's name in error messages: its path, if it has one."""
 
     # Optional: files(), the paths of all files that the source reads (see `stamp`); origins (see
-    # `origins`); notes (see `notes`).
+    # `origins`); notes (see `notes`); decoding (see `decoding`).
 
 
 class BadImage(UserError):
@@ -109,6 +124,7 @@ class Subset:
     def __init__(self, source: Source, rows: np.ndarray) -> None:
         self._source, self._rows = source, rows
         self.classes, self.notes = source.classes, notes(source)
+        self.decoding = decoding(source)
         self.labels = None if source.labels is None else source.labels[rows]
         known = origins(source)
         self.origins = None if known is None else known[rows]
@@ -147,6 +163,11 @@ def notes(source: Source) -> list[str]:
     """What a user should know about the images, a line each: files that are left out, folders that
     could be meant otherwise."""
     return getattr(source, "notes", [])
+
+
+def decoding(source: Source) -> Decoding:
+    """How the files of a source are decoded."""
+    return getattr(source, "decoding", Decoding())
 
 
 def made_from(source: Source, contents: np.ndarray) -> np.ndarray:

@@ -6,6 +6,7 @@ needs: how it is built, its data, its input, and what its method prepared before
 
 import hashlib
 import json
+import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,7 @@ from selfsight.methods.heads import EncoderWithProjection
 FILE = "encoder.safetensors"
 DESCRIPTION = "encoder.json"
 BEST = "best.safetensors"
+STARTED_IN = "working_directory"  # key of encoder.json alone: equal runs write equal encoders
 METADATA = ("selfsight", "tacit")  # its key in the file; the second until the package was renamed
 NAMED_BY = ("epoch", "step", "loss", "probe", "knn")  # the last two in percent
 
@@ -95,7 +97,7 @@ def save_encoder(
     # One metadata key: safetensors does not keep the order of several, and equal runs must give
     # equal bytes.
     metadata = {METADATA[0]: json.dumps(description, sort_keys=True)}
-    write_json(path.with_suffix(".json"), description)
+    write_json(path.with_suffix(".json"), {**description, STARTED_IN: os.getcwd()})
     write_atomically(path, lambda p: save_file(tensors, p, metadata))
     return path
 

@@ -1,5 +1,7 @@
 """A pretrained encoder to use: features of images, prepared as an evaluation prepares them."""
 
+from collections.abc import Iterable
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +12,12 @@ from torch import Tensor, nn
 
 from selfsight.data.decode import decode_bytes, to_rgb
 from selfsight.data.images import SMALL, cut, evaluation_box
-from selfsight.data.source import BadImage
+from selfsight.data.source import BadImage, Decoding
 from selfsight.encoders.artifact import encoder_file, read_network
+from selfsight.errors import UserError
 from selfsight.views.ops import augment
+
+Picture = str | Path | Image.Image | np.ndarray
 
 
 class Encoder(nn.Module):
@@ -35,16 +40,47 @@ class Encoder(nn.Module):
         return self.backbone(x)
 
     @torch.no_grad()
-    def embed(self, images: list[str | Path | Image.Image]) -> Tensor:
-        """Features (B, D) of image files or PIL images of any size.
+    def embed(self, images: Picture | Iterable[Picture], batch_size: int = 32) -> Tensor:
+        """Features (B, D) of images of any size, in their order.
 
-        They are decoded, cropped and resized as an evaluation does it.
-        Raises: UserError for a file that is not readable as an image.
+        They are decoded, cropped and resized as an evaluation does it, `batch_size` at a time, so a
+        generator of many images needs little memory.
+        Args:
+            images: one or several of: path, PIL image, uint8 array (H, W), (H, W, 1) or (H, W, 3);
+                or one array (N, H, W, 3).
+        Raises: UserError for a file that is not readable as an image, or for something else.
+        Example: `load_encoder("runs/digits-simclr").embed(["cat.jpg", "dog.png"])`
         """
+        if isinstance(images, Picture) and getattr(images, "ndim", 0) != 4:
+            images = [images]
+        first = next(self.backbone.parameters())
         size, mean, std = (self.description[key] for key in ("image_size", "mean", "std"))
-        x = torch.cat([_evaluation_view(_pixels(image), size) for image in images])
-        device = next(self.backbone.parameters()).device
-        return self.backbone(augment.normalize(x.to(device), mean, std))
+        found = [torch.empty(0, self.num_features, device=first.device)]
+        pictures = iter(images)
+        while batch := list(islice(pictures, batch_size)):
+            views = [_evaluation_view(self._pixels(image), size) for image in batch]
+            x = augment.normalize(torch.cat(views).to(first.device), mean, std)
+            found.append(self.backbone(x).float())
+        return torch.cat(found)
+
+    def _pixels(self, image: Picture) -> np.ndarray:
+        """(H, W, 3) uint8."""
+        data = self.description.get("data", {})
+        how = Decoding(data.get("range") and tuple(data["range"]))
+        if isinstance(image, Image.Image):
+            return np.array(to_rgb(image, how))
+        if isinstance(image, np.ndarray):
+            return _as_rgb(image)
+        if not isinstance(image, (str, Path)):
+            raise UserError(
+                f"embed: takes paths, PIL images and uint8 arrays, found {type(image).__name__}; "
+                f"give a list of them, or one"
+            )
+        try:
+            content = Path(image).read_bytes()
+        except OSError as error:
+            raise BadImage(str(image), error.strerror or str(error)) from None
+        return decode_bytes(content, str(image), how)
 
 
 def load_encoder(where: str | Path) -> Encoder:
@@ -56,15 +92,14 @@ def load_encoder(where: str | Path) -> Encoder:
     return Encoder(network.build(), network.description)
 
 
-def _pixels(image: str | Path | Image.Image) -> np.ndarray:
-    """(H, W, 3) uint8."""
-    if isinstance(image, Image.Image):
-        return np.array(to_rgb(image))
-    try:
-        data = Path(image).read_bytes()
-    except OSError as error:
-        raise BadImage(str(image), error.strerror or str(error)) from None
-    return decode_bytes(data, str(image))
+def _as_rgb(image: np.ndarray) -> np.ndarray:
+    pixels = image[..., None] if image.ndim == 2 else image
+    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] not in (1, 3):
+        raise UserError(
+            f"embed: an array must be uint8 of shape (H, W), (H, W, 1) or (H, W, 3), found "
+            f"{image.dtype} {image.shape}; give several images as a list"
+        )
+    return np.repeat(pixels, 3, 2) if pixels.shape[2] == 1 else np.ascontiguousarray(pixels)
 
 
 def _evaluation_view(pixels: np.ndarray, size: int) -> Tensor:

@@ -14,7 +14,7 @@ from torch import Tensor
 from selfsight.data.decode import decoded, read
 from selfsight.data.images import Images, cut
 from selfsight.data.packed_strings import load_index, save_index
-from selfsight.data.source import BadImage, content_hash, made_from, stamp
+from selfsight.data.source import BadImage, content_hash, decoding, made_from, stamp
 
 LUMA = (0.299, 0.587, 0.114)  # weights of red, green and blue, as in JPEG and Pillow
 FORMAT = 1  # of the cache; raise it with any change of what a fingerprint is
@@ -77,7 +77,9 @@ def fingerprints(images: Images, cache: Path | None = None) -> Fingerprints:
     source, known = images.source, cache and stamp(images.source)
     hashes, file = None, None
     if known:
-        key = hashlib.sha256(f"{FORMAT} {images.in_memory} {known}".encode()).hexdigest()
+        how = decoding(source).range
+        what = f"{FORMAT} {images.in_memory} {known}" + ("" if how is None else f" {how}")
+        key = hashlib.sha256(what.encode()).hexdigest()
         file = cache / f"fingerprints-{key[:16]}.npz"
         hashes = load_index(file, _Hashes)
     if hashes is None:

@@ -59,7 +59,7 @@ def listed(source: Source, file: str) -> LabelSubset:
     Raises: UserError for a line that names no image, several, or one that was named before.
     """
     try:
-        text = Path(file).expanduser().read_text(encoding="utf-8")
+        text = Path(file).expanduser().read_text("utf-8", "surrogateescape")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"images={file}: cannot be read: {error}") from None
     named = {source.name(i): i for i in range(len(source))}

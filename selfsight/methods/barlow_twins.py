@@ -14,6 +14,7 @@ class BarlowTwins(Method):
     """Self-Supervised Learning via Redundancy Reduction (Zbontar et al., ICML 2021, 2103.03230)."""
 
     default_views = "byol"
+    couples_images = True
     remedy = "lower optimizer.lr, raise batch_size or method.off_diagonal_weight"
 
     class Config(MethodConfig):

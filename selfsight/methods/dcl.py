@@ -14,6 +14,7 @@ class DCL(Method):
     """Decoupled Contrastive Learning (Yeh et al., ECCV 2022, 2110.06848), eq. 6."""
 
     default_views = "simclr"
+    couples_images = True
     remedy = "lower optimizer.lr, raise method.temperature"
 
     class Config(MethodConfig):

@@ -20,6 +20,7 @@ class LeJEPA(Method):
     default_views = "lejepa"
     view_count = (2, None)
     needs = ("multi-crop",)
+    couples_images = True
     remedy = "raise method.sigreg_weight, lower optimizer.lr"
 
     class Config(MethodConfig):

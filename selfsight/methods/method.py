@@ -53,6 +53,7 @@ class Method(nn.Module, ABC):
         view_count: the smallest and the largest number of views (None: no limit).
         needs: which of "teacher", "queue", "multi-crop", "ViT" and "labels" the method requires.
         constant_lr: names of members whose learning rate does not follow the schedule.
+        couples_images: the loss of an image depends on the other images of its batch.
         remedy: what to change if all embeddings become equal; None: the monitor does not check.
     """
 
@@ -60,6 +61,7 @@ class Method(nn.Module, ABC):
     view_count: ClassVar[tuple[int, int | None]] = (2, 2)
     needs: ClassVar[tuple[str, ...]] = ()
     constant_lr: ClassVar[tuple[str, ...]] = ()
+    couples_images: ClassVar[bool] = False
     remedy: ClassVar[str | None] = "lower optimizer.lr"
 
     def __init__(self, backbone: nn.Module, config: MethodConfig) -> None:

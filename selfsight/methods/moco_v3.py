@@ -20,6 +20,7 @@ class MoCoV3(Method):
 
     default_views = "byol"
     needs = ("teacher",)
+    couples_images = True
     remedy = "lower optimizer.lr, raise method.temperature"
 
     class Config(MethodConfig):

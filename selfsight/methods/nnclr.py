@@ -18,6 +18,7 @@ class NNCLR(Method):
 
     default_views = "simclr"
     needs = ("queue",)
+    couples_images = True
     remedy = "lower optimizer.lr, raise method.temperature or batch_size"
 
     class Config(MethodConfig):

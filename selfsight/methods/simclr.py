@@ -14,6 +14,7 @@ class SimCLR(Method):
     """A Simple Framework for Contrastive Learning (Chen et al., ICML 2020, 2002.05709), eq. 1."""
 
     default_views = "simclr"
+    couples_images = True
     remedy = "lower optimizer.lr, raise batch_size or method.temperature"
 
     class Config(MethodConfig):

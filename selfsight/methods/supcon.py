@@ -15,6 +15,7 @@ class SupCon(Method):
 
     default_views = "simclr"
     needs = ("labels",)
+    couples_images = True
     remedy = "lower optimizer.lr, raise method.temperature"
 
     class Config(MethodConfig):

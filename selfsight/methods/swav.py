@@ -22,6 +22,7 @@ class SwAV(Method):
     default_views = "swav"
     view_count = (2, None)
     needs = ("multi-crop", "queue")
+    couples_images = True
     remedy = "lower method.epsilon or optimizer.lr"
 
     class Config(MethodConfig):

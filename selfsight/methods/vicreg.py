@@ -14,6 +14,7 @@ class VICReg(Method):
     """Variance-Invariance-Covariance Regularization (Bardes et al., ICLR 2022, 2105.04906)."""
 
     default_views = "vicreg"
+    couples_images = True
     remedy = "raise method.variance or method.covariance, lower optimizer.lr"
 
     class Config(MethodConfig):

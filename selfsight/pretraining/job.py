@@ -2,6 +2,7 @@
 views. The command line only calls them."""
 
 import contextlib
+import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,12 @@ from selfsight.config import Config
 from selfsight.data.bad import BadImages, read_bad
 from selfsight.data.images import Images
 from selfsight.data.source import cache_beside
-from selfsight.data.sources.open import open_source
+from selfsight.data.sources.open import open_source, with_range
 from selfsight.encoders.artifact import (
     BEST,
     DESCRIPTION,
     FILE,
+    STARTED_IN,
     describe,
     save_copy,
     save_encoder,
@@ -64,7 +66,8 @@ def pretrain(config: RunConfig, quiet: bool = False) -> Path:
             if first and not quiet:
                 _announce(config, job.images, device)
             if first and not (folder / FILE).exists():  # so that its checkpoints can be evaluated
-                write_json(folder / DESCRIPTION, job.description())
+                here = {STARTED_IN: os.getcwd()}
+                write_json(folder / DESCRIPTION, job.description() | here)
             fit(**job.arguments(), quiet=quiet)
             if first:
                 save_encoder(folder, job.method.backbone, job.description())
@@ -98,7 +101,7 @@ class Job:
             method.backbone,
             config.backbone,
             config.method.model_dump(mode="json"),
-            config.data,
+            with_range(config.data, self.images.source),
             image_size(config.views),
             config.seed,
             config.precision,
@@ -125,6 +128,7 @@ def assemble(config: RunConfig, device: torch.device) -> Job:
     loader = make_loader(config, images)
     _check_labels(config.method, images.classes)
     method, probe = build_method(config), None
+    _check_part(config, method)
     if config.evaluate.probe and images.classes is not None:
         probe = OnlineProbe(method.backbone.num_features, len(images.classes))
     evaluation = _knn(config, images, device)
@@ -164,6 +168,20 @@ def untrained(config: RunConfig) -> Path:
     return folder
 
 
+def _check_part(config: RunConfig, method: Method) -> None:
+    """Losses that compare images, and batch norm, need two images at a time or more."""
+    ranks = distributed.world_size()
+    normed = any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in method.modules())
+    alone = config.batch_size == ranks * config.accumulate and not config.sync_batchnorm
+    if alone and (normed or method.couples_images):
+        raise UserError(
+            f"batch_size={config.batch_size}, accumulate={config.accumulate}: each of {ranks} "
+            f"processes would compute one image at a time, of which batch norm and the loss of "
+            f"{config.method.name} have no statistics; set a smaller accumulate or a larger "
+            f"batch_size"
+        )
+
+
 def _check_labels(method: Config, classes: list[str] | None) -> None:
     """A method that reads labels gets them, and as many classes as it expects."""
     if "labels" not in METHODS[method.name].needs:
@@ -193,6 +211,14 @@ def training_images(
 
 def _announce(config: RunConfig, images: Images, device: torch.device) -> None:
     print_notes(images.source)
+    if config.accumulate > 1 and METHODS[config.method.name].couples_images:
+        part = config.batch_size // config.accumulate
+        console.print(
+            f"accumulate={config.accumulate}: the loss of {config.method.name} compares the images "
+            f"of a batch with each other, here {part} of {config.batch_size} at a time: another "
+            f"objective than without accumulate",
+            soft_wrap=True,
+        )
     classes = f"{len(images.classes)} classes" if images.classes else "no labels"
     optimizer = config.optimizer
     lr = f"peak lr {scaled_lr(optimizer, config.batch_size):.4g}"

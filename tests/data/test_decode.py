@@ -14,8 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
-from selfsight.data.decode import MOST_PIXELS, decode
+from selfsight.data.decode import USUAL, decode
 from selfsight.data.source import BadImage
+from selfsight.data.sources.open import DataConfig
 from tests.conftest import ROOT
 
 
@@ -188,8 +189,8 @@ def test_refused_with_a_reason(data, reason):
 
 
 def test_the_limit_of_pixels_is_pillows():
-    assert MOST_PIXELS == 89_478_485
-    assert 10_000 * 8_948 > MOST_PIXELS > 10_000 * 8_947
+    assert USUAL.max_pixels == 89_478_485 == DataConfig().max_pixels
+    assert 10_000 * 8_948 > USUAL.max_pixels > 10_000 * 8_947
 
 
 # Anything else does not happen --------------------------------------------------------------------

@@ -293,6 +293,41 @@ def test_embed_names_a_file_that_is_no_image(run, tmp_path):
 
 
 @pytest.mark.skipif(os.name != "posix", reason="permissions of POSIX")
+def test_embed_takes_what_people_have(run, tmp_path):
+    """One or several paths, arrays and images, none, or a generator; in batches, in order."""
+    encoder = selfsight.load_encoder(run)
+    pixels = np.random.default_rng(0).integers(0, 256, (7, 8, 8, 3), np.uint8)
+    images = [Image.fromarray(x) for x in pixels]
+    images[0].save(tmp_path / "a.png")
+    expected = torch.cat([encoder.embed(image) for image in images])
+    how = {"rtol": 1e-5, "atol": 1e-6}
+    for several in (images, iter(images), list(pixels), pixels):
+        torch.testing.assert_close(encoder.embed(several, batch_size=3), expected, **how)
+    for one in (tmp_path / "a.png", str(tmp_path / "a.png"), pixels[0], images[0]):
+        torch.testing.assert_close(encoder.embed(one), expected[:1], **how)
+    gray = np.repeat(pixels[0, :, :, :1], 3, 2)
+    for form in (gray[..., 0], gray[..., :1]):
+        torch.testing.assert_close(encoder.embed(form), encoder.embed(gray), **how)
+    assert encoder.embed([]).shape == (0, encoder.num_features)
+    for wrong in ([3], [None], [pixels[0].astype(float)], [pixels[:2]], [[1, 2]]):
+        with pytest.raises(UserError, match=r"embed: (takes paths|an array must be uint8)"):
+            encoder.embed(wrong)
+
+
+def test_embed_holds_one_batch_at_a_time(run):
+    encoder, seen = selfsight.load_encoder(run), []
+
+    def images():
+        for n in range(10):
+            seen.append(n)
+            yield np.full((8, 8, 3), n, np.uint8)
+
+    sizes = []
+    encoder.backbone.register_forward_pre_hook(lambda _, x: sizes.append((len(x[0]), len(seen))))
+    assert len(encoder.embed(images(), batch_size=4)) == 10
+    assert sizes == [(4, 4), (4, 8), (2, 10)]
+
+
 def test_a_colleague_can_read_the_files_of_a_run(tmp_path):
     before = os.umask(0o022)
     try:

@@ -34,6 +34,9 @@ def problems(*overrides: str) -> list[str]:
         ("epochs", "'epochs' is not key=value"),
         ("optimizer.lr=.nan", "optimizer.lr=nan: input should be a finite number"),
         ("data.mean=[1, 2]", "data.mean.2"),
+        ("data.mean=[124, 117, 104]", "data.mean=[124, 117, 104]: pixels are from 0 to 1"),
+        ("data.std=[0.2, 0, 0.2]", "data.std=[0.2, 0, 0.2]: pixels, from 0 to 1, are div"),
+        ("data.range=[3, 3]", "data.range=[3, 3]: give the lowest value"),
     ],
 )
 def test_a_mistake_is_one_line_that_names_it(override, message):
@@ -285,7 +288,7 @@ def test_a_path_is_its_text_and_not_what_yaml_reads(text):
 
 def test_several_paths_quotes_and_nothing():
     fold = lambda *keys: layers.fold({}, keys)  # noqa: E731
-    assert fold("data.path=[2023, my photos #2]") == {"data": {"path": ["2023", "my photos #2"]}}
+    assert fold("data.path=[2023, 'my photos #2']") == {"data": {"path": ["2023", "my photos #2"]}}
     assert fold("data.path='a b'", 'weights="x"') == {"data": {"path": "a b"}, "weights": "x"}
     assert fold("weights=null", "resume=", "run=~") == {
         "weights": None,
@@ -294,6 +297,8 @@ def test_several_paths_quotes_and_nothing():
     }
     with pytest.raises(UserError, match=r"data\.path=: is empty"):
         fold("data.path=")
+    with pytest.raises(UserError, match="not valid YAML"):
+        fold("data.path=[a, b #2]")
 
 
 def test_a_path_in_a_file_that_yaml_reads_otherwise_is_named(tmp_path):

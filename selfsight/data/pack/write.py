@@ -38,7 +38,13 @@ from selfsight.data.pack.read import (
 )
 from selfsight.data.packed_strings import PackedStrings
 from selfsight.data.source import BadImage, Source, Watch, content_hash, origins
-from selfsight.data.sources.open import LOADING_KEYS, DataConfig, PathSpec, is_pattern, open_source
+from selfsight.data.sources.open import (
+    LOADING_KEYS,
+    DataConfig,
+    open_source,
+    relocated,
+    with_range,
+)
 from selfsight.errors import UserError
 from selfsight.files import locked, rename_durably, write_atomically, write_json
 
@@ -68,8 +74,10 @@ def pack(
         data.max_bad allows, or if it cannot be written. What is written stays, and the same call
         continues.
     """
-    data = _absolute(data)
-    sources = {split: open_source(data, split) for split in ("test", "train")}
+    # absolute, since paths become the names of the images
+    data = data.model_copy(update=relocated(dict(data), os.path.abspath))
+    train = open_source(data, "train")
+    sources = {"test": open_source(with_range(data, train), "test"), "train": train}
     there = {split: source for split, source in sources.items() if source is not None}
     plans = {split: _plan(source, split, data, config) for split, source in there.items()}
     folders = []
@@ -90,20 +98,6 @@ def pack(
             f"the cause and run the same command again to continue"
         ) from None
     return folders[::-1]
-
-
-def _absolute(data: DataConfig) -> DataConfig:
-    """The same keys with absolute paths, since paths become the names of the images."""
-
-    def absolute(path: PathSpec | None) -> PathSpec | None:
-        if isinstance(path, tuple):
-            return tuple(map(absolute, path))
-        if path is None or is_pattern(path):
-            return path
-        return os.path.abspath(Path(path).expanduser())
-
-    keys = ("path", "test_path", "image_dir", "test_image_dir")
-    return data.model_copy(update={key: absolute(getattr(data, key)) for key in keys})
 
 
 def _plan(source: Source, split: str, data: DataConfig, config: PackConfig) -> dict[str, Any]:

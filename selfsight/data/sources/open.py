@@ -1,16 +1,19 @@
 """The keys `data.*`, and the source that they describe."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from selfsight.batch import Normalization
-from selfsight.config import Config, Tree, may_change, near
+from selfsight.config import Config, Tree, added, may_change, near
 from selfsight.data.labels import draw_part, hold_out
+from selfsight.data.levels import describe_range, found_range
 from selfsight.data.pack.read import Pack
-from selfsight.data.source import ConcatSource, Source, Subset, notes
+from selfsight.data.source import ConcatSource, Decoding, Source, Subset, decoding, notes
 from selfsight.data.sources.arrays import Arrays, Digits
 from selfsight.data.sources.folder import Folder
 from selfsight.data.sources.kinds import KINDS
@@ -25,6 +28,7 @@ from selfsight.errors import UserError
 LOADING_KEYS = ("mean", "std", "in_memory", "workers", "max_bad")
 SOURCES = ("auto", "digits", *KINDS, "huggingface:NAME", "torchvision:NAME")
 
+PATHS = ("path", "test_path", "image_dir", "test_image_dir")
 PathSpec = str | tuple[str, ...]  # one path, or several
 
 
@@ -47,20 +51,66 @@ class DataConfig(Config):
     test_fraction: float = Field(0.2, gt=0, lt=1)  # held out of a labelled set without a test split
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)  # of pixels in [0, 1], subtracted
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)  # divided by
+    # (lowest, highest) value of images with more than 8 bits, which become 0 and 255 (default: what
+    # the bits of the training images allow)
+    range: tuple[float, float] | None = added(None)
+    max_pixels: int = added(89_478_485, ge=1)  # larger images are refused: decompression bombs
     # decode once and keep (default: equally large images up to 96 px)
     in_memory: bool | None = None
     workers: int | None = may_change(None, ge=1)  # decoding threads (default: one for each core)
     # the share of images that may be broken; training replaces them, and stops if there are more
     max_bad: float = may_change(0.001, ge=0, le=1)
 
+    @field_validator("mean")
+    @classmethod
+    def _mean(cls, mean: tuple[float, ...]) -> tuple[float, ...]:
+        if not all(0 <= value <= 1 for value in mean):
+            raise ValueError("pixels are from 0 to 1, and so is their mean; divide 0 to 255 by 255")
+        return mean
+
+    @field_validator("std")
+    @classmethod
+    def _std(cls, std: tuple[float, ...]) -> tuple[float, ...]:
+        if not all(0 < value <= 1 for value in std):
+            raise ValueError(
+                "pixels, from 0 to 1, are divided by it: each must be above 0 and at most 1; "
+                "divide 0 to 255 by 255"
+            )
+        return std
+
+    @field_validator("range")
+    @classmethod
+    def _range(cls, range: tuple[float, float] | None) -> tuple[float, float] | None:
+        if range is not None and not range[0] < range[1]:
+            raise ValueError("give the lowest value, then the highest")
+        return range
+
     @property
     def normalization(self) -> Normalization:
         return Normalization(self.mean, self.std)
 
 
+def with_range(config: DataConfig, train: Source) -> DataConfig:
+    """The same keys with the range that the training images have, for a test split and for the
+    record."""
+    found = decoding(train).range
+    return config if found is None else config.model_copy(update={"range": found})
+
+
 def with_source(layer: Tree) -> Tree:
     """The keys `data.*` of a layer; if it sets a path, data.source becomes "auto" by default."""
     return {"source": "auto", **layer} if layer.get("path") is not None else layer
+
+
+def relocated(data: Tree, move: Callable[[str], str]) -> Tree:
+    """The keys `data.*` with other paths; patterns and addresses stay as they are."""
+
+    def moved(path: Any) -> Any:
+        if isinstance(path, (list, tuple)):
+            return type(path)(map(moved, path))
+        return path if path is None or is_pattern(path) else move(os.path.expanduser(path))
+
+    return {key: moved(value) if key in PATHS else value for key, value in data.items()}
 
 
 def open_source(config: DataConfig, split: str, cache: Path | None = None) -> Source | None:
@@ -90,8 +140,12 @@ def open_source(config: DataConfig, split: str, cache: Path | None = None) -> So
     if not found:
         return None
     source = found[0] if len(found) == 1 else ConcatSource(found)
+    known = config.range or (found_range(source) if split == "train" else None)
+    source.decoding = Decoding(known, config.range is None and known is not None, config.max_pixels)
     if split == "test":
         return source
+    if known is not None and config.range is None:
+        source.notes = [*notes(source), describe_range(known)]
     count = max(2, round(config.fraction * len(source)))
     count = min(count, config.limit or count)
     if count < len(source):

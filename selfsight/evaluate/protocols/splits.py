@@ -10,8 +10,8 @@ import torch
 from selfsight import distributed
 from selfsight.data.bad import BadImages
 from selfsight.data.images import Images
-from selfsight.data.source import align, cache_beside
-from selfsight.data.sources.open import LOADING_KEYS, DataConfig, open_source
+from selfsight.data.source import align, cache_beside, decoding
+from selfsight.data.sources.open import LOADING_KEYS, DataConfig, open_source, with_range
 from selfsight.errors import UserError
 from selfsight.evaluate import subsets
 from selfsight.evaluate.overlap import Fingerprints, Overlap, compare, fingerprints
@@ -52,7 +52,9 @@ def open_splits(config: Evaluation, target: EvaluationTarget, device: torch.devi
     """
     where = _named(config.data)
     cache = cache_beside(target.folder)
-    train, test = (open_source(config.data, split, cache) for split in ("train", "test"))
+    train = open_source(config.data, "train", cache)
+    data = config.data if train is None else with_range(config.data, train)
+    test = open_source(data, "test", cache)
     if train is None or train.classes is None:
         raise UserError(
             f"{where}: has no labels to measure against; name a labelled set with data.path=..."
@@ -118,7 +120,9 @@ def _compare(
         "allowed": config.allow_overlap,
         "compared_with": list(found),
     }
-    return (a.digest, b.digest), record
+    how = decoding(train.source).range  # other pixels of the same files are other images
+    mark = "" if how is None else f" {how}"
+    return (a.digest + mark, b.digest + mark), record
 
 
 def _pretraining(config: Evaluation, target: EvaluationTarget) -> Fingerprints | None:

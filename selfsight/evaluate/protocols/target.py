@@ -1,6 +1,7 @@
 """What is evaluated: the encoder of a run, of a file, or of another library's checkpoint."""
 
 import json
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,11 @@ from pydantic import ConfigDict
 
 from selfsight import config as layers
 from selfsight.config import Tree
-from selfsight.data.sources.open import DataConfig
+from selfsight.data.sources.open import DataConfig, relocated
 from selfsight.encoders.artifact import (
     DESCRIPTION,
     FILE,
+    STARTED_IN,
     Network,
     encoder_file,
     is_ours,
@@ -61,7 +63,7 @@ class EvaluationTarget:
             or "source" not in described["data"]
         ):
             return None
-        return layers.validate(DataConfig, described["data"])
+        return layers.validate(DataConfig, _from_where_it_ran(described["data"], self.home))
 
 
 def open_target(where: str | Path, overrides: list[str], folder: str | None) -> EvaluationTarget:
@@ -100,8 +102,21 @@ def open_target(where: str | Path, overrides: list[str], folder: str | None) -> 
 
 def _target(encoder: Network, folder: Path, home: Path | None, **more: Any) -> EvaluationTarget:
     base = {key: encoder.description[key] for key in INHERITED}
+    base["data"] = _from_where_it_ran(base["data"], home)
     sha = encoder.weights_sha256()
     return EvaluationTarget(encoder, encoder.untrained(), sha, base, folder, home, **more)
+
+
+def _from_where_it_ran(data: Tree, home: Path | None) -> Tree:
+    """The keys of the data, whose relative paths start where the pretraining was started: this may
+    be another folder, with other images under the same name."""
+    about = home and home / DESCRIPTION
+    if not about or not about.is_file():
+        return data
+    start = json.loads(about.read_text(encoding="utf-8")).get(STARTED_IN)
+    if start is None or not Path(start).is_dir() or Path(start).samefile("."):
+        return data
+    return relocated(data, lambda path: os.path.join(start, path))
 
 
 def _of_checkpoint(path: Path, folder: str | None) -> EvaluationTarget:
