@@ -28,7 +28,8 @@ from selfsight.evaluate.protocols import frozen_features, notes
 from selfsight.evaluate.protocols import trained_classifier as trained
 from selfsight.evaluate.protocols.results import VERSIONS, Result, noise, read_results, store
 from selfsight.methods import METHODS
-from selfsight.pretraining.config import read_run_config
+from selfsight.pretraining.config import compose, read_run_config
+from selfsight.pretraining.job import pretrain
 from selfsight.train import session
 from selfsight.train.checkpoint import Checkpoints
 from tests.conftest import TINY, heads
@@ -541,3 +542,29 @@ def test_a_configuration_is_no_file_of_weights(tmp_path):
         UserError, match="is a configuration, not a file of weights; run it by `selfsight run`"
     ):
         selfsight.knn(path, [])
+
+
+def test_relative_paths_start_where_the_pretraining_did(tmp_path, monkeypatch):
+    """Not where the evaluation is started, which may have other images under the same name."""
+    for place, count, value in (("here", 10, 0), ("there", 5, 128)):
+        for n in range(count):
+            for c in "ab":
+                path = tmp_path / place / "photos" / c / f"{n}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(np.full((8, 8, 3), value + n + 50 * (c == "b"), np.uint8)).save(
+                    path
+                )
+    monkeypatch.chdir(tmp_path / "here")
+    keys = [*TINY, *heads("simclr"), "data.path=photos", "max_steps=1", "batch_size=4"]
+    config = compose("digits/simclr", keys, str(tmp_path / "run")).config
+    run = pretrain(config, quiet=True)
+    known = "untrained=false"
+    first = selfsight.knn(run, [known])[0]
+    assert first.data["path"] == "photos", "as it was given, where it means the same"
+    monkeypatch.chdir(tmp_path / "there")
+    second = selfsight.knn(run, [known])[0]
+    assert (second.data["train"], second.data["test"]) == (16, 4)
+    assert second.data["path"] == str(tmp_path / "here" / "photos")
+    assert second.metrics == first.metrics
+    other = selfsight.knn(run, [known, "data.path=photos"])[0]
+    assert (other.data["train"], other.data["test"]) == (8, 2)

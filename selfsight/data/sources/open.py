@@ -259,7 +259,7 @@ def _locate(key: str, text: str, kind: str) -> Found:
         return Found("webdataset", train, tests, left)
     path = Path(text).expanduser()
     if not path.exists():
-        raise UserError(f"data.{key}={text}: no such file or folder")
+        raise UserError(f"data.{key}={text}: no such file or folder; give the path where it is now")
     return find_splits(key, path, kind)
 
 
