@@ -21,10 +21,10 @@ def build_method(config: RunConfig) -> Method:
 
     Raises: UserError for views or an encoder that the method does not work with.
     """
-    name, sizes = config.method.name, [group.size for group in config.views]
-    backbone = build_backbone(config.backbone, max(sizes), config.seed, len(set(sizes)) > 1)
+    name = config.method.name
     _check_view_count(name, sum(group.count for group in config.views))
-    _check_view_sizes(sizes, backbone, config.backbone.name)
+    sizes = {f"views.{number}.size": group.size for number, group in enumerate(config.views)}
+    backbone = build_backbone(config.backbone, sizes, config.seed)
     if config.weights is not None:
         _fill(backbone, config.weights, config.backbone.name)
     with torch.random.fork_rng(devices=[]):
@@ -44,17 +44,6 @@ def _check_view_count(name: str, count: int) -> None:
         wanted = f"{least}" if least == most else f"at least {least}"
         hint = "remove `views` for the method's own, or change views.0.count"
         raise UserError(f"views: makes {count} of an image, {name} takes {wanted}; {hint}")
-
-
-def _check_view_sizes(sizes: list[int], backbone: nn.Module, name: str) -> None:
-    """An encoder that cuts images into patches takes views of these sizes."""
-    patch = getattr(getattr(backbone, "patch_embed", None), "patch_size", None)
-    for number, size in enumerate(sizes):
-        if patch and (size % patch[0] or size % patch[1]):
-            raise UserError(
-                f"views.{number}.size={size}: not a multiple of {patch[0]} pixels, the side of the "
-                f"patches of {name}; choose a multiple"
-            )
 
 
 def _fill(backbone: nn.Module, weights: str, name: str) -> None:
