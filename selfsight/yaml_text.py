@@ -98,11 +98,14 @@ def _text(key: str, value: str) -> Any:
 
 
 def _set(tree: Tree, parts: list[str], value: Any) -> bool:
-    """Set the value of a dotted key; False if a parent of the key is not a mapping."""
+    """Set the value of a dotted key; False if a parent of the key is not a mapping, or if a name
+    would replace keys that were set before, as in `backbone.drop_path=0.1 backbone=resnet50`."""
     *parents, leaf = parts
     for part in parents:
         tree = tree.setdefault(part, {})
         if not isinstance(tree, dict):
             return False
+    if isinstance(tree.get(leaf), dict) and isinstance(value, str):
+        return False
     tree[leaf] = value
     return True

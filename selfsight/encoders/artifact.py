@@ -8,7 +8,7 @@ import hashlib
 import json
 import os
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from selfsight import __version__, randomness
 from selfsight.config import read_yaml, validate
 from selfsight.data.sources.open import DataConfig
 from selfsight.encoders.backbones import BackboneConfig, build_backbone
-from selfsight.errors import UserError
+from selfsight.errors import UserError, some
 from selfsight.files import write_atomically, write_json
 from selfsight.methods import vit
 from selfsight.methods.heads import EncoderWithProjection
@@ -159,6 +159,19 @@ class Network:
             self.fill(backbone, self.description["backbone"]["name"])
         return backbone
 
+    def without_head(self) -> tuple["Network", dict[str, Tensor]]:
+        """The network without the head that SimCLR v2 keeps, and the head's tensors; of another
+        method the network as it is, and {}."""
+        if not self.description.get("head_dim"):
+            return self, {}
+
+        def part(prefix: str) -> dict[str, Tensor]:
+            names = [key for key in self.tensors if key.startswith(prefix)]
+            return {key.removeprefix(prefix): self.tensors[key] for key in names}
+
+        description = {**self.description, "head_dim": None}
+        return replace(self, description=description, tensors=part("backbone.")), part("head.")
+
     def weights_sha256(self) -> str:
         """The hash of the weights; initial weights are built for it, others are not."""
         return weights_hash(self.build()) if self.tensors is None else tensors_hash(self.tensors)
@@ -190,11 +203,16 @@ class Network:
         Args:
             name: of the module, for a message.
         """
-        try:
-            backbone.load_state_dict(self.tensors, strict=True)
-        except RuntimeError as error:
-            reason = " ".join(str(error).split())
-            raise UserError(f"'{self.where}': weights do not fit {name}: {reason}") from None
+        own, given = backbone.state_dict(), self.tensors
+        other = [k for k in own if k in given and given[k].shape != own[k].shape]
+        shapes = [f"{k} {tuple(given[k].shape)}, not {tuple(own[k].shape)}" for k in other]
+        missing, unknown = [k for k in own if k not in given], [k for k in given if k not in own]
+        wrong = (("it lacks", missing), ("it has also", unknown), ("of other shape:", shapes))
+        if missing or unknown or shapes:
+            reason = "; ".join(f"{what} {some(names)}" for what, names in wrong if names)
+            raise UserError(f"'{self.where}': weights do not fit {name}: {reason}")
+        backbone.load_state_dict(given, strict=True)
+        backbone.weights_were_loaded = True  # so a method keeps their positions
 
 
 def encoder_file(where: str | Path) -> Path:

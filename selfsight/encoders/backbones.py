@@ -1,14 +1,30 @@
 """Encoders by name: any timm model without its classifier, adapted to the size of the images."""
 
+import functools
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from pydantic import Field
-from torch import nn
+from torch import Tensor, nn
 
 from selfsight import randomness
 from selfsight.config import Config, near
 from selfsight.errors import UserError
+
+Arguments = dict[str, Any]
+
+_WEIGHTS = "weights come from a file: leave it out, and set weights=FILE to start from weights"
+# arguments of timm.create_model that are no options of an encoder, the value that changes nothing,
+# and what to do instead
+NOT_OPTIONS: tuple[tuple[str, Any, str], ...] = (
+    ("num_classes", 0, "an encoder has no classifier; leave it out"),
+    ("features_only", False, "an encoder gives one vector of an image; leave it out"),
+    ("pretrained", False, _WEIGHTS),
+    ("checkpoint_path", "", _WEIGHTS),
+    ("pretrained_cfg", None, _WEIGHTS),
+    ("pretrained_cfg_overlay", None, _WEIGHTS),
+)
 
 
 class BackboneConfig(Config):
@@ -29,44 +45,202 @@ class BackboneConfig(Config):
     options: dict[str, Any] = Field({})  # further arguments of the timm model
 
 
-def build_backbone(
-    config: BackboneConfig, image_size: int, seed: int, sizes_vary: bool = False
-) -> nn.Module:
+def build_backbone(config: BackboneConfig, sizes: int | Mapping[str, int], seed: int) -> nn.Module:
     """An encoder (B, 3, s, s) -> (B, num_features); its weights are a function of the seed.
 
+    `num_features` is measured, since for some models timm's number is not the width of the output.
+
     Args:
-        image_size: side of the images in pixels, for models that must know it.
-        sizes_vary: ViTs: also take images of other sizes, with their positions interpolated.
-    Raises: UserError for a name or an option that timm does not know.
+        sizes: side of the images in pixels; or several sides, by the key that sets each. A model
+            that must know its size is built for the largest, and interpolates for the others.
+    Raises: UserError for a name or an option that timm does not know, and for a model that does
+        not give one vector of an image of each size.
     """
     import timm  # one second: only commands that build an encoder pay for it
 
     if not timm.is_model(config.name):
         hint = near(config.name, timm.list_models()) or " List them with timm.list_models()."
         raise UserError(f"backbone.name={config.name}: timm has no such model.{hint}")
+    sizes = {"image_size": sizes} if isinstance(sizes, int) else sizes
+    largest = dict([max(sizes.items(), key=lambda item: item[1])])
+    build = functools.partial(_build, config, _options(config), seed)
+    first, second = _attempts(config, *largest.values(), len(set(sizes.values())) > 1)
+    try:
+        taken, backbone = first, build(first, largest)
+    except UserError as refused:
+        try:
+            taken, backbone = second, build(second, largest)
+        except UserError as error:  # the one that was built for this size says more
+            raise (refused if "img_size" in first else error) from None
+    try:
+        width = _measured(backbone, config.name, sizes)
+    except UserError:
+        if len(sizes) == 1:
+            raise
+        backbone = build({**taken, "dynamic_img_size": True, "strict_img_size": False}, sizes)
+        width = _measured(backbone, config.name, sizes)
+    backbone.num_features = width
+    return backbone
+
+
+def _attempts(config: BackboneConfig, size: int, sizes_vary: bool) -> tuple[Arguments, Arguments]:
+    """What to ask of the model beyond its options; it may refuse each argument. The second is
+    for a model that does not work with the first.
+
+    The order follows the name, so that a model that works either way keeps the weights that it
+    always had; a name says nothing else, for many models are called vit and take any size.
+    """
+    plain: Arguments = {}
+    among = config.image_size or "img_size" in config.options
+    sized = plain if among else {"img_size": size}
+    transformer = "vit" in config.name or "deit" in config.name
+    if not (transformer or config.image_size):
+        return plain, sized
+    if config.options.get("global_pool", "token") != "token":
+        # the last normalisation stays on the tokens, where methods read them
+        plain = {"fc_norm": False, **plain}
+    if sizes_vary:
+        plain = {"dynamic_img_size": True, **plain}
+    return {**plain, **sized}, plain
+
+
+def _options(config: BackboneConfig) -> Arguments:
+    """The arguments of the timm model that the configuration sets. Raises: UserError for those
+    that would make it another thing than an encoder of images with three channels."""
     options = dict(config.options)
+    for key, harmless, remedy in NOT_OPTIONS:
+        if options.pop(key, harmless) != harmless:
+            raise UserError(f"backbone.options.{key}={config.options[key]}: {remedy}")
+    if options.get("in_chans", 3) not in (1, 3):
+        raise UserError(
+            f"backbone.options.in_chans={options['in_chans']}: images have three channels; leave "
+            f"it out, or set 1 for an encoder that sees the mean of the three"
+        )
     if config.drop_path:
         options["drop_path_rate"] = config.drop_path
     if config.patch_size:
         options["patch_size"] = config.patch_size
-    transformer = "vit" in config.name or "deit" in config.name or config.image_size
-    if transformer:
-        options["img_size"] = config.image_size or image_size
-        if sizes_vary:
-            options["dynamic_img_size"] = True
-        if options.get("global_pool", "token") != "token":
-            # the last normalisation stays on the tokens, where methods read them
-            options.setdefault("fc_norm", False)
+    if config.image_size:
+        options["img_size"] = config.image_size
+    return options
+
+
+def _build(
+    config: BackboneConfig, options: Arguments, seed: int, more: Arguments, sizes: Mapping[str, int]
+) -> nn.Module:
+    """The model with these options and with those of the further arguments that it takes.
+
+    Raises: UserError if timm refuses an option, or if the model does not work at these sizes.
+    """
+    import timm
+
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(randomness.torch_seed(randomness.WEIGHTS, seed))
-        try:
-            backbone = timm.create_model(config.name, pretrained=False, num_classes=0, **options)
-        except (TypeError, ValueError, AssertionError, RuntimeError, KeyError) as error:
-            given = ", ".join(f"{k}={v}" for k, v in options.items())
-            raise UserError(f"backbone.name={config.name} with {given}: {error}") from None
+        while True:
+            torch.manual_seed(randomness.torch_seed(randomness.WEIGHTS, seed))
+            try:
+                arguments = {"pretrained": False, "num_classes": 0, **options, **more}
+                backbone = timm.create_model(config.name, **arguments)
+                break
+            except Exception as error:  # timm's models raise anything
+                refused = [key for key in more if f"'{key}'" in str(error)]
+                if isinstance(error, TypeError) and refused:
+                    more = {key: value for key, value in more.items() if key not in refused}
+                    continue
+                given = ", ".join(f"{k}={v}" for k, v in {**options, **more}.items())
+                given = f" with {given}" if given else ""
+                raise UserError(f"backbone.name={config.name}{given}: {_line(error)}") from None
         if config.small_images:
             _adapt_stem(backbone, config)
+    for module in backbone.modules():
+        if isinstance(module, nn.Conv2d):
+            _skip_before(module)
+    if options.get("in_chans") == 1:
+        for entrance in (backbone, getattr(backbone, "patch_embed", None)):
+            if entrance is not None:  # methods on patches call the second
+                entrance.register_forward_pre_hook(_to_gray)
+    _measured(backbone, config.name, sizes)
     return backbone
+
+
+def _skip_before(conv: nn.Conv2d) -> None:
+    """Let a 1x1 convolution of an image skip pixels before it and not by its stride.
+
+    The result is the same. The backward pass of such a stride over 3 or 4 channels in
+    channels_last writes past its memory on a CPU (torch 2.15): it hangs, or crashes.
+    """
+    if conv.kernel_size == (1, 1) and conv.in_channels < 8 and conv.stride != (1, 1):
+        down, across = conv.stride
+        conv.stride = (1, 1)
+        conv.register_forward_pre_hook(functools.partial(_skip, down, across))
+
+
+def _skip(down: int, across: int, module: nn.Module, inputs: tuple[Tensor]) -> Tensor:
+    """The rows and columns of the pixels at multiples of these numbers."""
+    return inputs[0][:, :, ::down, ::across]
+
+
+def _to_gray(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """(B, 3, s, s) -> (B, 1, s, s): the mean of the channels, which are equal in a gray image."""
+    x, *rest = inputs
+    return (x.mean(1, keepdim=True) if x.shape[1] == 3 else x, *rest)
+
+
+def _measured(backbone: nn.Module, name: str, sizes: Mapping[str, int]) -> int:
+    """The width D of the features, from an image of each size.
+
+    Raises: UserError if the model fails on one, or gives anything but one vector.
+    """
+    shapes = {key: _features_shape(backbone, name, key, size) for key, size in sizes.items()}
+    for key, shape in shapes.items():
+        if len(shape) != 2 or shape[0] != 1 or shape != next(iter(shapes.values())):
+            raise UserError(
+                f"backbone.name={name}: gives {shape} for an image of {key}={sizes[key]} and not "
+                f"one vector (1, D); change backbone.options, or choose another model"
+            )
+    return shape[1]
+
+
+@torch.no_grad()
+def _features_shape(backbone: nn.Module, name: str, key: str, size: int) -> tuple[int, ...]:
+    """The shape of what the model gives for one image of this size."""
+    project = getattr(getattr(backbone, "patch_embed", None), "proj", None)
+    if isinstance(project, nn.Conv2d) and project.stride == project.kernel_size:  # no overlap
+        side = next((side for side in project.stride if size % side), None)
+        if side:
+            raise UserError(
+                f"{key}={size}: not a multiple of {side} pixels, the side of the patches of "
+                f"{name}; choose a multiple"
+            )
+    training = backbone.training
+    backbone.eval()
+    try:
+        output = backbone(torch.zeros(1, 3, size, size))
+    except Exception as error:  # as above
+        raise UserError(
+            f"backbone.name={name}: does not work on images of {key}={size} pixels "
+            f"({_line(error)}); choose another size or another model"
+        ) from None
+    finally:
+        backbone.train(training)
+    if not isinstance(output, Tensor):
+        raise UserError(
+            f"backbone.name={name}: gives a {type(output).__name__} and not one vector of an "
+            f"image; change backbone.options, or choose another model"
+        )
+    return tuple(output.shape)
+
+
+def accepts(backbone: nn.Module, size: int) -> bool:
+    """Whether the encoder gives its features for images of this size, too."""
+    try:
+        return _measured(backbone, "", {"image_size": size}) == backbone.num_features
+    except UserError:
+        return False
+
+
+def _line(error: Exception) -> str:
+    """The text of an error as one line of at most 200 characters."""
+    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 def _adapt_stem(backbone: nn.Module, config: BackboneConfig) -> None:

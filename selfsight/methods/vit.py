@@ -47,7 +47,11 @@ def sincos(rows: int, columns: int, dim: int) -> Tensor:
 
 
 def fix_positions(backbone: nn.Module) -> None:
-    """Replace learned positions by fixed sine-cosine positions; that of a class token is zero."""
+    """Fix the positions: sines and cosines in place of initial ones, zero for a class token; those
+    of an encoder with `weights_were_loaded` as they are, since it was trained with them."""
+    if getattr(backbone, "weights_were_loaded", False):
+        backbone.pos_embed.requires_grad_(False)
+        return
     table = sincos(*backbone.patch_embed.grid_size, backbone.embed_dim)
     prefix = backbone.pos_embed.shape[1] - len(table)
     table = torch.cat([torch.zeros(prefix, table.shape[1]), table])[None]

@@ -1,17 +1,21 @@
 """The encoder and the method that a configuration describes."""
 
 import hashlib
+from dataclasses import replace
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from selfsight import randomness
+from selfsight import distributed, randomness
 from selfsight.encoders.artifact import encoder_file, is_ours, read_network
 from selfsight.encoders.backbones import build_backbone
 from selfsight.encoders.foreign import load_foreign
+from selfsight.encoders.resample import resampled
 from selfsight.errors import UserError
 from selfsight.methods import METHODS, Method
+from selfsight.methods.heads import EncoderWithProjection
 from selfsight.pretraining.config import RunConfig
+from selfsight.train.log import console
 from selfsight.views.recipe import ViewGroup
 
 
@@ -21,15 +25,17 @@ def build_method(config: RunConfig) -> Method:
 
     Raises: UserError for views or an encoder that the method does not work with.
     """
-    name, sizes = config.method.name, [group.size for group in config.views]
-    backbone = build_backbone(config.backbone, max(sizes), config.seed, len(set(sizes)) > 1)
+    name = config.method.name
     _check_view_count(name, sum(group.count for group in config.views))
-    _check_view_sizes(sizes, backbone, config.backbone.name)
-    if config.weights is not None:
-        _fill(backbone, config.weights, config.backbone.name)
+    sizes = {f"views.{number}.size": group.size for number, group in enumerate(config.views)}
+    backbone = build_backbone(config.backbone, sizes, config.seed)
+    head = {} if config.weights is None else _fill(backbone, config.weights, config.backbone.name)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(randomness.torch_seed(randomness.WEIGHTS, config.seed, 1))
-        return METHODS[name](backbone, config.method)
+        method = METHODS[name](backbone, config.method)
+    if head:
+        _fill_head(method, head, config.weights)
+    return method
 
 
 def without_weights(config: RunConfig) -> RunConfig:
@@ -46,24 +52,42 @@ def _check_view_count(name: str, count: int) -> None:
         raise UserError(f"views: makes {count} of an image, {name} takes {wanted}; {hint}")
 
 
-def _check_view_sizes(sizes: list[int], backbone: nn.Module, name: str) -> None:
-    """An encoder that cuts images into patches takes views of these sizes."""
-    patch = getattr(getattr(backbone, "patch_embed", None), "patch_size", None)
-    for number, size in enumerate(sizes):
-        if patch and (size % patch[0] or size % patch[1]):
-            raise UserError(
-                f"views.{number}.size={size}: not a multiple of {patch[0]} pixels, the side of the "
-                f"patches of {name}; choose a multiple"
-            )
+def _fill(backbone: nn.Module, weights: str, name: str) -> dict[str, Tensor]:
+    """Load the weights that the encoder starts from; each tensor must fit, but those for another
+    number or size of patches are resampled.
 
-
-def _fill(backbone: nn.Module, weights: str, name: str) -> None:
-    """Load the weights that the encoder starts from; each tensor must fit."""
+    Returns: the tensors of the head that a method such as SimCLR v2 kept; others have none.
+    """
     path = encoder_file(weights)
-    if is_ours(path):
-        read_network(path).fill(backbone, name)
+    if not is_ours(path):
+        _say(f"weights={weights}: {load_foreign(path, backbone, resample=True).line()}")
+        return {}
+    network, head = read_network(path).without_head()
+    tensors, made = resampled(network.tensors, backbone)
+    replace(network, tensors=tensors).fill(backbone, name)
+    if made:
+        _say(f"weights={weights}: {made}")
+    return head
+
+
+def _fill_head(method: Method, head: dict[str, Tensor], weights: str) -> None:
+    """Load the kept head into a method that keeps one of the same widths."""
+    own = getattr(method.backbone, "head", None)
+    own = own if isinstance(method.backbone, EncoderWithProjection) else None
+    shapes = {key: value.shape for key, value in own.state_dict().items()} if own else {}
+    if shapes == {key: value.shape for key, value in head.items()}:
+        own.load_state_dict(head)
+        _say(f"weights={weights}: its head, which SimCLR v2 keeps in the encoder, is used as well")
     else:
-        load_foreign(path, backbone)
+        _say(
+            f"weights={weights}: its head is left out, for {method.config.name} keeps "
+            f"{'one of other widths' if own else 'none'} in the encoder"
+        )
+
+
+def _say(line: str) -> None:
+    if distributed.rank() == 0:
+        console.print(line, soft_wrap=True)
 
 
 def with_hash(config: RunConfig) -> RunConfig:

@@ -15,7 +15,7 @@ from selfsight.encoders.backbones import BackboneConfig
 from selfsight.errors import UserError
 from selfsight.methods import METHODS
 from selfsight.methods.simclr import SimCLR
-from selfsight.train.config import TrainConfig
+from selfsight.train.config import NAMED, TrainConfig, with_names
 from selfsight.views.recipe import PRESETS, preset
 
 RECIPES = Path(__file__).parent.parent / "recipes"
@@ -128,16 +128,26 @@ def compose(
         same = all(map(RunConfig.key_may_change, keys))
         folder = _default_run(what, "" if same else f"-{config.fingerprint()}")
         config = config.model_copy(update={"run": folder})
+    _check_tag(config)
     return Composed(config, origins)
+
+
+def _check_tag(config: RunConfig) -> None:
+    """A new run names no pretrained weights of timm, for its encoder would not start from them. A
+    run that began so before this was refused continues."""
+    name, _, tag = config.backbone.name.partition(".")
+    if tag and not (Path(config.run) / "config.yaml").exists():
+        raise UserError(
+            f"backbone.name={name}.{tag}: '{tag}' names pretrained weights, and an encoder starts "
+            f"at random; set backbone.name={name}, and weights=FILE to start from weights"
+        )
 
 
 def _lay(tree: Tree, layer: Tree, origin: str, origins: Origins) -> Tree:
     """One layer merged into those below it. Another method drops all keys of the method below it,
     another backbone drops its options."""
-    layer = dict(layer)
+    layer = with_names(layer)
     origin_of_views = origin
-    if isinstance(layer.get("method"), str):
-        layer["method"] = {"name": layer["method"]}
     if isinstance(layer.get("views"), str):
         origin_of_views = f"{origin} (preset {layer['views']})"
         layer["views"] = preset(layer["views"])
@@ -244,6 +254,8 @@ def json_schema() -> Tree:
     properties = schema["properties"]
     groups = properties["views"]
     properties["views"] = {"anyOf": [{"type": "string", "enum": list(PRESETS)}, groups]}
+    for key in NAMED:
+        properties[key] = {"anyOf": [{"type": "string"}, properties[key]]}
     about = "the recipe that this one changes"
     properties["base"] = {"type": "string", "enum": recipes(), "description": about}
     schema["required"] = [key for key in schema.get("required", []) if key != "views"]

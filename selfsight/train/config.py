@@ -7,13 +7,22 @@ from typing import Literal
 import yaml
 from pydantic import Field
 
-from selfsight.config import Config, may_change
+from selfsight.config import Config, Tree, may_change
 from selfsight.data.sources.open import DataConfig
 from selfsight.train.checkpoint import CheckpointConfig
 from selfsight.train.loggers import LogConfig
 from selfsight.train.optim import OptimizerConfig, ScheduleConfig
 from selfsight.train.precision import Precision
 from selfsight.views.recipe import ViewGroup
+
+NAMED = ("method", "backbone", "optimizer", "schedule")  # sections that a name alone can set
+
+
+def with_names(layer: Tree) -> Tree:
+    """The layer with `method=NAME`, `backbone=NAME`, `optimizer=NAME` and `schedule=NAME` as what
+    they are short for: `method.name=NAME`, and so on."""
+    short = {key: {"name": layer[key]} for key in NAMED if isinstance(layer.get(key), str)}
+    return {**layer, **short}
 
 
 class TrainConfig(Config):

@@ -545,6 +545,16 @@ def _():
     return Case({"model": state}, encoder, {"decoder": len(rest)}, "vit", "up")
 
 
+@case("dinov2")
+def _():
+    """What its training writes; the published files are in a test of their own."""
+    encoder = vit()
+    state = {re.sub(r"^blocks\.", "blocks.0.", k): v for k, v in encoder.state_dict().items()}
+    state = {f"backbone.{k}": v for k, v in state.items()}
+    state |= {"backbone.mask_token": torch.zeros(1, 24), "dino_head.mlp.0.weight": torch.ones(2)}
+    return Case({"teacher": state}, encoder, {"mask token": 1, "projector": 1}, "vit")
+
+
 def write(tmp_path: Path, file: Any, name: str = "x.pth") -> Path:
     torch.save(file, tmp_path / name)
     return tmp_path / name
@@ -709,7 +719,63 @@ def test_another_architecture(tmp_path):
 
 def test_positions_of_another_grid_are_not_interpolated(tmp_path):
     path = write(tmp_path, vit(size=32).state_dict())
-    refusal(path, backbone("vit"), "not interpolated", "backbone.image_size=32")
+    refusal(path, backbone("vit"), "not interpolated", "set the image size", ": image_size=32")
+
+
+@pytest.mark.parametrize(
+    "options", [{"size": 32}, {"size": 32, "patch_size": 8}, {"patch_size": 2}]
+)
+def test_a_start_resamples_positions_and_patches_by_timms_functions(tmp_path, options):
+    from timm.layers import resample_abs_pos_embed, resample_patch_embed
+
+    theirs, ours = vit(**options), backbone("vit")
+    expected = dict(theirs.state_dict())
+    names = {k for k, v in ours.state_dict().items() if v.shape != expected[k].shape}
+    assert names <= {"pos_embed", "patch_embed.proj.weight"}
+    if "pos_embed" in names:
+        moved = resample_abs_pos_embed(expected["pos_embed"], [4, 4], num_prefix_tokens=1)
+        expected["pos_embed"] = moved
+    if "patch_embed.proj.weight" in names:
+        weight = "patch_embed.proj.weight"
+        expected[weight] = resample_patch_embed(expected[weight], [4, 4])
+    decoder = {f"decoder_blocks.0.{i}": torch.ones(2) for i in range(2)}  # a file of MAE
+    loaded = load_foreign(write(tmp_path, {**theirs.state_dict(), **decoder}), ours, resample=True)
+    for name, value in ours.state_dict().items():
+        assert torch.equal(value, expected[name]), name
+    assert loaded.format == "mae"
+    assert all(name in loaded.line().partition("resampled: ")[2] for name in names)
+
+
+def test_a_start_resamples_nothing_else(tmp_path):
+    path = write(tmp_path, vit(size=32, embed_dim=48).state_dict())
+    with pytest.raises(UserError, match="of other shape: "):
+        load_foreign(path, backbone("vit"), resample=True)
+    path = write(tmp_path, vit(size=32, class_token=False, global_pool="avg").state_dict())
+    with pytest.raises(UserError, match="the file lacks cls_token"):
+        load_foreign(path, backbone("vit"), resample=True)
+
+
+def test_the_files_of_dinov2(tmp_path):
+    """As hubconf.py publishes them, with registers too."""
+    from timm.models.vision_transformer import checkpoint_filter_fn
+
+    extra = {"mask_token": torch.zeros(1, 24)}
+    theirs = vit(init_values=1.0)
+    options = {"embed_dim": 24, "depth": 2, "num_heads": 2, "init_values": 1.0}
+    config = BackboneConfig(name="vit_tiny_patch16_224", patch_size=4, options=options)
+    state = {**theirs.state_dict(), **extra}
+    ours = build_backbone(config, SIZE, seed=7).eval()
+    assert "mask token 1" in load_foreign(write(tmp_path, state), ours).line()
+    assert weights_hash(ours) == weights_hash(theirs)
+    registers = {"reg_tokens": 4, "no_embed_class": True}
+    keys = {"options": options | registers}
+    ours = build_backbone(config.model_copy(update=keys), SIZE, seed=7).eval()
+    state = {**state, "register_tokens": torch.rand(1, 4, 24)}
+    path = write(tmp_path, state)
+    expected = checkpoint_filter_fn(dict(state), ours)
+    assert load_foreign(path, ours).format == "dinov2"
+    assert all(torch.equal(value, expected[name]) for name, value in ours.state_dict().items())
+    assert ours.pos_embed.shape[1] == 16
 
 
 def test_heads_that_weights_do_not_show(tmp_path):

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from selfsight import config as layers
 from selfsight.errors import UserError
-from selfsight.evaluate.protocols.config import compose_trained
+from selfsight.evaluate.protocols.config import KnnConfig, compose_cached, compose_trained
 from selfsight.methods import METHODS
 from selfsight.pretraining.config import RunConfig, compose, json_schema, recipes
 
@@ -115,6 +115,38 @@ def test_the_order_of_overrides_does_not_matter_to_a_new_method():
     for order in (overrides, overrides[::-1]):
         config = compose("digits/byol", order).config
         assert (config.method.name, config.method.temperature) == ("moco_v2", 0.5)
+
+
+@pytest.mark.parametrize("key", ["method=byol", "backbone=resnet50", "optimizer=lars"])
+@pytest.mark.parametrize("more", [[], ["backbone.drop_path=0.1", "optimizer.lr=0.3"]])
+def test_a_name_alone_is_short_for_the_key_name(key, more):
+    section, name = key.split("=")
+    expected = compose("digits/simclr", [f"{section}.name={name}", *more]).config
+    assert getattr(expected, section).name == name
+    for order in ([key, *more], [*more, key]):
+        assert compose("digits/simclr", order).config == expected
+
+
+def test_names_alone_in_files_and_in_evaluations(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("backbone: resnet34\nschedule: constant\n")
+    config = compose(str(path)).config
+    assert (config.backbone.name, config.schedule.name) == ("resnet34", "constant")
+    keys = ["optimizer=lars", "schedule=constant", "optimizer.lr=0.5"]
+    trained = compose_trained("linear-augmented", "linear-augmented", {}, 32, keys)
+    assert (trained.optimizer.name, trained.optimizer.lr) == ("lars", 0.5)
+    assert trained.schedule.name == "constant"
+    (known,) = problems("optimizer=sdg")
+    assert "optimizer.name=sdg" in known
+    assert compose_cached(KnnConfig, {}, ["backbone=resnet34"]).backbone.name == "resnet34"
+
+
+def test_a_pretrained_tag_is_refused_for_a_new_run_alone(tmp_path):
+    keys = ["backbone.name=resnet18.a1_in1k"]
+    with pytest.raises(UserError, match=r"'a1_in1k' names .* set backbone\.name=resnet18, and wei"):
+        compose("digits/simclr", keys, str(tmp_path))
+    (tmp_path / "config.yaml").write_text("")
+    assert compose("digits/simclr", keys, str(tmp_path)).config.backbone.name == keys[0][14:]
 
 
 def test_views_default_to_the_methods_preset():

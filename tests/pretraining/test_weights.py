@@ -14,7 +14,7 @@ from selfsight.errors import UserError
 from selfsight.evaluate.protocols.target import open_target
 from selfsight.methods import METHODS
 from selfsight.pretraining import job as jobs
-from selfsight.pretraining.build import build_method
+from selfsight.pretraining.build import build_method, without_weights
 from selfsight.pretraining.config import RunConfig, compose, read_run_config
 from selfsight.train import engine
 from selfsight.train.log import read_metrics
@@ -63,7 +63,7 @@ def test_a_run_goes_on_from_another(first, tmp_path):
     # what an evaluation calls untrained was never trained at all
     subject = open_target(tmp_path / "second", [], None)
     plain = build_method(config_of(tmp_path, "max_steps=2")).backbone
-    assert all(torch.equal(subject.untrained.tensors[k], v) for k, v in state(plain).items())
+    assert weights_hash(subject.untrained.build()) == weights_hash(plain)
     # the same weights elsewhere are the same run; others are not
     moved = shutil.copytree(first, tmp_path / "moved")
     again = config.model_copy(update={"weights": str(moved / "encoder.safetensors")})
@@ -108,6 +108,87 @@ def test_mistakes(first, tmp_path, keys, message):
     keys = [key.format(first=first) for key in keys]
     with pytest.raises(UserError, match=message):
         jobs.pretrain(config_of(tmp_path / "run", "max_steps=2", *keys), quiet=True)
+
+
+# Encoders that do not fit as they are ------------------------------------------------------------
+
+
+def tokens(folder, method: str, *keys: str) -> RunConfig:
+    """A run of a tiny ViT at 16 px with patches of 4."""
+    network = [key for key in heads("mae") if key.startswith("backbone")]
+    overrides = [*TINY, *network, *heads(method), *keys]
+    return compose(f"digits/{method}", overrides, str(folder)).config
+
+
+def test_a_kept_head_goes_where_one_is_kept(tmp_path, capsys):
+    widths = ["method.hidden_dim=12", "method.output_dim=8"]
+    jobs.pretrain(config_of(tmp_path / "a", "max_steps=1", *widths, method="simclr_v2"), quiet=True)
+    given = load_file(tmp_path / "a" / "encoder.safetensors")
+    body = {k.removeprefix("backbone."): v for k, v in given.items() if k.startswith("backbone.")}
+    keys = ["seed=5", f"weights={tmp_path / 'a'}"]
+    for method, more, said in (
+        ("simclr_v2", widths, "is used as well"),
+        ("simclr_v2", ["method.hidden_dim=20"], "simclr_v2 keeps one of other widths"),
+        ("byol", [], "its head is left out, for byol keeps none"),
+    ):
+        config = config_of(tmp_path / method, *keys, *more, method=method)
+        built, fresh = (
+            build_method(config),
+            build_method(config.model_copy(update={"weights": None})),
+        )
+        assert said in " ".join(capsys.readouterr().err.split())
+        found = state(getattr(built.backbone, "backbone", built.backbone))
+        assert found.keys() == body.keys()
+        assert all(torch.equal(found[key], body[key]) for key in body)
+        if "used" in said:
+            assert all(torch.equal(state(built.backbone)[k], v) for k, v in given.items())
+        for key, value in built.state_dict().items():  # what is no encoder starts as it always does
+            if not key.startswith(("backbone.", "teacher.0.")):
+                assert torch.equal(value, fresh.state_dict()[key]), key
+
+
+@pytest.mark.parametrize("method", ["mae", "ijepa", "moco_v3"])
+@pytest.mark.parametrize("foreign", [False, True])
+def test_positions_that_came_with_weights_stay(tmp_path, method, foreign):
+    source = build_method(tokens(tmp_path, "simclr", "seed=5")).backbone
+    where = tmp_path / "theirs.pth"
+    if foreign:
+        torch.save(source.state_dict(), where)
+    else:
+        jobs.pretrain(tokens(tmp_path / "a", "simclr", "max_steps=1"), quiet=True)
+        where = tmp_path / "a"
+        source = load_encoder(where).backbone
+    config = tokens(tmp_path / "run", method, "max_steps=1", f"weights={where}", "epochs=1")
+    built = build_method(config)
+    for network in (built.backbone, *list(getattr(built, "teacher", []))[:1]):
+        assert torch.equal(network.pos_embed, source.pos_embed)
+        assert not network.pos_embed.requires_grad
+    jobs.pretrain(config, quiet=True)
+    after = open_target(tmp_path / "run", [], None)
+    assert after.encoder.description["fixed_positions"]
+    assert torch.equal(after.encoder.build().pos_embed, source.pos_embed)
+    # the untrained network is that of a run that starts at random
+    plain = build_method(without_weights(config)).backbone
+    assert weights_hash(after.untrained.build()) == weights_hash(plain)
+    assert not torch.equal(plain.pos_embed, source.pos_embed)
+
+
+def test_weights_of_another_size_are_resampled(tmp_path, capsys):
+    from timm.layers import resample_abs_pos_embed
+
+    jobs.pretrain(tokens(tmp_path / "a", "mae", "max_steps=1"), quiet=True)
+    given = load_file(tmp_path / "a" / "encoder.safetensors")
+    for method in ("mae", "simclr"):
+        keys = [f"weights={tmp_path / 'a'}", "views.0.size=32"]
+        built = build_method(tokens(tmp_path / "b", method, *keys)).backbone
+        said = " ".join(capsys.readouterr().err.split())
+        assert "resampled: pos_embed from 1x16x24 to 1x64x24" in said
+        expected = {
+            **given,
+            "pos_embed": resample_abs_pos_embed(given["pos_embed"], [8, 8], num_prefix_tokens=0),
+        }
+        assert all(torch.equal(value, expected[name]) for name, value in state(built).items())
+        assert built.pos_embed.requires_grad == (method == "simclr")
 
 
 # All of another run's state -----------------------------------------------------------------------

@@ -25,7 +25,8 @@ class Fit:
         used: name in the encoder -> its tensor, of equal shape.
         left_out: part of the training -> number of tensors.
         missing: names in the encoder that the file lacks.
-        shapes: name in the encoder -> shape in the file, which is another.
+        shapes: name in the encoder -> its tensor in the file, of another shape.
+        resampled: what was made to fit all the same, as part of a sentence.
         unknown: keys of the file that the format does not explain.
         not_finite: keys of the file with NaN or infinity.
     """
@@ -36,7 +37,8 @@ class Fit:
     used: dict[str, Tensor] = field(default_factory=dict)
     left_out: Counter[str] = field(default_factory=Counter)
     missing: list[str] = field(default_factory=list)
-    shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    shapes: dict[str, Tensor] = field(default_factory=dict)
+    resampled: str = ""
     unknown: list[str] = field(default_factory=list)
     not_finite: list[str] = field(default_factory=list)
 
@@ -61,8 +63,10 @@ def adapt(file: Mapping[Any, Any], name: str, own: dict[str, Tensor]) -> Fit:
     """Read the file as that format, for an encoder with that state dict."""
     format, result = FORMATS[name], Fit(name)
     result.entry, state = _state(file, format)
-    for key, bare in _bare(state).items():
-        _place(result, format, own, key, bare, state[key])
+    bare_names = _bare(state)
+    converted = format.convert({bare: state[key] for key, bare in bare_names.items()})
+    for key, bare in bare_names.items():
+        _place(result, format, own, key, bare, converted[bare])
     for key, value in file.items():
         count = sum(1 for _ in tensors(value))
         if not count or key == result.entry or (result.entry == "" and key in state):
@@ -116,7 +120,7 @@ def _place(
         return
     result.keys[name] = str(key)
     if value.shape != own[name].shape:
-        result.shapes[name] = tuple(value.shape)
+        result.shapes[name] = value
     elif value.dtype.is_floating_point != own[name].dtype.is_floating_point:
         result.unknown.append(f"{key} ({value.dtype})")
     elif value.dtype.is_floating_point and not value.isfinite().all():

@@ -4,9 +4,12 @@ Patterns are regular expressions over whole names, after DDP's `module.` and tor
 `_orig_mod.` are gone. A tensor whose name fits none of them is refused, not skipped.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 Patterns = tuple[tuple[str, str], ...]
+State = dict[str, Any]
 
 # torchvision/models/vision_transformer.py, on the left, in timm's names; a ResNet's are the same.
 # `linear_1` and `linear_2` are the names before torchvision 0.12.
@@ -39,6 +42,7 @@ class Format:
         lacks_counters: the file may have none of batch norm's num_batches_tracked.
         stem_padding: pixels that a ResNet's 3x3 stem is padded by.
         stem_relu: whether a ResNet's stem ends with an activation.
+        convert: the tensors by name -> the same names with tensors as timm's model uses them.
         heads: width of a ViT -> its attention heads, where timm's model of that width has others.
     """
 
@@ -53,6 +57,7 @@ class Format:
     stem_padding: int = 1
     stem_relu: bool = True
     heads: tuple[tuple[int, int], ...] = ()
+    convert: Callable[[State], State] = lambda state: state
 
 
 # Entries of a file beside the weights, in any format, and what they are.
@@ -68,7 +73,7 @@ _TIMM = Format(
     published="huggingface/pytorch-image-models: train.py, timm/utils/checkpoint_saver.py",
     marks=(r"(conv1(\.0)?|conv_stem|stem\..+|patch_embed\..+|features\.conv0)\.weight",),
     renames=(),
-    parts=(("classifier", _CLASSIFIER),),
+    parts=(("classifier", _CLASSIFIER), ("mask token", "mask_token")),
     entries=(("moving average", "state_dict_ema|model_ema"),),
 )
 # pytorch/vision: models, references/classification/train.py. The files of before 2018 have no
@@ -120,6 +125,18 @@ _LIGHTLY = Format(
         ("loss", r"criterion\w*\..+"),
     ),
 )
+
+
+def _without_position_of_class_token(state: State) -> State:
+    """DINOv2 with registers: timm's model adds no position to the class token, so it is a part of
+    the token."""
+    prefix = next((k.removesuffix("register_tokens") for k in state if "register_tokens" in k), "")
+    token, positions = (state.get(f"{prefix}{name}") for name in ("cls_token", "pos_embed"))
+    if f"{prefix}register_tokens" not in state or token is None or positions is None:
+        return state
+    own = {f"{prefix}cls_token": token + positions[:, :1]}
+    return {**state, **own, f"{prefix}pos_embed": positions[:, 1:]}
+
 
 FORMATS: dict[str, Format] = {
     "torchvision": _TORCHVISION,
@@ -181,6 +198,26 @@ FORMATS: dict[str, Format] = {
         parts=(("projector", r"head\..+"),),
         where=("teacher", ""),
         entries=(("student", "student"), ("loss", "dino_loss")),
+    ),
+    # The published files hold the teacher's encoder alone. Training writes the names of the blocks
+    # with the number of their chunk before them, for FSDP.
+    "dinov2": Format(
+        published="facebookresearch/dinov2: dinov2/models/vision_transformer.py, train/train.py",
+        marks=(r"(backbone\.)?mask_token", r"(backbone\.)?patch_embed\.proj\.weight"),
+        prefix=r"(backbone\.)?",
+        renames=(
+            (r"blocks\.\d+\.(?=\d+\.)", "blocks."),
+            (r"blocks\.(\d+)\.mlp\.w12\.", r"blocks.\1.mlp.fc1."),
+            (r"blocks\.(\d+)\.mlp\.w3\.", r"blocks.\1.mlp.fc2."),
+            (r"register_tokens$", "reg_token"),
+        ),
+        parts=(
+            ("mask token", r"(backbone\.)?mask_token"),
+            ("projector", r"(dino_head|ibot_head)\..+"),
+        ),
+        where=("teacher", "model", ""),
+        entries=(("student", "student"),),
+        convert=_without_position_of_class_token,
     ),
     "mae": Format(
         published="facebookresearch/mae: models_mae.py, util/misc.py",

@@ -1,7 +1,7 @@
 """Fill an encoder with the weights of another library's checkpoint, strictly."""
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,9 +12,8 @@ from selfsight.config import near
 from selfsight.encoders.foreign.adapt import Fit, adapt, recognised
 from selfsight.encoders.foreign.formats import FORMATS
 from selfsight.encoders.foreign.read import read
-from selfsight.errors import UserError
-
-SHOWN = 3  # names in a message
+from selfsight.encoders.resample import resampled
+from selfsight.errors import UserError, some
 
 
 @dataclass(frozen=True)
@@ -27,26 +26,31 @@ class Loaded:
             batch norm's counters of steps where the format lacks them.
         left_out: what was deliberately not used: part of the training -> number of tensors.
         heads: attention heads of a ViT, as built; a checkpoint does not contain their number.
+        resampled: what was made to fit another number of patches; "": nothing.
     """
 
     format: str
     used: int
     left_out: dict[str, int] = field(default_factory=dict)
     heads: int | None = None
+    resampled: str = ""
 
     def line(self) -> str:
         """The same as a sentence."""
         parts = ", ".join(f"{part} {count}" for part, count in self.left_out.items())
         rest = f"left out: {parts}" if parts else "nothing left out"
         heads = f"; {self.heads} attention heads, on which the file is silent" if self.heads else ""
-        return f"{self.format}: {self.used} tensors used; {rest}{heads}"
+        made = f"; {self.resampled}" if self.resampled else ""
+        return f"{self.format}: {self.used} tensors used; {rest}{heads}{made}"
 
 
-def load_foreign(path: str | Path, backbone: nn.Module, format: str | None = None) -> Loaded:
+def load_foreign(
+    path: str | Path, backbone: nn.Module, format: str | None = None, resample: bool = False
+) -> Loaded:
     """Fill the encoder with the weights of a checkpoint that another library wrote.
 
     Every tensor of the encoder is in the file with equal shape, and every tensor of the file is
-    used or belongs to a part that its format leaves out; nothing is interpolated. If anything is
+    used or belongs to a part that its format leaves out. If anything is
     wrong, the encoder stays as it is. What leaves no trace in the weights (padding, activation,
     attention heads, how pixels were normalised) is checked only where a format is known for it.
 
@@ -54,6 +58,8 @@ def load_foreign(path: str | Path, backbone: nn.Module, format: str | None = Non
         path: a file of torch.save (read without running code from it), or .safetensors.
         backbone: a timm model without classifier, as `build_backbone` makes it.
         format: name in FORMATS; by default recognised from the keys.
+        resample: make positions and patch embeddings of a ViT fit, if the file's are for another
+            number or size of patches. A frozen encoder is measured without it.
     Raises: UserError if the file cannot be read, or is of no format, or of several that read it
         differently, or does not fit the encoder in full.
     """
@@ -62,27 +68,38 @@ def load_foreign(path: str | Path, backbone: nn.Module, format: str | None = Non
         hint = near(format, FORMATS) or f" Known: {', '.join(FORMATS)}."
         raise UserError(f"format={format}: no such format of checkpoints.{hint}")
     own = backbone.state_dict()
-    found = _choose(path, read(path), own, format)
+    found = _choose(path, read(path), own, format, backbone if resample else None)
     if found.problems:
         raise UserError(f"'{path}': {_what_is_wrong(found, own, backbone)}")
     heads = _check_beyond(path, found, backbone)
     # What own adds are the counters that the format lacks; for all else the file has a tensor.
     backbone.load_state_dict({**own, **found.used}, strict=True)
-    return Loaded(found.format, len(found.used), dict(found.left_out), heads)
+    backbone.weights_were_loaded = True  # so a method keeps their positions
+    return Loaded(found.format, len(found.used), dict(found.left_out), heads, found.resampled)
 
 
-def _choose(path: Path, file: Mapping[Any, Any], own: dict[str, Tensor], format: str | None) -> Fit:
+def _choose(
+    path: Path,
+    file: Mapping[Any, Any],
+    own: dict[str, Tensor],
+    format: str | None,
+    resample_for: nn.Module | None,
+) -> Fit:
     """The one way to read the file; of formats that find the same tensors, the best is meant."""
     ways: dict[Any, Fit] = {}
     for name in [format] if format else recognised(file):
         found = adapt(file, name, own)
+        if resample_for is not None and found.shapes:
+            made, found.resampled = resampled({**found.used, **found.shapes}, resample_for)
+            if found.resampled:
+                found.used, found.shapes = made, {}
         way = (found.entry, frozenset(found.keys.items()))
         if way not in ways or found.problems < ways[way].problems:
             ways[way] = found
     if all(found.entry is None for found in ways.values()):
         read_as = f"not of format={format}" if format else "of no known format"
         raise UserError(
-            f"'{path}': {read_as}; it begins with {_some(_keys(file))}; name another format "
+            f"'{path}': {read_as}; it begins with {some(_keys(file))}; name another format "
             f"({', '.join(FORMATS)}), or re-save the encoder alone in timm's names"
         )
     candidates = [found for found in ways.values() if not found.problems] or list(ways.values())
@@ -107,17 +124,20 @@ def _what_is_wrong(found: Fit, own: dict[str, Tensor], backbone: nn.Module) -> s
     """One line: format, how many matched, the first of what did not, remedy."""
     problems = []
     if found.missing:
-        problems.append(f"the file lacks {_some(found.missing)}")
+        problems.append(f"the file lacks {some(found.missing)}")
     if found.shapes:
-        shapes = [f"{k} {s}, here {tuple(own[k].shape)}" for k, s in found.shapes.items()]
-        problems.append(f"of other shape: {_some(shapes)}")
+        shapes = [
+            f"{k} {tuple(value.shape)}, here {tuple(own[k].shape)}"
+            for k, value in found.shapes.items()
+        ]
+        problems.append(f"of other shape: {some(shapes)}")
     if found.unknown:
-        problems.append(f"the format does not explain {_some(found.unknown)}")
+        problems.append(f"the format does not explain {some(found.unknown)}")
     if found.not_finite:
-        problems.append(f"not finite: {_some(found.not_finite)}")
+        problems.append(f"not finite: {some(found.not_finite)}")
     remedy = "set another backbone.name, backbone.small_images or image size, or another format"
     if set(found.shapes) == {"pos_embed"} and not found.missing:
-        remedy = _position_remedy(found.shapes["pos_embed"], backbone)
+        remedy = _position_remedy(found.shapes["pos_embed"].shape, backbone)
     elif not (found.missing or found.shapes or found.unknown):
         remedy = "its training had diverged; take an earlier checkpoint"
     matched = f"{len(found.used)} of the encoder's {len(own)} tensors match"
@@ -125,12 +145,12 @@ def _what_is_wrong(found: Fit, own: dict[str, Tensor], backbone: nn.Module) -> s
 
 
 def _position_remedy(shape: tuple[int, ...], backbone: nn.Module) -> str:
-    remedy = "position embeddings of another grid are not interpolated; set the image size of the "
-    remedy += "pretraining"
+    remedy = "position embeddings of another grid are not interpolated for an evaluation; set the "
+    remedy += "image size of the pretraining"
     patches = shape[1] - getattr(backbone, "num_prefix_tokens", 0) if len(shape) == 3 else 0
     side, patch = math.isqrt(max(patches, 0)), getattr(backbone, "patch_embed", None)
     if side and side * side == patches and hasattr(patch, "patch_size"):
-        remedy += f": backbone.image_size={side * patch.patch_size[0]}"
+        remedy += f": image_size={side * patch.patch_size[0]}"
     return remedy
 
 
@@ -170,9 +190,3 @@ def _heads(backbone: nn.Module) -> int | None:
     blocks = getattr(backbone, "blocks", None)
     attention = getattr(blocks[0], "attn", None) if isinstance(blocks, nn.Sequential) else None
     return getattr(attention, "num_heads", None)
-
-
-def _some(names: Iterable[str]) -> str:
-    names = list(names)
-    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return ", ".join(names[:SHOWN]) + more

@@ -12,7 +12,7 @@ from selfsight.data.sources.open import DataConfig, with_source
 from selfsight.encoders.backbones import BackboneConfig
 from selfsight.errors import UserError
 from selfsight.evaluate.classifiers import FineTuned, LinearHeads
-from selfsight.train.config import TrainConfig
+from selfsight.train.config import TrainConfig, with_names
 from selfsight.train.precision import Precision
 from selfsight.views.recipe import PRESETS, preset
 
@@ -102,7 +102,8 @@ def compose_trained(
         kind: linear-augmented or finetune: what the protocol must be.
         base: keys of the encoder's own run.
     """
-    tree = {**layers.read_yaml(protocol_file(protocol)), "protocol": Path(protocol).stem}
+    tree = with_names(layers.read_yaml(protocol_file(protocol)))
+    tree["protocol"] = Path(protocol).stem
     size = layers.fold({}, overrides).get("image_size") or image_size
     tree = _over(layers.merge(_only(base, TrainedConfig), tree), overrides, size)
     config = layers.validate(TrainedConfig, tree)
@@ -160,6 +161,7 @@ def _over(tree: Tree, overrides: list[str], size: int = 0) -> Tree:
         return {**tree, "views": sized(name, size)} if isinstance(name, str) else tree
 
     def lay(tree: Tree, layer: Tree) -> Tree:
+        layer = with_names(layer)
         if isinstance(layer.get("data"), dict):
             layer = {**layer, "data": with_source(layer["data"])}
         return layers.merge(tree, with_views(layer))

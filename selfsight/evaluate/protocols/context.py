@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from selfsight import __version__, distributed
+from selfsight.encoders.backbones import accepts
 from selfsight.errors import UserError
 from selfsight.evaluate.protocols.config import Evaluation
 from selfsight.evaluate.protocols.results import VERSIONS, Result, store
@@ -97,8 +98,8 @@ def open_context(target: EvaluationTarget, config: Evaluation) -> Iterator[Evalu
 
 
 def _check_size(target: EvaluationTarget, config: Evaluation) -> None:
-    """Transformers were built for one size."""
+    """The encoder takes images of this size; transformers are built for one."""
     own, size = target.encoder.image_size, config.image_size
-    name = target.encoder.description["backbone"]["name"]
-    if size not in (None, own) and ("vit" in name or "deit" in name):
+    if size not in (None, own) and not accepts(target.encoder.build(), size):
+        name = target.encoder.description["backbone"]["name"]
         raise UserError(f"image_size={size}: {name} was built for {own} pixels; leave it out")

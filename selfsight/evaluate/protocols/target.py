@@ -27,6 +27,7 @@ from selfsight.encoders.backbones import BackboneConfig, build_backbone
 from selfsight.encoders.foreign import load_foreign
 from selfsight.errors import UserError
 from selfsight.train.checkpoint import Checkpoints, read_checkpoint
+from selfsight.train.config import with_names
 
 CONFIGURATIONS = (".ini", ".yaml", ".yml")
 INHERITED = ("seed", "precision", "data")  # keys of the encoder's description
@@ -85,7 +86,7 @@ def open_target(where: str | Path, overrides: list[str], folder: str | None) -> 
     step = Checkpoints.step_of(path)
     if not path.is_dir() and step is None and not is_ours(path):
         return _foreign(path, overrides, Path(folder or f"runs/{path.stem}"))
-    if any(argument.startswith(("backbone.", "format=")) for argument in overrides):
+    if any(argument.startswith(("backbone.", "backbone=", "format=")) for argument in overrides):
         raise UserError(
             f"'{where}': the file describes its encoder itself; leave out backbone.* and format"
         )
@@ -173,7 +174,8 @@ class _Foreign(layers.Config):
 
 
 def _foreign(path: Path, overrides: list[str], folder: Path) -> EvaluationTarget:
-    keys = layers.validate(_Foreign, layers.fold({}, overrides))
+    tree = layers.fold({}, overrides, lambda low, top: layers.merge(low, with_names(top)))
+    keys = layers.validate(_Foreign, tree)
     if keys.backbone is None:
         raise UserError(
             f"'{path}': does not say which encoder it holds; add backbone.name=... (a timm model) "
