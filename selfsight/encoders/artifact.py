@@ -4,6 +4,8 @@ needs: how it is built, its data, its input, and what its method prepared before
 `describe` makes the description; a run folder holds it as encoder.json from its first step on.
 """
 
+import contextlib
+import functools
 import hashlib
 import json
 import shutil
@@ -17,11 +19,12 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from selfsight import __version__, randomness
-from selfsight.config import read_yaml, validate
+from selfsight.config import validate
 from selfsight.data.sources.open import DataConfig
 from selfsight.encoders.backbones import BackboneConfig, build_backbone
+from selfsight.encoders.description import FORMAT, Budget, parse_description
 from selfsight.errors import UserError
-from selfsight.files import write_atomically, write_json
+from selfsight.files import Damaged, sealed, write_atomically, write_json
 from selfsight.methods import vit
 from selfsight.methods.heads import EncoderWithProjection
 
@@ -68,7 +71,7 @@ def describe(
     positions = getattr(backbone, "pos_embed", None)
     kept_head = isinstance(backbone, EncoderWithProjection)
     return {
-        "format": 2,
+        "format": FORMAT,
         "method": method,
         "backbone": config.model_dump(mode="json"),
         "head_dim": backbone.num_features if kept_head else None,
@@ -90,7 +93,7 @@ def save_encoder(
 ) -> Path:
     """Write encoder.safetensors, its description inside, and the same as encoder.json."""
     path = folder / name
-    description = {**description, "weights_sha256": weights_hash(backbone)}
+    description = sealed({**description, "weights_sha256": weights_hash(backbone)})
     tensors = {k: v.detach().cpu().contiguous() for k, v in backbone.state_dict().items()}
     # One metadata key: safetensors does not keep the order of several, and equal runs must give
     # equal bytes.
@@ -135,11 +138,14 @@ class Network:
         description: as in encoder.safetensors.
         tensors: its state dict; None: the weights that the seed initialises.
         where: what an error message calls it.
+        size: how many weights, and how many numbers in them, the description may lead to; None
+            without tensors: as many as it likes.
     """
 
     description: dict[str, Any]
     tensors: dict[str, Tensor] | None
     where: str
+    size: tuple[int, int] | None = None
 
     @property
     def image_size(self) -> int:
@@ -159,6 +165,10 @@ class Network:
 
     def weights_sha256(self) -> str:
         """The hash of the weights; initial weights are built for it, others are not."""
+        return self._sha256
+
+    @functools.cached_property
+    def _sha256(self) -> str:
         return weights_hash(self.build()) if self.tensors is None else tensors_hash(self.tensors)
 
     def untrained(self) -> "Network":
@@ -166,9 +176,19 @@ class Network:
 
         For an encoder that started from other weights, this is the one that did not.
         """
-        return Network(self.description, None, "the untrained network")
+        return Network(self.description, None, "the untrained network", self._size())
+
+    def _size(self) -> tuple[int, int] | None:
+        if self.tensors is None:
+            return self.size
+        return len(self.tensors), sum(value.numel() for value in self.tensors.values())
 
     def _initialised(self, drop_path: float = 0.0) -> nn.Module:
+        size = self._size()
+        with Budget(*size, self.where) if size else contextlib.nullcontext():
+            return self._from_seed(drop_path)
+
+    def _from_seed(self, drop_path: float) -> nn.Module:
         described = self.description
         config = validate(BackboneConfig, described["backbone"])
         config = config.model_copy(update={"drop_path": drop_path})
@@ -210,6 +230,8 @@ def encoder_file(where: str | Path) -> Path:
 
 def is_ours(path: Path) -> bool:
     """Whether the file was written by save_encoder."""
+    if not path.is_file():  # a pipe would be waited for
+        return False
     try:
         with safe_open(path, framework="pt") as file:
             return any(key in (file.metadata() or {}) for key in METADATA)
@@ -218,7 +240,12 @@ def is_ours(path: Path) -> bool:
 
 
 def read_network(path: Path) -> Network:
-    """The content of an encoder.safetensors."""
+    """The content of an encoder.safetensors.
+
+    Raises: UserError if it is none, or if it is not as it was written.
+    """
+    if path.exists() and not path.is_file():
+        raise Damaged(path, "it is no plain file")
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
@@ -228,23 +255,9 @@ def read_network(path: Path) -> Network:
     text = next((metadata[key] for key in METADATA if key in metadata), None)
     if text is None:
         raise UserError(f"'{path}': was not written by Selfsight (no description in it)")
-    return Network(upgraded(json.loads(text), path.parent), tensors, str(path))
-
-
-def upgraded(description: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """A description of format 1, which left data and preparation to the run's config.yaml, as one
-    of format 2."""
-    if description["format"] > 1:
-        return description
-    method, file = description["method"]["name"], folder / "config.yaml"
-    run = read_yaml(file) if file.is_file() else {}
-    return {
-        **description,
-        "fixed_positions": method in ("mae", "ijepa", "moco_v3"),  # of encoders that have them
-        "precision": run.get("precision", "auto"),
-        "data": {
-            **run.get("data", {}),
-            "mean": description["mean"],
-            "std": description["std"],
-        },
-    }
+    network = Network(parse_description(text, path), tensors, str(path))
+    if network.description.get("weights_sha256", network.weights_sha256()) != (
+        network.weights_sha256()
+    ):
+        raise Damaged(path, "its weights are not those that its description was written for")
+    return network

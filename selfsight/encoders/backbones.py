@@ -3,18 +3,22 @@
 from typing import Any
 
 import torch
-from pydantic import Field
+from pydantic import Field, field_validator
 from torch import nn
 
 from selfsight import randomness
 from selfsight.config import Config, near
+from selfsight.data.source import first_line
 from selfsight.errors import UserError
+
+# arguments of timm that read a file, or fetch one from the network
+FILES = {"checkpoint_path", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"}
 
 
 class BackboneConfig(Config):
     """Which encoder; it always starts from random weights drawn from the seed."""
 
-    name: str = "resnet18"  # any name of timm.list_models()
+    name: str = Field("resnet18", max_length=200)  # any name of timm.list_models()
     small_images: bool = False  # ResNets: 3x3 stem of stride 1 and no max-pool, as for 32 px
     stem_stride: int = Field(
         1, ge=1, le=4
@@ -27,6 +31,13 @@ class BackboneConfig(Config):
     patch_size: int | None = Field(None, ge=1)  # ViTs: side of a patch in pixels
     drop_path: float = Field(0.0, ge=0, lt=1)  # stochastic depth
     options: dict[str, Any] = Field({})  # further arguments of the timm model
+
+    @field_validator("options")
+    @classmethod
+    def _reads_no_file(cls, options: dict[str, Any]) -> dict[str, Any]:
+        for key in FILES & options.keys():
+            raise ValueError(f"{key} would load weights; name their file with weights=FILE")
+        return options
 
 
 def build_backbone(
@@ -61,9 +72,13 @@ def build_backbone(
         torch.manual_seed(randomness.torch_seed(randomness.WEIGHTS, seed))
         try:
             backbone = timm.create_model(config.name, pretrained=False, num_classes=0, **options)
-        except (TypeError, ValueError, AssertionError, RuntimeError, KeyError) as error:
+        except (UserError, MemoryError):
+            raise
+        except Exception as error:  # timm checks few options, so that any operation may fail
             given = ", ".join(f"{k}={v}" for k, v in options.items())
-            raise UserError(f"backbone.name={config.name} with {given}: {error}") from None
+            raise UserError(
+                f"backbone.name={config.name} with {given}: {first_line(error)}"
+            ) from None
         if config.small_images:
             _adapt_stem(backbone, config)
     return backbone

@@ -26,7 +26,7 @@ from selfsight.encoders.artifact import (
 from selfsight.errors import UserError
 from selfsight.evaluate.features import extract
 from selfsight.evaluate.knn import knn_accuracy
-from selfsight.files import locked, write_json
+from selfsight.files import locked, sealed, write_json
 from selfsight.methods import METHODS, Method
 from selfsight.pretraining.build import build_method, image_size, with_hash, without_weights
 from selfsight.pretraining.config import RunConfig
@@ -64,7 +64,7 @@ def pretrain(config: RunConfig, quiet: bool = False) -> Path:
             if first and not quiet:
                 _announce(config, job.images, device)
             if first and not (folder / FILE).exists():  # so that its checkpoints can be evaluated
-                write_json(folder / DESCRIPTION, job.description())
+                write_json(folder / DESCRIPTION, sealed(job.description()))
             fit(**job.arguments(), quiet=quiet)
             if first:
                 save_encoder(folder, job.method.backbone, job.description())

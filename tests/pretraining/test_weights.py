@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from selfsight.encoders.artifact import weights_hash
+from selfsight.encoders.description import read_description
 from selfsight.encoders.encoder import load_encoder
 from selfsight.errors import UserError
 from selfsight.evaluate.protocols.target import open_target
@@ -174,7 +175,7 @@ def test_the_best_check_is_kept(best):
     described = load_encoder(best / "best.safetensors").description
     assert described["knn"] == highest["knn"]
     assert described["pretrained_on"]["epochs"] == highest["epoch"]
-    assert json.loads((best / "best.json").read_text()) == described
+    assert read_description(best / "best.json") == described
     assert len(checks) == 5
 
 

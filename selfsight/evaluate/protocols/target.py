@@ -1,6 +1,5 @@
 """What is evaluated: the encoder of a run, of a file, or of another library's checkpoint."""
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,10 +17,10 @@ from selfsight.encoders.artifact import (
     encoder_file,
     is_ours,
     read_network,
-    upgraded,
     weights_hash,
 )
 from selfsight.encoders.backbones import BackboneConfig, build_backbone
+from selfsight.encoders.description import read_description
 from selfsight.encoders.foreign import load_foreign
 from selfsight.errors import UserError
 from selfsight.train.checkpoint import Checkpoints, read_checkpoint
@@ -112,8 +111,7 @@ def _of_checkpoint(path: Path, folder: str | None) -> EvaluationTarget:
             f"'{path}': no {DESCRIPTION} in '{home}', which describes the encoder; the "
             f"`selfsight pretrain` command of the run writes it when it continues"
         )
-    description = json.loads((home / DESCRIPTION).read_text(encoding="utf-8"))
-    description = upgraded(description, home)
+    description = read_description(home / DESCRIPTION)
     if path.is_dir():
         found = Checkpoints(home / "checkpoints").load(torch.device("cpu"))
     else:
