@@ -17,7 +17,7 @@ from selfsight import distributed
 from selfsight.errors import UserError
 from selfsight.files import write_json
 from selfsight.methods.method import Method, Output
-from selfsight.train.checkpoint import Checkpoints, load_from
+from selfsight.train.checkpoint import Checkpoints, Part, load_from, misfit
 from selfsight.train.collapse import CollapseMonitor
 from selfsight.train.config import TrainConfig
 from selfsight.train.events import SILENT, Events
@@ -78,12 +78,16 @@ class Session:
         self._monitor = CollapseMonitor(method) if method.remedy else None
         self._device = next(method.parameters()).device
         self._first_bad = torch.full((), -1, dtype=torch.long, device=self._device)
+        self._parts: dict[str, Part] = {"method": method, "optimizer": optimizer}
+        if probe:
+            self._parts |= {"probe": probe, "probe_optimizer": probe.optimizer}
         self._resume(resume)
         self._check_start()
 
     def _resume(self, other_run: str | None) -> None:
         """Load the newest checkpoint of this folder; if it has none, that of the other run."""
-        found = self.checkpoints.load(self._device)
+        identity = self.config.identity()
+        found = self.checkpoints.load(self._device, lambda s: misfit(s, self._parts, identity))
         if found is not None:
             self._load(*found)
         if found is not None or other_run is None:
@@ -96,7 +100,7 @@ class Session:
             )
         try:
             self._load(step, state)
-        except (RuntimeError, ValueError, KeyError) as error:
+        except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
             reason = " ".join(str(error).split())
             raise UserError(
                 f"resume={other_run}: its state does not fit this method, encoder or optimizer "
@@ -105,11 +109,8 @@ class Session:
 
     def _load(self, start: int, state: dict[str, Any]) -> None:
         self.start, self.seconds = start, state["seconds"]
-        self.method.load_state_dict(state["method"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        if self.probe:
-            self.probe.load_state_dict(state["probe"])
-            self.probe.optimizer.load_state_dict(state["probe_optimizer"])
+        for name, part in self._parts.items():
+            part.load_state_dict(state[name])
         if distributed.rank() == 0:
             console.print(f"Continuing after step {self.start} of {self.steps}", soft_wrap=True)
 
@@ -125,14 +126,8 @@ class Session:
 
     def _save(self, done: int) -> None:
         if distributed.rank() == 0:
-            state = {
-                "method": self.method.state_dict(),
-                "optimizer": self.optimizer.state_dict(),
-                "seconds": self.seconds,
-            }
-            if self.probe:
-                state["probe"] = self.probe.state_dict()
-                state["probe_optimizer"] = self.probe.optimizer.state_dict()
+            state = {name: part.state_dict() for name, part in self._parts.items()}
+            state |= {"seconds": self.seconds, "step": done, "config": self.config.identity()}
             self.checkpoints.save(done, state)
         distributed.barrier()
 

@@ -119,6 +119,8 @@ def _of_checkpoint(path: Path, folder: str | None) -> EvaluationTarget:
     if found is None:
         raise UserError(f"'{path}': every checkpoint is damaged; there is no encoder to measure")
     step, state = found
+    if not isinstance(state.get("method"), dict):
+        raise UserError(f"'{path}': the checkpoint of step {step} holds no encoder")
     tensors = {
         name.removeprefix("backbone."): value
         for name, value in state["method"].items()
