@@ -7,6 +7,7 @@ What is written here may be torn, altered, or replaced by a folder or a pipe bef
 import contextlib
 import hashlib
 import json
+import math
 import os
 import stat
 from collections.abc import Callable, Iterator
@@ -74,9 +75,12 @@ def _lock_file(path: Path) -> BinaryIO:
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
     """Call `write` with a temporary path beside `path`, flush that file to disk and rename it.
 
-    The file gets the permissions of a new file, even if a library would set others (0600).
+    The file gets the permissions of a new file, even if a library would set others (0600). A folder
+    that has its name is renamed.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
+    if path.is_dir() and not path.is_symlink():
+        set_aside(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as file:
@@ -147,6 +151,40 @@ def read_json(path: Path, kind: type = dict) -> Any:
     """
     value = parse_json(read_text(path), path, kind)
     return unsealed(value, path) if kind is dict else value
+
+
+def read_or_set_aside(
+    path: Path, fits: Callable[[dict[str, Any]], bool], say: Callable[[str], None]
+) -> dict[str, Any] | None:
+    """The JSON object that an earlier command wrote and that can be made again.
+
+    Args:
+        fits: whether the object has what its reader needs, each of the right type.
+        say: takes a line about a damaged file, which is renamed.
+    Returns: None if there is no such file, or a damaged one.
+    """
+    if not os.path.lexists(path):
+        return None
+    try:
+        value = read_json(path)
+        if fits(value):
+            return value
+        reason = "it lacks values, or they are of another type"
+    except (Damaged, FileNotFoundError) as error:  # the latter: a link to nothing
+        reason = error.reason if isinstance(error, Damaged) else "it is a link to nothing"
+    say(f"'{path}' is damaged: {reason}; kept as '{set_aside(path).name}', it is made again")
+    return None
+
+
+def are_numbers(values: Any) -> bool:
+    """Whether this is an object of JSON whose values are finite numbers, or null."""
+    if not isinstance(values, dict):
+        return False
+    return all(v is None or (is_number(v) and math.isfinite(v)) for v in values.values())
+
+
+def is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def parse_json(text: str, path: Path, kind: type = dict) -> Any:
