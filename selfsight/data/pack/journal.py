@@ -64,7 +64,9 @@ class Journal:
         found = self._records.read()
         table = np.frombuffer(found[: len(found) // RECORD.itemsize * RECORD.itemsize], RECORD)
         ends = [start, *table["end"].tolist()]
-        count = len(table)
+        count = next((n for n, r in enumerate(table) if not _is_read(r)), len(table))
+        falls = np.flatnonzero(np.diff(np.array(ends[: count + 1], np.int64)) < 0)
+        count = int(falls[0]) if len(falls) else count
         while count and not self._is_whole(table[count - 1], ends[count - 1], ends[count]):
             count -= 1
         self._records.truncate(count * RECORD.itemsize)
@@ -73,8 +75,6 @@ class Journal:
 
     def _is_whole(self, record: np.void, start: int, end: int) -> bool:
         """Whether an image matches its record; after a power cut either may be incomplete."""
-        if record["check"] != zlib.crc32(record.tobytes()[:-4]):
-            return False
         if not record["whole"]:
             return start == end
         self._images.seek(start)
@@ -100,6 +100,11 @@ class Journal:
         self._records.write(b"".join(waiting))
         _to_disk(self._records)
         self._flushed = time.monotonic()
+
+
+def _is_read(record: np.void) -> bool:
+    """Whether a record is as it was written."""
+    return record["check"] == zlib.crc32(record.tobytes()[:-4])
 
 
 def _to_disk(file: io.BufferedRandom) -> None:
