@@ -10,14 +10,13 @@ import re
 import types
 import typing
 from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.fields import FieldInfo
 
 from selfsight.errors import UserError
+from selfsight.yaml_text import parse_yaml, read_yaml  # noqa: F401 (read_yaml is for others)
 
 Tree = dict[str, Any]
 C = typing.TypeVar("C", bound="Config")
@@ -61,53 +60,7 @@ def _identity(value: Any, plain: Any) -> Any:
     return plain
 
 
-# YAML ---------------------------------------------------------------------------------------------
-
-
-class _Loader(yaml.SafeLoader):
-    """Safe YAML where 1e-3 is a number and a repeated key is an error."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
-        seen = set()
-        for key_node, _ in node.value:
-            key = key_node.value
-            if key != "<<" and key in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"key '{key}' is given twice", key_node.start_mark
-                )
-            seen.add(key)
-        return super().construct_mapping(node, deep)
-
-
-_FLOAT = re.compile(
-    r"^[-+]?(?:[0-9][0-9_]*)(?:\.[0-9_]*)?[eE][-+]?[0-9]+$|^[-+]?\.[0-9]+[eE][-+]?[0-9]+$"
-)
-_Loader.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+.0123456789"))
-
-
-def parse_yaml(text: str, name: str) -> Any:
-    """The value of a YAML text. Raises: UserError with the name, the line and the reason."""
-    try:
-        return yaml.load(text, Loader=_Loader)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f" line {mark.line + 1}" if mark else ""
-        reason = getattr(error, "problem", None) or str(error).splitlines()[0]
-        raise UserError(f"{name}{where}: not valid YAML: {reason}") from None
-
-
-def read_yaml(path: Path) -> Tree:
-    """The mapping in a YAML file; an empty file is an empty mapping."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"Cannot read '{path}': {error}") from None
-    tree = parse_yaml(text, str(path))
-    if tree is None:
-        return {}
-    if not isinstance(tree, dict):
-        raise UserError(f"{path}: expected 'key: value' lines, found {type(tree).__name__}")
-    return tree
+# Layers -------------------------------------------------------------------------------------------
 
 
 def parse_overrides(arguments: Iterable[str]) -> list[Tree]:

@@ -1,5 +1,19 @@
 """The exception for mistakes of a user; the command line prints it and exits with status 2."""
 
+import re
+
+# Codes that move a terminal's cursor, colour it, answer for the user, or reverse what is read.
+_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+
 
 class UserError(Exception):
     """The message names key and value, why they are refused and what to type; a line a problem."""
+
+
+def printable(text: str) -> str:
+    """The text with control codes as a programmer writes them: names of files may hold any.
+
+    >>> printable("a\\x1b[31mb")
+    'a\\\\x1b[31mb'
+    """
+    return _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)

@@ -28,6 +28,7 @@ FLOORS = [
     ["methods"],
     ["views", "data"],
     ["batch", "losses", "config"],
+    ["yaml_text"],
     ["files", "metrics"],
     ["randomness", "distributed", "schedules", "errors"],
 ]

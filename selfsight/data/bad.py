@@ -5,7 +5,7 @@ from contextlib import nullcontext
 from pathlib import Path
 
 from selfsight.data.source import BadImage
-from selfsight.errors import UserError
+from selfsight.errors import UserError, printable
 from selfsight.files import appending
 
 
@@ -32,7 +32,8 @@ class BadImages:
         Raises: UserError if more images are undecodable than `most` allows.
         """
         parts = (error.name, error.reason)
-        line = "\t".join(" ".join(part.replace("\t", " ").splitlines()) for part in parts)
+        words = (" ".join(part.replace("\t", " ").splitlines()) for part in parts)
+        line = printable("\t".join(words))
         with self._lock, appending(self._file) if self._file else nullcontext() as file:
             if file:
                 self.lines = read_bad(self._file)

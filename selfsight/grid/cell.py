@@ -77,8 +77,11 @@ def _cost(folder: Path) -> dict[str, Any]:
 
 def _online(folder: Path) -> float | None:
     """The online probe's accuracy, the mean of what the last epoch logged."""
-    records = [r for r in read_metrics(folder / "metrics.jsonl") if "probe_top1" in r]
+    records = [
+        r for r in read_metrics(folder / "metrics.jsonl") if {"probe_top1", "epoch"} <= r.keys()
+    ]
     late = [r["probe_top1"] for r in records if r["epoch"] > records[-1]["epoch"] - 1]
+    late = [value for value in late if value is not None]
     return fmean(late) if late else None
 
 

@@ -69,7 +69,7 @@ def pretrain(config: RunConfig, quiet: bool = False) -> Path:
             if first:
                 save_encoder(folder, job.method.backbone, job.description())
                 if config.save_as:
-                    save_copy(folder, config.save_as, read_metrics(folder / "metrics.jsonl")[-1])
+                    save_copy(folder, config.save_as, _last_record(folder, job))
                 _tell_bad(folder / BAD_IMAGES)
         distributed.barrier()
         return folder
@@ -134,11 +134,18 @@ def assemble(config: RunConfig, device: torch.device) -> Job:
     return job
 
 
+def _last_record(folder: Path, job: Job) -> dict[str, Any]:
+    """The last metrics; those of a finished run may have been removed."""
+    steps = job.config.steps(job.loader.steps_per_epoch)
+    none = {"epoch": steps / job.loader.steps_per_epoch, "step": steps, "loss": None}
+    return (read_metrics(folder / "metrics.jsonl") or [none])[-1]
+
+
 def _keep_best(job: Job, record: dict[str, Any]) -> None:
     """Write best.safetensors, if no earlier check scored as high as this record's."""
     folder = Path(job.config.run)
     before = (r for r in read_metrics(folder / "metrics.jsonl") if r["step"] < record["step"])
-    if record["knn"] > max((r["knn"] for r in before if "knn" in r), default=-1.0):
+    if record["knn"] > max((r["knn"] for r in before if r.get("knn") is not None), default=-1.0):
         description = job.description()
         description["pretrained_on"]["epochs"] = record["epoch"]
         description["knn"] = record["knn"]

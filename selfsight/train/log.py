@@ -4,20 +4,42 @@ import json
 import math
 import shutil
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
+import rich.console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
+from rich.segment import Segment
+from rich.text import Text
 
+from selfsight.errors import printable
 from selfsight.files import are_numbers, open_plain, write_text
 
 PLAIN_EVERY = 10.0  # seconds between two lines in a pipe
-TIMES = ("epoch", "seconds")  # what each record holds beside its step
+TIMES = ("epoch", "seconds")  # numbers of every record; others may be null
 BAR_EVERY = 0.1  # seconds between two updates of a bar
 
-console = Console(stderr=True, highlight=False)
+
+class Console(rich.console.Console):
+    """Prints text as it is, but for control codes in names, which are shown and not obeyed."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(highlight=False, markup=False, **options)
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        return super().render_str(printable(text), **options)  # here too: columns are measured
+
+    def render(self, *arguments: Any, **options: Any) -> Iterator[Segment]:
+        for segment in super().render(*arguments, **options):
+            if segment.control:
+                yield segment
+            else:
+                yield segment._replace(text=printable(segment.text))
+
+
+console = Console(stderr=True)
 
 
 def say(text: str) -> None:
@@ -48,7 +70,8 @@ def _record(line: bytes) -> dict[str, Any] | None:
         return None
     if not isinstance(record, dict) or type(record.get("step")) is not int:
         return None
-    return record if are_numbers(record) and None not in map(record.get, TIMES) else None
+    whole = are_numbers(record) and all(record.get(key, 0) is not None for key in TIMES)
+    return record if whole else None
 
 
 class MetricsFile:

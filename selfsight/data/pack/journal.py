@@ -5,11 +5,13 @@ import os
 import time
 import zlib
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from selfsight.data.source import content_hash
+from selfsight.errors import UserError
+from selfsight.files import Damaged, read_json
 
 # For each image of the source: its end in the file of images in bytes (an undecodable image has
 # length 0), the content hash of what is stored, that of what it was made from, whether it is good;
@@ -28,6 +30,14 @@ class Made(NamedTuple):
 
 
 BROKEN = Made(b"", bytes(16), bytes(16))
+
+
+def begun(work: Path, plan: str, end: str) -> dict[str, Any]:
+    """The plan of an unfinished pack, from the file of the plan or that which marks the end."""
+    try:
+        return read_json(work / (plan if (work / plan).exists() else end))
+    except (FileNotFoundError, Damaged):
+        raise UserError(f"'{work}': its {plan} is lost or damaged; remove this folder") from None
 
 
 class Journal:

@@ -25,17 +25,15 @@ from selfsight.config import Config, differences
 from selfsight.data.bad import BadImages
 from selfsight.data.decode import JPEG, decoded, orientation, read
 from selfsight.data.images import center_box, resize
-from selfsight.data.pack.journal import BROKEN, RECORD, Journal, Made
+from selfsight.data.pack.journal import BROKEN, RECORD, Journal, Made, begun
 from selfsight.data.pack.read import BLOB, DESCRIPTION, FORMAT, FORMATS, VERSION, read_description
 from selfsight.data.packed_strings import PackedStrings
 from selfsight.data.source import BadImage, Source, Watch, content_hash, origins
 from selfsight.data.sources.open import LOADING_KEYS, DataConfig, PathSpec, is_pattern, open_source
 from selfsight.errors import UserError
 from selfsight.files import (
-    Damaged,
     file_hash,
     locked,
-    read_json,
     rename_durably,
     sealed,
     write_atomically,
@@ -138,7 +136,7 @@ def _refuse_others(folder: Path, plan: dict[str, Any] | None) -> None:
             )
         found = read_description(folder)
     elif any((work / name).exists() for name in (PLAN, DESCRIPTION, RECORDS)):
-        folder, found = work, _begun(work)
+        folder, found = work, begun(work, PLAN, DESCRIPTION)
     else:
         return
     if plan is None:
@@ -153,14 +151,6 @@ def _refuse_others(folder: Path, plan: dict[str, Any] | None) -> None:
             f"'{folder}' is a pack of something else ({'; '.join(changed)}); remove it, or choose "
             f"another folder with --output"
         )
-
-
-def _begun(work: Path) -> dict[str, Any]:
-    """The plan of an unfinished pack."""
-    try:
-        return read_json(work / (PLAN if (work / PLAN).exists() else DESCRIPTION))
-    except (FileNotFoundError, Damaged):
-        raise UserError(f"'{work}': its {PLAN} is lost or damaged; remove this folder") from None
 
 
 def _work(folder: Path) -> Path:
