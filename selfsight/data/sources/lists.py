@@ -70,7 +70,7 @@ class _Labels:
         kind = type(label)
         if kind is not self._kind:
             if kind not in _KINDS:
-                raise ValueError(f"label {label!r} is neither a whole number nor a name")
+                raise ValueError(f"label {label!r:.80} is neither a whole number nor a name")
             if self._kind is not None:
                 this, before = _KINDS[kind], _KINDS[self._kind]
                 raise ValueError(f"has {this}, but the lines before have {before}")
