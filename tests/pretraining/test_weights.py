@@ -1,8 +1,10 @@
 """Encoders that do not start at random, and the best of a run's checks."""
 
 import json
+import os
 import re
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,7 +17,7 @@ from selfsight.errors import UserError
 from selfsight.evaluate.protocols.target import open_target
 from selfsight.methods import METHODS
 from selfsight.pretraining import job as jobs
-from selfsight.pretraining.build import build_method
+from selfsight.pretraining.build import build_method, with_hash
 from selfsight.pretraining.config import RunConfig, compose, read_run_config
 from selfsight.train import engine
 from selfsight.train.log import read_metrics
@@ -208,3 +210,12 @@ def test_the_best_is_measured_beside_the_run(best):
     sha = load_encoder(best / "best.safetensors").description["weights_sha256"]
     assert record["weights_sha256"] == sha
     assert not (best / "results.json").exists()
+
+
+def test_weights_that_are_no_file_are_one_line(tmp_path):
+    """A pipe would be waited for, a device read for ever."""
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", Path("/dev/zero")):
+        config = compose("digits/simclr", [f"weights={path}"], str(tmp_path / "run")).config
+        with pytest.raises(UserError, match=r"weights=.*: it is no plain file"):
+            with_hash(config)
