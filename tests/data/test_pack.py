@@ -25,6 +25,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import selfsight
+from selfsight.data.bad import BadImages
+from selfsight.data.check import check
 from selfsight.data.decode import decode
 from selfsight.data.images import Images, center_box, cut
 from selfsight.data.pack import journal
@@ -32,7 +34,7 @@ from selfsight.data.pack import write as packing
 from selfsight.data.pack.journal import RECORD
 from selfsight.data.pack.read import Pack, verify
 from selfsight.data.pack.write import PackConfig, pack
-from selfsight.data.source import BadImage
+from selfsight.data.source import ChangedImage
 from selfsight.data.sources.open import DataConfig, open_source
 from selfsight.errors import UserError
 from selfsight.evaluate.overlap import compare, fingerprints
@@ -665,7 +667,7 @@ def test_what_is_no_file_is_not_waited_for(finished, file, what):
 
 
 @pytest.mark.parametrize("raw", [True, False])
-def test_an_image_that_changed_on_the_disk_is_a_broken_one(tmp_path, raw):
+def test_an_image_that_changed_on_the_disk_ends_the_command(tmp_path, raw):
     """It would decode to other pixels, in silence."""
     root = pngs(tmp_path / "in")
     folder = packed(root, tmp_path / "out", PackConfig(raw=raw, size=8)) / "train"
@@ -678,8 +680,13 @@ def test_an_image_that_changed_on_the_disk_is_a_broken_one(tmp_path, raw):
     pack_of = Pack(folder)
     assert [bytes(pack_of.read(i)) for i in range(len(images) - 1)] == images[:-1]
     for _ in range(2):
-        with pytest.raises(BadImage, match="its bytes in the pack have changed"):
+        with pytest.raises(ChangedImage, match=r"its bytes in the pack .* have changed") as error:
             pack_of.read(len(images) - 1)
+    with pytest.raises(ChangedImage):  # replaced by another image it would be another result
+        BadImages(None, 100, 0.5).note(error.value)
+    report = check(DataConfig(path=str(folder.parent)), lambda *_: None)
+    assert [len(split.broken) for split in report.splits] == [1, 0]
+    assert len(report.damaged) == 1
 
 
 def test_an_unfinished_pack_without_its_plan_is_not_continued(tmp_path):

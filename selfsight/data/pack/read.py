@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from selfsight.data.packed_strings import PackedStrings
-from selfsight.data.source import BadImage, content_hash
+from selfsight.data.source import ChangedImage, content_hash
 from selfsight.errors import UserError
 from selfsight.files import Damaged, file_hash, open_plain, parse_json, read_text, unsealed
 
@@ -75,11 +75,14 @@ class Pack:
         return self._count
 
     def read(self, i: int) -> bytes | np.ndarray:
-        """Image i as it is stored. Raises: BadImage if its bytes are not those that were packed."""
+        """Image i as it is stored. Raises: ChangedImage if its bytes are not those that were packed."""
         image = self._stored(i)
         if not self._seen[i]:
             if not self.is_whole(i):
-                raise BadImage(self.name(i), "its bytes in the pack have changed; pack it again")
+                reason = (
+                    f"its bytes in the pack '{self._folder}' have changed; restore or repack it"
+                )
+                raise ChangedImage(self.name(i), reason)
             self._seen[i] = True
         return image
 
