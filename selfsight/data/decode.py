@@ -115,16 +115,18 @@ def to_rgb(image: Image.Image) -> Image.Image:
     """An upright RGB image; transparent pixels become white, 16-bit gray becomes 8-bit."""
     image.load()
     with contextlib.suppress(Exception):  # damaged metadata does not matter
-        image = ImageOps.exif_transpose(image)
+        if image.getexif().get(ORIENTATION, 1) != 1:  # else it would be a copy, of much memory
+            image = ImageOps.exif_transpose(image)
     if image.mode == "F":
         raise ValueError("pixels are floating-point numbers; save them as 8 or 16 bits")
     if image.mode.startswith("I;16") or image.mode == "I":
         gray = np.asarray(image).astype(np.uint32) >> 8
         return Image.fromarray(gray.clip(0, 255).astype(np.uint8)).convert("RGB")
     if "A" in image.getbands() or "transparency" in image.info:
-        image = image.convert("RGBA")
+        image = image if image.mode == "RGBA" else image.convert("RGBA")
         white = Image.new("RGBA", image.size, (255, 255, 255, 255))
-        return Image.alpha_composite(white, image).convert("RGB")
+        image = Image.alpha_composite(white, image)
+        del white  # of a large image, each copy counts
     return image.convert("RGB")
 
 

@@ -75,14 +75,12 @@ class Pack:
         return self._count
 
     def read(self, i: int) -> bytes | np.ndarray:
-        """Image i as it is stored. Raises: ChangedImage if its bytes are not those that were packed."""
+        """Image i as it is stored. Raises: ChangedImage if its bytes are not as they were."""
         image = self._stored(i)
         if not self._seen[i]:
             if not self.is_whole(i):
-                reason = (
-                    f"its bytes in the pack '{self._folder}' have changed; restore or repack it"
-                )
-                raise ChangedImage(self.name(i), reason)
+                where = f"its bytes in the pack '{self._folder}'"
+                raise ChangedImage(self.name(i), f"{where} have changed; restore or repack it")
             self._seen[i] = True
         return image
 
