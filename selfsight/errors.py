@@ -1,8 +1,11 @@
 """The exception for mistakes of a user; the command line prints it and exits with status 2."""
 
+import re
 from collections.abc import Iterable
 
 SHOWN = 3  # names in a message
+# Codes that move a terminal's cursor, colour it, answer for the user, or reverse what is read.
+_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
 
 class UserError(Exception):
@@ -14,3 +17,12 @@ def some(names: Iterable[str]) -> str:
     names = list(names)
     more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
     return ", ".join(names[:SHOWN]) + more
+
+
+def printable(text: str) -> str:
+    """The text with control codes as a programmer writes them: names of files may hold any.
+
+    >>> printable("a\\x1b[31mb")
+    'a\\\\x1b[31mb'
+    """
+    return _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)

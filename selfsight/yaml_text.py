@@ -1,4 +1,5 @@
-"""YAML files and key=value arguments as plain data."""
+"""YAML that anyone may have written, and key=value arguments, as plain data: bounded in time and
+memory, each mistake one line."""
 
 import re
 from collections.abc import Iterable
@@ -8,6 +9,7 @@ from typing import Any
 import yaml
 
 from selfsight.errors import UserError
+from selfsight.files import Damaged, read_text
 
 Tree = dict[str, Any]
 # Keys whose values are paths or names: on the command line their text is taken as it is, since YAML
@@ -15,6 +17,8 @@ Tree = dict[str, Any]
 PATHS = ("data.path", "data.test_path", "data.image_dir", "data.test_image_dir")
 TEXTS = (*PATHS, "run", "weights", "resume", "images", "save_as")
 TEXTS += ("log.wandb.name", "log.wandb.project", "log.wandb.entity", "log.wandb.folder")
+LONGEST_YAML = 2**20  # characters
+MOST_VALUES = 100_000  # of a YAML text, with those that aliases stand for
 
 
 class _Loader(yaml.SafeLoader):
@@ -24,6 +28,9 @@ class _Loader(yaml.SafeLoader):
         seen = set()
         for key_node, _ in node.value:
             key = key_node.value
+            if not isinstance(key, str):
+                reason = "a key is a list or a mapping"
+                raise yaml.constructor.ConstructorError(None, None, reason, key_node.start_mark)
             if key != "<<" and key in seen:
                 raise yaml.constructor.ConstructorError(
                     None, None, f"key '{key}' is given twice", key_node.start_mark
@@ -40,8 +47,19 @@ _Loader.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+.012345
 
 def parse_yaml(text: str, name: str) -> Any:
     """The value of a YAML text. Raises: UserError with the name, the line and the reason."""
+    if len(text) > LONGEST_YAML:
+        raise UserError(
+            f"{name}: {len(text):,} characters of YAML, at most {LONGEST_YAML:,} are read"
+        )
     try:
-        return yaml.load(text, Loader=_Loader)
+        loader = _Loader(text)
+        node = loader.get_single_node()
+        _expanded(node, {}, name)
+        return None if node is None else loader.construct_document(node)
+    except RecursionError:
+        raise UserError(f"{name}: not valid YAML: nested too deeply") from None
+    except ValueError as error:  # of values that look like a date or a number, such as 2024-99-99
+        raise UserError(f"{name}: not valid YAML: {error}") from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f" line {mark.line + 1}" if mark else ""
@@ -49,12 +67,34 @@ def parse_yaml(text: str, name: str) -> Any:
         raise UserError(f"{name}{where}: not valid YAML: {reason}") from None
 
 
+def _expanded(node: yaml.Node | None, known: dict[int, int], name: str) -> int:
+    """How many values a node stands for, with those of its aliases.
+
+    Raises: UserError if aliases multiply to more than MOST_VALUES, or lead back to their anchor.
+    """
+    if id(node) in known or not isinstance(node, yaml.CollectionNode):
+        if known.get(id(node)) == 0:  # it is being counted
+            raise UserError(f"{name}: not valid YAML: an anchor contains its own alias")
+        return known.get(id(node), 1)
+    known[id(node)] = 0
+    below = (part for pair in node.value for part in (pair if isinstance(pair, tuple) else [pair]))
+    known[id(node)] = count = 1 + sum(_expanded(part, known, name) for part in below)
+    if count > MOST_VALUES:
+        raise UserError(
+            f"{name}: its aliases stand for more than {MOST_VALUES:,} values; write them out, or "
+            f"remove aliases of aliases"
+        )
+    return count
+
+
 def read_yaml(path: Path) -> Tree:
     """The mapping in a YAML file; an empty file is an empty mapping."""
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"Cannot read '{path}': {error}") from None
+        text = read_text(path)
+    except Damaged as error:
+        raise UserError(f"Cannot read '{path}': {error.reason}") from None
+    except OSError as error:
+        raise UserError(f"Cannot read '{path}': {error.strerror}") from None
     tree = parse_yaml(text, str(path))
     if tree is None:
         return {}

@@ -28,7 +28,8 @@ FLOORS = [
     ["methods"],
     ["views", "data"],
     ["batch", "losses", "config"],
-    ["files", "metrics", "yaml_text"],
+    ["yaml_text"],
+    ["files", "metrics"],
     ["randomness", "distributed", "schedules", "errors"],
 ]
 

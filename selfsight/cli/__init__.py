@@ -8,7 +8,7 @@ import sys
 from selfsight.cli import pretraining, evaluation, data, tables  # isort: skip  # noqa: F401
 from selfsight.cli.app import app
 from selfsight.cli.files import plugins
-from selfsight.errors import UserError
+from selfsight.errors import UserError, printable
 
 
 @functools.cache
@@ -26,7 +26,7 @@ def main() -> None:
         register_all()
         app(prog_name="selfsight")
     except UserError as error:
-        for line in str(error).splitlines():
+        for line in printable(str(error)).splitlines():
             print(line if line.startswith("  ") else f"selfsight: {line}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
@@ -38,5 +38,5 @@ def main() -> None:
     except OSError as error:  # a folder that cannot be written, a full disk
         if error.filename is None:
             raise
-        print(f"selfsight: '{error.filename}': {error.strerror}", file=sys.stderr)
+        print(printable(f"selfsight: '{error.filename}': {error.strerror}"), file=sys.stderr)
         sys.exit(2)

@@ -4,8 +4,8 @@ import threading
 from contextlib import nullcontext
 from pathlib import Path
 
-from selfsight.data.source import BadImage
-from selfsight.errors import UserError
+from selfsight.data.source import BadImage, ChangedImage
+from selfsight.errors import UserError, printable
 from selfsight.files import appending
 
 
@@ -29,10 +29,13 @@ class BadImages:
     def note(self, error: BadImage) -> None:
         """Add a line, if the file has no equal one.
 
-        Raises: UserError if more images are undecodable than `most` allows.
+        Raises: UserError if more images are undecodable than `most` allows; ChangedImage.
         """
+        if isinstance(error, ChangedImage):
+            raise error
         parts = (error.name, error.reason)
-        line = "\t".join(" ".join(part.replace("\t", " ").splitlines()) for part in parts)
+        words = (" ".join(part.replace("\t", " ").splitlines()) for part in parts)
+        line = printable("\t".join(words))
         with self._lock, appending(self._file) if self._file else nullcontext() as file:
             if file:
                 self.lines = read_bad(self._file)

@@ -128,14 +128,16 @@ def to_rgb(image: Image.Image, how: Decoding = USUAL) -> Image.Image:
     image.load()
     transparent = _declares_alpha(image)
     with contextlib.suppress(Exception):  # damaged metadata does not matter
-        image = ImageOps.exif_transpose(image)
+        if image.getexif().get(ORIENTATION, 1) != 1:  # else it would be a copy, of much memory
+            image = ImageOps.exif_transpose(image)
     if image.mode in DEEP:
         return Image.fromarray(_eight_bits(np.asarray(image), how)).convert("RGB")
     if transparent:
-        image = image.convert("RGBA")
+        image = image if image.mode == "RGBA" else image.convert("RGBA")
         white = Image.new("RGBA", image.size, (255, 255, 255, 255))
-        return Image.alpha_composite(white, image).convert("RGB")
-    if image.mode == "RGBA":  # the fourth band is something else, such as infrared
+        image = Image.alpha_composite(white, image)
+        del white  # of a large image, each copy counts
+    elif image.mode == "RGBA":  # the fourth band is something else, such as infrared
         image = Image.merge("RGB", image.split()[:3])
     return image.convert("RGB")
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from selfsight.files import write_atomically
+from selfsight.files import open_plain, write_atomically
 
 BATCH = 2**14  # strings held as Python objects at a time
 
@@ -48,6 +48,13 @@ class PackedStrings:
         offsets = np.concatenate([zero, *lengths], dtype=zero.dtype)
         return cls(blob, offsets.cumsum(dtype=zero.dtype, out=offsets))
 
+    def is_whole(self) -> bool:
+        """Whether the offsets cut all bytes into strings."""
+        ends = self.offsets
+        if ends.ndim != 1 or ends.dtype.kind not in "iu" or not len(ends):
+            return False
+        return bool(ends[0] == 0 and ends[-1] == len(self.blob) and (ends[1:] >= ends[:-1]).all())
+
     def __len__(self) -> int:
         return len(self.offsets) - 1
 
@@ -78,13 +85,18 @@ def save_index(file: Path, index: Any) -> None:
 
 
 def load_index(file: Path, kind: type) -> Any | None:
-    """The index that `save_index` has written, of type `kind`; None if missing or damaged."""
+    """The index that `save_index` has written, of type `kind`; None if missing or damaged.
+
+    The format .npz holds a checksum of each array, which NumPy compares.
+    """
     try:
-        with np.load(file, allow_pickle=False) as saved:
+        with open_plain(file) as stream, np.load(stream, allow_pickle=False) as saved:
             values = {key: saved[key] for key in kind._fields}
             for key in values:
                 if f"{key}_offsets" in saved:
                     values[key] = PackedStrings(values[key].tobytes(), saved[f"{key}_offsets"])
+                    if not values[key].is_whole():
+                        return None
             return kind(**values)
     # On damaged files NumPy raises more kinds of exceptions than its documentation lists.
     except Exception:

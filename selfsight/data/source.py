@@ -72,6 +72,11 @@ class BadImage(UserError):
         self.name, self.reason = name, reason
 
 
+class ChangedImage(BadImage):
+    """The bytes of an image are not those that were stored: damage, whatever data.max_bad allows
+    of images that never could be decoded."""
+
+
 class ConcatSource:
     """Several sources as one: their images in sequence, the union of their classes."""
 

@@ -4,6 +4,8 @@ needs: how it is built, its data, its input, and what its method prepared before
 `describe` makes the description; a run folder holds it as encoder.json from its first step on.
 """
 
+import contextlib
+import functools
 import hashlib
 import json
 import os
@@ -18,11 +20,12 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from selfsight import __version__, randomness
-from selfsight.config import read_yaml, validate
+from selfsight.config import validate
 from selfsight.data.sources.open import DataConfig
 from selfsight.encoders.backbones import BackboneConfig, build_backbone
+from selfsight.encoders.description import FORMAT, Budget, parse_description
 from selfsight.errors import UserError, some
-from selfsight.files import write_atomically, write_json
+from selfsight.files import Damaged, sealed, write_atomically, write_json
 from selfsight.methods import vit
 from selfsight.methods.heads import EncoderWithProjection
 
@@ -70,7 +73,7 @@ def describe(
     positions = getattr(backbone, "pos_embed", None)
     kept_head = isinstance(backbone, EncoderWithProjection)
     return {
-        "format": 2,
+        "format": FORMAT,
         "method": method,
         "backbone": config.model_dump(mode="json"),
         "head_dim": backbone.num_features if kept_head else None,
@@ -96,8 +99,8 @@ def save_encoder(
     tensors = {k: v.detach().cpu().contiguous() for k, v in backbone.state_dict().items()}
     # One metadata key: safetensors does not keep the order of several, and equal runs must give
     # equal bytes.
-    metadata = {METADATA[0]: json.dumps(description, sort_keys=True)}
-    write_json(path.with_suffix(".json"), {**description, STARTED_IN: os.getcwd()})
+    metadata = {METADATA[0]: json.dumps(sealed(description), sort_keys=True)}
+    write_json(path.with_suffix(".json"), sealed({**description, STARTED_IN: os.getcwd()}))
     write_atomically(path, lambda p: save_file(tensors, p, metadata))
     return path
 
@@ -137,11 +140,14 @@ class Network:
         description: as in encoder.safetensors.
         tensors: its state dict; None: the weights that the seed initialises.
         where: what an error message calls it.
+        size: how many weights, and how many numbers in them, the description may lead to; None
+            without tensors: as many as it likes.
     """
 
     description: dict[str, Any]
     tensors: dict[str, Tensor] | None
     where: str
+    size: tuple[int, int] | None = None
 
     @property
     def image_size(self) -> int:
@@ -174,6 +180,10 @@ class Network:
 
     def weights_sha256(self) -> str:
         """The hash of the weights; initial weights are built for it, others are not."""
+        return self._sha256
+
+    @functools.cached_property
+    def _sha256(self) -> str:
         return weights_hash(self.build()) if self.tensors is None else tensors_hash(self.tensors)
 
     def untrained(self) -> "Network":
@@ -181,9 +191,19 @@ class Network:
 
         For an encoder that started from other weights, this is the one that did not.
         """
-        return Network(self.description, None, "the untrained network")
+        return Network(self.description, None, "the untrained network", self._size())
+
+    def _size(self) -> tuple[int, int] | None:
+        if self.tensors is None:
+            return self.size
+        return len(self.tensors), sum(value.numel() for value in self.tensors.values())
 
     def _initialised(self, drop_path: float = 0.0) -> nn.Module:
+        size = self._size()
+        with Budget(*size, self.where) if size else contextlib.nullcontext():
+            return self._from_seed(drop_path)
+
+    def _from_seed(self, drop_path: float) -> nn.Module:
         described = self.description
         config = validate(BackboneConfig, described["backbone"])
         config = config.model_copy(update={"drop_path": drop_path})
@@ -230,6 +250,8 @@ def encoder_file(where: str | Path) -> Path:
 
 def is_ours(path: Path) -> bool:
     """Whether the file was written by save_encoder."""
+    if not path.is_file():  # a pipe would be waited for
+        return False
     try:
         with safe_open(path, framework="pt") as file:
             return any(key in (file.metadata() or {}) for key in METADATA)
@@ -238,7 +260,12 @@ def is_ours(path: Path) -> bool:
 
 
 def read_network(path: Path) -> Network:
-    """The content of an encoder.safetensors."""
+    """The content of an encoder.safetensors.
+
+    Raises: UserError if it is none, or if it is not as it was written.
+    """
+    if path.exists() and not path.is_file():
+        raise Damaged(path, "it is no plain file")
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
@@ -248,23 +275,9 @@ def read_network(path: Path) -> Network:
     text = next((metadata[key] for key in METADATA if key in metadata), None)
     if text is None:
         raise UserError(f"'{path}': was not written by Selfsight (no description in it)")
-    return Network(upgraded(json.loads(text), path.parent), tensors, str(path))
-
-
-def upgraded(description: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """A description of format 1, which left data and preparation to the run's config.yaml, as one
-    of format 2."""
-    if description["format"] > 1:
-        return description
-    method, file = description["method"]["name"], folder / "config.yaml"
-    run = read_yaml(file) if file.is_file() else {}
-    return {
-        **description,
-        "fixed_positions": method in ("mae", "ijepa", "moco_v3"),  # of encoders that have them
-        "precision": run.get("precision", "auto"),
-        "data": {
-            **run.get("data", {}),
-            "mean": description["mean"],
-            "std": description["std"],
-        },
-    }
+    network = Network(parse_description(text, path), tensors, str(path))
+    if network.description.get("weights_sha256", network.weights_sha256()) != (
+        network.weights_sha256()
+    ):
+        raise Damaged(path, "its weights are not those that its description was written for")
+    return network

@@ -24,13 +24,14 @@ NOT_OPTIONS: tuple[tuple[str, Any, str], ...] = (
     ("checkpoint_path", "", _WEIGHTS),
     ("pretrained_cfg", None, _WEIGHTS),
     ("pretrained_cfg_overlay", None, _WEIGHTS),
+    ("cache_dir", None, _WEIGHTS),
 )
 
 
 class BackboneConfig(Config):
     """Which encoder; it always starts from random weights drawn from the seed."""
 
-    name: str = "resnet18"  # any name of timm.list_models()
+    name: str = Field("resnet18", max_length=200)  # any name of timm.list_models()
     small_images: bool = False  # ResNets: 3x3 stem of stride 1 and no max-pool, as for 32 px
     stem_stride: int = Field(
         1, ge=1, le=4

@@ -82,6 +82,10 @@ def fingerprints(images: Images, cache: Path | None = None) -> Fingerprints:
         key = hashlib.sha256(what.encode()).hexdigest()
         file = cache / f"fingerprints-{key[:16]}.npz"
         hashes = load_index(file, _Hashes)
+        if hashes and (
+            hashes.contents.shape != (len(source), 16) or hashes.dhash.shape != (len(source),)
+        ):
+            hashes = None
     if hashes is None:
         hashes = _read_all(images)
         if file:

@@ -13,6 +13,7 @@ from selfsight import randomness
 from selfsight.data.labels import by_class
 from selfsight.data.source import Source
 from selfsight.errors import UserError
+from selfsight.files import Damaged, read_text
 
 
 @dataclass(frozen=True)
@@ -59,9 +60,10 @@ def listed(source: Source, file: str) -> LabelSubset:
     Raises: UserError for a line that names no image, several, or one that was named before.
     """
     try:
-        text = Path(file).expanduser().read_text("utf-8", "surrogateescape")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"images={file}: cannot be read: {error}") from None
+        text = read_text(Path(file).expanduser(), errors="surrogateescape")
+    except (OSError, Damaged) as error:
+        reason = error.reason if isinstance(error, Damaged) else error.strerror
+        raise UserError(f"images={file}: cannot be read: {reason}") from None
     named = {source.name(i): i for i in range(len(source))}
     by_end: dict[str, list[int]] = {}
     for name, i in named.items():

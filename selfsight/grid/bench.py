@@ -155,7 +155,8 @@ def _cell(
     write_json(
         home / "job.json", {"job": vars(job), "device": device, "protocols": _protocols(grid)}
     )
-    command = [sys.executable, "-m", "selfsight.grid.cell", str(home)]
+    # -P: else a file random.py in the current folder would be imported for Python's own
+    command = [sys.executable, "-P", "-m", "selfsight.grid.cell", str(home)]
     environment = {"OMP_NUM_THREADS": str(threads), **os.environ}  # one's own choice counts
     with (home / "log.txt").open("w", encoding="utf-8") as log:
         # in a session of its own, so that Ctrl-C reaches it once, as SIGTERM from here

@@ -6,14 +6,16 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from selfsight import config as layers
 from selfsight.errors import UserError
 from selfsight.evaluate import protocols as measure
 from selfsight.evaluate.protocols.results import Result
-from selfsight.files import write_json
+from selfsight.files import Damaged, are_numbers, read_json, read_or_set_aside, sealed, write_json
 from selfsight.grid.plan import UNTRAINED, Job, Protocol
 from selfsight.pretraining import job as run
 from selfsight.pretraining.config import compose
-from selfsight.train.log import read_metrics
+from selfsight.train.log import read_metrics, say
+from selfsight.train.session import is_cost
 from selfsight.train.signals import Interrupted
 
 MEASURES = {
@@ -29,8 +31,11 @@ def work(folder: Path) -> None:
 
     outcome.json grows with each protocol: {"done": {protocol: {evaluated: metrics}}, ...}.
     """
-    asked = json.loads((folder / "job.json").read_text(encoding="utf-8"))
-    job, device = Job(**asked["job"]), asked["device"]
+    asked = read_json(folder / "job.json")
+    try:
+        job, device, trees = Job(**asked["job"]), asked["device"], list(asked["protocols"])
+    except (KeyError, TypeError) as error:
+        raise Damaged(folder / "job.json", f"it describes no cell ({error})") from None
     home = str(folder / "run")
     config = compose(job.what, [*job.keys, f"device={device}"], run=home).config
     outcome = read_outcome(folder)
@@ -40,33 +45,43 @@ def work(folder: Path) -> None:
         run.pretrain(config, quiet=True)
         outcome["cost"] = _cost(folder / "run")
         outcome["online"] = _online(folder / "run")
-    write_json(folder / "outcome.json", outcome)
-    for tree in asked["protocols"]:
-        protocol = Protocol(**tree)
+    write_json(folder / "outcome.json", sealed(outcome))
+    for tree in trees:
+        protocol = layers.validate(Protocol, tree)
         key = json.dumps(tree, sort_keys=True)
         if key not in outcome["done"]:
             results = _measure(protocol, home, device, job)
             outcome["done"][key] = {r.evaluated: r.metrics for r in results}
             outcome["test_images"] = results[0].data["test"]
-            write_json(folder / "outcome.json", outcome)
+            write_json(folder / "outcome.json", sealed(outcome))
 
 
 def read_outcome(folder: Path) -> dict[str, Any]:
-    """What is done so far."""
-    path = folder / "outcome.json"
-    if not path.is_file():
-        return {"done": {}, "online": None, "cost": {}, "test_images": None}
-    return json.loads(path.read_text(encoding="utf-8"))
+    """What is done so far; after damage nothing, and all but the pretraining is done again."""
+    nothing = {"done": {}, "online": None, "cost": {}, "test_images": None}
+    return read_or_set_aside(folder / "outcome.json", _is_outcome, say) or nothing
+
+
+def _is_outcome(value: dict[str, Any]) -> bool:
+    done, cost = value.get("done"), value.get("cost")
+    if not isinstance(done, dict) or not isinstance(cost, dict) or (cost and not is_cost(cost)):
+        return False
+    metrics = [m for by in done.values() for m in (by.values() if isinstance(by, dict) else [0])]
+    numbers = {key: value.get(key) for key in ("online", "test_images")}
+    return all(map(are_numbers, [numbers, *metrics]))
 
 
 def _cost(folder: Path) -> dict[str, Any]:
-    return json.loads((folder / "cost.json").read_text(encoding="utf-8"))
+    return read_or_set_aside(folder / "cost.json", is_cost, say) or {}
 
 
 def _online(folder: Path) -> float | None:
     """The online probe's accuracy, the mean of what the last epoch logged."""
-    records = [r for r in read_metrics(folder / "metrics.jsonl") if "probe_top1" in r]
+    records = [
+        r for r in read_metrics(folder / "metrics.jsonl") if {"probe_top1", "epoch"} <= r.keys()
+    ]
     late = [r["probe_top1"] for r in records if r["epoch"] > records[-1]["epoch"] - 1]
+    late = [value for value in late if value is not None]
     return fmean(late) if late else None
 
 

@@ -1,6 +1,7 @@
 """A grid as data: data sets x methods x backbones x seeds x protocols, and the cells it means."""
 
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -75,6 +76,18 @@ class GridConfig(Config):
                     f"{name} is no method.{near(name, METHODS)} See: selfsight methods"
                 )
         return list(dict.fromkeys(methods))
+
+    @field_validator("data", "backbones")
+    @classmethod
+    def _part_of_a_folder(cls, named: dict[str, Any]) -> dict[str, Any]:
+        """These names are part of a cell's folder, which must not lead out of the grid's."""
+        for name in named:
+            if not re.fullmatch(r"\w[\w .,+=@-]{0,63}", name):
+                raise ValueError(
+                    f"{name!r:.80} is no name for a folder: take up to 64 letters, digits, spaces "
+                    f"and . , + = @ _ -, the first a letter or a digit"
+                )
+        return named
 
     @field_validator("protocols")
     @classmethod

@@ -8,6 +8,7 @@ import yaml
 from selfsight import config as layers
 from selfsight.config import Tree
 from selfsight.errors import UserError
+from selfsight.files import Damaged, read_text
 
 
 @dataclass
@@ -22,15 +23,21 @@ class Document:
 def read_document(path: Path) -> Document:
     """Raises: UserError with file, line and reason if the file is not a YAML mapping."""
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"Cannot read '{path}': {error}") from None
+        text = read_text(path)
+    except Damaged as error:
+        raise UserError(f"Cannot read '{path}': {error.reason}") from None
+    except OSError as error:
+        raise UserError(f"Cannot read '{path}': {error.strerror}") from None
     for number, line in enumerate(text.splitlines(), 1):
         if line.strip() == "...":  # left out on UP's page
             raise UserError(
                 f"{path} line {number}: '...': write the missing lines here, or remove the dots"
             )
     document = Document()
+    document.tree = layers.parse_yaml(text, str(path))  # bounds what its aliases stand for
+    if not isinstance(document.tree, dict):
+        found = type(document.tree).__name__
+        raise UserError(f"{path}: expected 'key: value' lines, found {found}")
     try:
         root = yaml.compose(text, Loader=yaml.SafeLoader)
         if isinstance(root, yaml.MappingNode):
@@ -39,12 +46,6 @@ def read_document(path: Path) -> Document:
             document.aliased = {key.value for key, node in root.value if visits[id(node)] > 1}
     except RecursionError:
         raise UserError(f"{path}: not valid YAML: an anchor contains its own alias") from None
-    except yaml.YAMLError:
-        pass  # parse_yaml below raises it with its line
-    document.tree = layers.parse_yaml(text, str(path))
-    if not isinstance(document.tree, dict):
-        found = type(document.tree).__name__
-        raise UserError(f"{path}: expected 'key: value' lines, found {found}")
     return document
 
 

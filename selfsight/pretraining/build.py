@@ -1,6 +1,5 @@
 """The encoder and the method that a configuration describes."""
 
-import hashlib
 from dataclasses import replace
 
 import torch
@@ -12,6 +11,7 @@ from selfsight.encoders.backbones import build_backbone
 from selfsight.encoders.foreign import load_foreign
 from selfsight.encoders.resample import resampled
 from selfsight.errors import UserError
+from selfsight.files import Damaged, file_hash
 from selfsight.methods import METHODS, Method
 from selfsight.methods.heads import EncoderWithProjection
 from selfsight.pretraining.config import RunConfig
@@ -95,10 +95,10 @@ def with_hash(config: RunConfig) -> RunConfig:
     if config.weights is None:
         return config
     try:
-        with encoder_file(config.weights).open("rb") as file:
-            sha = hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise UserError(f"weights={config.weights}: {error.strerror}") from None
+        sha = file_hash(encoder_file(config.weights))
+    except (OSError, Damaged) as error:
+        reason = error.reason if isinstance(error, Damaged) else error.strerror
+        raise UserError(f"weights={config.weights}: {reason}") from None
     if config.weights_sha256 not in (None, sha):
         raise UserError(
             f"weights={config.weights}: the hash of this file is not weights_sha256; restore the "

@@ -28,7 +28,7 @@ from selfsight.encoders.artifact import (
 from selfsight.errors import UserError
 from selfsight.evaluate.features import extract
 from selfsight.evaluate.knn import knn_accuracy
-from selfsight.files import locked, write_json
+from selfsight.files import locked, sealed, write_json
 from selfsight.methods import METHODS, Method
 from selfsight.pretraining.build import build_method, image_size, with_hash, without_weights
 from selfsight.pretraining.config import RunConfig
@@ -67,12 +67,12 @@ def pretrain(config: RunConfig, quiet: bool = False) -> Path:
                 _announce(config, job.images, device)
             if first and not (folder / FILE).exists():  # so that its checkpoints can be evaluated
                 here = {STARTED_IN: os.getcwd()}
-                write_json(folder / DESCRIPTION, job.description() | here)
+                write_json(folder / DESCRIPTION, sealed(job.description() | here))
             fit(**job.arguments(), quiet=quiet)
             if first:
                 save_encoder(folder, job.method.backbone, job.description())
                 if config.save_as:
-                    save_copy(folder, config.save_as, read_metrics(folder / "metrics.jsonl")[-1])
+                    save_copy(folder, config.save_as, _last_record(folder, job))
                 _tell_bad(folder / BAD_IMAGES)
         distributed.barrier()
         return folder
@@ -138,11 +138,18 @@ def assemble(config: RunConfig, device: torch.device) -> Job:
     return job
 
 
+def _last_record(folder: Path, job: Job) -> dict[str, Any]:
+    """The last metrics; those of a finished run may have been removed."""
+    steps = job.config.steps(job.loader.steps_per_epoch)
+    none = {"epoch": steps / job.loader.steps_per_epoch, "step": steps, "loss": None}
+    return (read_metrics(folder / "metrics.jsonl") or [none])[-1]
+
+
 def _keep_best(job: Job, record: dict[str, Any]) -> None:
     """Write best.safetensors, if no earlier check scored as high as this record's."""
     folder = Path(job.config.run)
     before = (r for r in read_metrics(folder / "metrics.jsonl") if r["step"] < record["step"])
-    if record["knn"] > max((r["knn"] for r in before if "knn" in r), default=-1.0):
+    if record["knn"] > max((r["knn"] for r in before if r.get("knn") is not None), default=-1.0):
         description = job.description()
         description["pretrained_on"]["epochs"] = record["epoch"]
         description["knn"] = record["knn"]

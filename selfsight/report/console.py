@@ -5,13 +5,13 @@ from functools import partial
 from statistics import median
 
 from rich.box import HEAVY_HEAD
-from rich.console import Console
 
 from selfsight.data.check import Report, Split
 from selfsight.data.source import notes as notes_of
 from selfsight.evaluate.protocols.results import Result, notes
 from selfsight.pretraining.profile import Profile
 from selfsight.report.render import RESULTS, number, table
+from selfsight.train.log import Console
 
 SHOWN = 20  # lines of a long list
 BAR = 30  # characters of the longest bar of a histogram
@@ -123,8 +123,8 @@ def _print_list(say: Callable[[str], None], lines: list[str], title: str) -> Non
 
 def console(stderr: bool = False) -> Console:
     """Wide enough in a pipe for every table."""
-    found = Console(stderr=stderr, highlight=False)
-    return found if found.is_terminal else Console(width=120, stderr=stderr, highlight=False)
+    found = Console(stderr=stderr)
+    return found if found.is_terminal else Console(width=120, stderr=stderr)
 
 
 def _cell(metrics: dict[str, float], name: str) -> str:

@@ -9,6 +9,8 @@ from rich.style import StyleType
 from rich.table import Table
 from rich.text import Text
 
+from selfsight.errors import printable
+
 ABSENT = "-"
 
 
@@ -85,8 +87,10 @@ def table(
     found = Table(box=box, caption=caption, caption_justify="left", **frame)
     for n, title in enumerate(titles):
         justify = "right" if right and n else "left"
-        found.add_column(Text(title), justify=justify, no_wrap=n < fixed, overflow="fold")
+        found.add_column(
+            Text(printable(title)), justify=justify, no_wrap=n < fixed, overflow="fold"
+        )
     rows = list(rows)
     for row, style in zip(rows, styles or [None] * len(rows), strict=True):
-        found.add_row(*map(Text, row), style=style)
+        found.add_row(*(Text(printable(cell)) for cell in row), style=style)
     return found

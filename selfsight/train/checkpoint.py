@@ -4,20 +4,25 @@ the disk, then renamed; its checksum is tested when it is read.
 The checksum is part of the name, so one rename makes content and checksum visible together.
 """
 
-import hashlib
 import os
 import re
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from pydantic import Field
+from torch import Tensor, nn
 
-from selfsight.config import Config
+from selfsight.config import Config, differences, flatten, is_inside
 from selfsight.errors import UserError
-from selfsight.files import rename_durably
+from selfsight.files import Damaged, file_hash, rename_durably, set_aside
 
 _NAME = re.compile(r"step-(\d+)\.([0-9a-f]{16})\.pt")
+# Keys that may differ between a checkpoint and the run that continues it: a run may be made longer,
+# its data may be moved, and a batch may be cut to what the labelled images and processes allow.
+_MAY_DIFFER = ("run", "resume", "weights", "data", "epochs", "max_steps", "batch_size")
+Part = nn.Module | torch.optim.Optimizer
 
 
 class CheckpointConfig(Config):
@@ -63,21 +68,33 @@ class Checkpoints:
             old.unlink()
         return path
 
-    def load(self, device: torch.device) -> tuple[int, dict[str, Any]] | None:
-        """(step, state) of the newest file whose checksum is right; None if there is none.
+    def load(
+        self, device: torch.device, misfit: Callable[[dict[str, Any]], str | None] | None = None
+    ) -> tuple[int, dict[str, Any]] | None:
+        """(step, state) of the newest file that is whole and of this run; None if there is none.
 
-        A damaged file is renamed, the user is told, and the file before it is tried.
+        Any other file is renamed, the user is told why, and the file before it is tried.
+
+        Args:
+            misfit: why a state is not one of this run; None for one that is.
         """
         for step, path in reversed(self.files()):
             try:
-                if _checksum(path) == _NAME.fullmatch(path.name)[2]:
-                    return step, torch.load(path, map_location=device, weights_only=True)
-                aside = path.with_suffix(".damaged")
-                os.replace(path, aside)
+                state = _read(path, device)
+                reason = misfit(state) if misfit else None
+            except Damaged as error:
+                reason = error.reason
+            if reason is None:
+                return step, state
+            try:
+                aside = set_aside(path)
             except FileNotFoundError:  # another rank has just renamed it
                 continue
+            except OSError as error:
+                aside = f"'{path}', which cannot be renamed: {error.strerror}"
             self._say(
-                f"Checkpoint of step {step} is damaged (kept as {aside}); using the one before."
+                f"Checkpoint of step {step} is damaged: {reason} (kept as {aside}); using the one "
+                f"before."
             )
         return None
 
@@ -104,11 +121,104 @@ def load_from(where: str, device: torch.device) -> tuple[int, dict[str, Any]]:
 def read_checkpoint(path: Path, device: torch.device, key: str) -> tuple[int, dict[str, Any]]:
     """Step and state of one checkpoint file. Raises: UserError, beginning with `key`, if its
     checksum does not agree."""
-    if _checksum(path) != _NAME.fullmatch(path.name)[2]:
-        raise UserError(f"{key}: this file is damaged; take an earlier one")
-    return Checkpoints.step_of(path), torch.load(path, map_location=device, weights_only=True)
+    try:
+        return Checkpoints.step_of(path), _read(path, device)
+    except Damaged as error:
+        reason = f"this file is damaged: {error.reason}"
+        raise UserError(f"{key}: {reason}; take an earlier one") from None
 
 
 def _checksum(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+    return file_hash(path)[:16]
+
+
+def _read(path: Path, device: torch.device) -> dict[str, Any]:
+    """The state in a file, of which no code is run. Raises: Damaged."""
+    step, checksum = _NAME.fullmatch(path.name).groups()
+    try:
+        if _checksum(path) != checksum:
+            raise Damaged(path, "its checksum is not that in its name")
+    except FileNotFoundError:
+        raise Damaged(path, "it is a link to nothing, or was removed") from None
+    try:
+        state = torch.load(path, map_location=device, weights_only=True)
+    except (OSError, MemoryError):
+        raise
+    except Exception:  # torch and pickle raise anything on bytes that they did not write
+        raise Damaged(
+            path, "it is not a checkpoint, or holds objects that could run code"
+        ) from None
+    if not _by_name(state):
+        raise Damaged(path, "it does not hold the state of a training")
+    if state.get("step", int(step)) != int(step):
+        raise Damaged(path, f"it is of step {state['step']}")
+    return state
+
+
+def _by_name(value: Any) -> bool:
+    return isinstance(value, dict) and all(isinstance(key, str) for key in value)
+
+
+def misfit(
+    state: dict[str, Any], parts: Mapping[str, Part], identity: dict[str, Any]
+) -> str | None:
+    """Why a state is not one of this run, in a few words; None if it is.
+
+    A state that does not fit must not be loaded even in part: what begins anew would then not
+    begin with its own weights.
+
+    Args:
+        parts: what is loaded from it, by name.
+        identity: of the run's configuration, see `Config.identity`.
+    """
+    seconds = state.get("seconds")
+    if not isinstance(seconds, (int, float)) or not 0 <= seconds < float("inf"):
+        return "it does not say how long the training took"
+    for name, part in parts.items():
+        fits = _same_parameters if isinstance(part, torch.optim.Optimizer) else _same_tensors
+        if not fits(part, state.get(name)):
+            return f"its {name.replace('_', ' ')} is of another run"
+    stored = state.get("config")
+    if _by_name(stored):  # earlier versions stored none
+        before, now = _held(stored), _held(identity)
+        known = before.keys() & now.keys()
+        lines = differences(*({k: tree[k] for k in sorted(known)} for tree in (before, now)))
+        if lines:
+            return f"it is of another run ({'; '.join(lines)[:200]})"
+    return None
+
+
+def _held(identity: dict[str, Any]) -> dict[str, Any]:
+    """The keys that a checkpoint and the run that continues it share, dotted."""
+    leaves = flatten(identity)
+    return {k: v for k, v in leaves if not any(is_inside(k, other) for other in _MAY_DIFFER)}
+
+
+def _same_tensors(module: nn.Module, state: Any) -> bool:
+    if not _by_name(state):
+        return False
+    shapes, found = (
+        {name: getattr(value, "shape", None) for name, value in tree.items()}
+        for tree in (module.state_dict(), state)
+    )
+    return shapes == found
+
+
+def _same_parameters(optimizer: torch.optim.Optimizer, state: Any) -> bool:
+    """The same groups of parameters, and momenta of their shapes."""
+    try:
+        if [len(g["params"]) for g in state["param_groups"]] != [
+            len(g["params"]) for g in optimizer.param_groups
+        ]:
+            return False
+        numbers = [n for group in state["param_groups"] for n in group["params"]]
+        every = [p for group in optimizer.param_groups for p in group["params"]]
+        shape = dict(zip(numbers, (p.shape for p in every), strict=True))
+        kept = ((shape[n], v) for n, v in state["state"].items())
+        return all(v.shape in (s, ()) for s, values in kept for v in _tensors(values))
+    except (KeyError, TypeError, AttributeError):
+        return False
+
+
+def _tensors(values: dict[str, Any]) -> Iterator[Tensor]:
+    return (value for value in values.values() if isinstance(value, Tensor))

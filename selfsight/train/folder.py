@@ -1,14 +1,15 @@
 """A run folder belongs to one configuration: the one in its config.yaml."""
 
+import os
 import platform
-import subprocess
+import re
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from selfsight import __version__
 from selfsight import config as layers
 from selfsight.errors import UserError
-from selfsight.files import write_text
+from selfsight.files import read_text, write_text
 from selfsight.train.config import TrainConfig
 
 BAD_IMAGES = "bad_images.txt"
@@ -61,16 +62,35 @@ def package_version(package: str) -> str:
 
 
 def _git_revision() -> str | None:
-    """The commit of the repository that the command runs in, with -dirty if files were changed;
-    None outside a repository."""
+    """The commit of the repository that the command runs in; None outside a repository.
+
+    Its files are read here: `git` itself runs programs that the repository's configuration names,
+    and the folder may be a stranger's.
+    """
     try:
-        text = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
-            capture_output=True,
-            text=True,
-            timeout=5,
-            check=True,
-        ).stdout
-    except (OSError, subprocess.SubprocessError):
+        here = Path.cwd()
+        found = next(p / ".git" for p in (here, *here.parents) if os.path.lexists(p / ".git"))
+        if found.is_file():  # a worktree or a submodule: the path of its folder
+            found = found.parent / _line(found).removeprefix("gitdir: ")
+        head = _line(found / "HEAD")
+        revision = _resolved(found, head.removeprefix("ref: ")) if "ref: " in head else head
+    except (StopIteration, OSError, UserError):
         return None
-    return text.strip() or None
+    return revision if re.fullmatch("[0-9a-f]{40}|[0-9a-f]{64}", revision) else None
+
+
+def _resolved(git: Path, ref: str) -> str:
+    """The commit that a branch is at: in a file of its own, or in packed-refs; "" if in neither."""
+    if not re.fullmatch(r"refs/[^\0]+", ref) or ".." in ref:
+        return ""
+    common = git / _line(git / "commondir") if (git / "commondir").is_file() else git
+    for place in (git, common):
+        if (place / ref).is_file():
+            return _line(place / ref)
+    packed = common / "packed-refs"
+    lines = read_text(packed, 2**26).splitlines() if packed.is_file() else []
+    return next((line.split()[0] for line in lines if line.endswith(f" {ref}")), "")
+
+
+def _line(file: Path) -> str:
+    return read_text(file, 4096).strip()

@@ -2,34 +2,77 @@
 
 import json
 import math
+import shutil
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
+import rich.console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
+from rich.segment import Segment
+from rich.text import Text
 
 from selfsight.data.source import Source, notes
-from selfsight.files import write_text
+from selfsight.errors import printable
+from selfsight.files import are_numbers, open_plain, write_text
 
 PLAIN_EVERY = 10.0  # seconds between two lines in a pipe
+TIMES = ("epoch", "seconds")  # numbers of every record; others may be null
 BAR_EVERY = 0.1  # seconds between two updates of a bar
 
-console = Console(stderr=True, highlight=False)
+
+class Console(rich.console.Console):
+    """Prints text as it is, but for control codes in names, which are shown and not obeyed."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(highlight=False, markup=False, **options)
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        return super().render_str(printable(text), **options)  # here too: columns are measured
+
+    def render(self, *arguments: Any, **options: Any) -> Iterator[Segment]:
+        for segment in super().render(*arguments, **options):
+            if segment.control:
+                yield segment
+            else:
+                yield segment._replace(text=printable(segment.text))
+
+
+console = Console(stderr=True)
+
+
+def say(text: str) -> None:
+    """Print a line, which is not cut however long it is."""
+    console.print(text, soft_wrap=True)
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The records of a metrics.jsonl; a line that a crash cut short is left out."""
+    """The records of a metrics.jsonl; a line that a crash cut short, or a damaged one, is left out.
+
+    Raises: Damaged if the file is a folder, a pipe or the like.
+    """
+    return [record for record in map(_record, _lines(path)) if record is not None]
+
+
+def _lines(path: Path) -> list[bytes]:
     if not path.exists():
         return []
-    records = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            records.append(json.loads(line))
-        except json.JSONDecodeError:
-            continue
-    return records
+    with open_plain(path) as file:
+        return file.read().splitlines()
+
+
+def _record(line: bytes) -> dict[str, Any] | None:
+    """The record on a line; None if it is none."""
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(record, dict) or type(record.get("step")) is not int:
+        return None
+    whole = are_numbers(record) and all(record.get(key, 0) is not None for key in TIMES)
+    return record if whole else None
 
 
 def print_notes(source: Source) -> None:
@@ -39,9 +82,17 @@ def print_notes(source: Source) -> None:
 
 
 class MetricsFile:
-    """metrics.jsonl, an object a line. Resuming drops the lines after its step; they come again."""
+    """metrics.jsonl, an object a line. Resuming drops the lines after its step; they come again.
+
+    A file with damaged lines, but for the last, is kept under another name.
+    """
 
     def __init__(self, path: Path, resume_step: int) -> None:
+        damaged = sum(_record(line) is None for line in _lines(path)[:-1])
+        if damaged:
+            aside = path.with_name(f"{path.name}.damaged")
+            shutil.copyfile(path, aside)
+            say(f"{damaged} lines of '{path}' are damaged and left out; see '{aside}'")
         kept = [r for r in read_metrics(path) if r["step"] <= resume_step]
         write_text(path, "".join(json.dumps(r) + "\n" for r in kept))
         self._file = path.open("a", encoding="utf-8")

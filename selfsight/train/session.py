@@ -2,7 +2,6 @@
 checkpoints, react to signals."""
 
 import contextlib
-import json
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -15,14 +14,14 @@ from torch import Tensor, nn
 
 from selfsight import distributed
 from selfsight.errors import UserError
-from selfsight.files import write_json
+from selfsight.files import are_numbers, read_or_set_aside, sealed, write_json
 from selfsight.methods.method import Method, Output
-from selfsight.train.checkpoint import Checkpoints, load_from
+from selfsight.train.checkpoint import Checkpoints, Part, load_from, misfit
 from selfsight.train.collapse import CollapseMonitor
 from selfsight.train.config import TrainConfig
 from selfsight.train.events import SILENT, Events
 from selfsight.train.loader import ViewLoader
-from selfsight.train.log import MetricsFile, TrainingProgress, console
+from selfsight.train.log import MetricsFile, TrainingProgress, console, say
 from selfsight.train.loggers import LogConfig, Logger, open_loggers
 from selfsight.train.precision import device_name, peak_memory
 from selfsight.train.probe import OnlineProbe
@@ -42,6 +41,12 @@ class PeriodicEvaluation:
     every_epochs: int
     measure: Callable[[nn.Module], dict[str, float]]
     after: Callable[[dict[str, Any]], None] | None = None
+
+
+def is_cost(value: dict[str, Any]) -> bool:
+    """Whether this is the content of a cost.json."""
+    numbers = {key: item for key, item in value.items() if key != "device"}
+    return {"seconds", "peak_memory_mib"} <= numbers.keys() and are_numbers(numbers)
 
 
 class Session:
@@ -78,12 +83,16 @@ class Session:
         self._monitor = CollapseMonitor(method) if method.remedy else None
         self._device = next(method.parameters()).device
         self._first_bad = torch.full((), -1, dtype=torch.long, device=self._device)
+        self._parts: dict[str, Part] = {"method": method, "optimizer": optimizer}
+        if probe:
+            self._parts |= {"probe": probe, "probe_optimizer": probe.optimizer}
         self._resume(resume)
         self._check_start()
 
     def _resume(self, other_run: str | None) -> None:
         """Load the newest checkpoint of this folder; if it has none, that of the other run."""
-        found = self.checkpoints.load(self._device)
+        identity = self.config.identity()
+        found = self.checkpoints.load(self._device, lambda s: misfit(s, self._parts, identity))
         if found is not None:
             self._load(*found)
         if found is not None or other_run is None:
@@ -96,7 +105,7 @@ class Session:
             )
         try:
             self._load(step, state)
-        except (RuntimeError, ValueError, KeyError) as error:
+        except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
             reason = " ".join(str(error).split())
             raise UserError(
                 f"resume={other_run}: its state does not fit this method, encoder or optimizer "
@@ -105,11 +114,8 @@ class Session:
 
     def _load(self, start: int, state: dict[str, Any]) -> None:
         self.start, self.seconds = start, state["seconds"]
-        self.method.load_state_dict(state["method"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        if self.probe:
-            self.probe.load_state_dict(state["probe"])
-            self.probe.optimizer.load_state_dict(state["probe_optimizer"])
+        for name, part in self._parts.items():
+            part.load_state_dict(state[name])
         if distributed.rank() == 0:
             console.print(f"Continuing after step {self.start} of {self.steps}", soft_wrap=True)
 
@@ -125,14 +131,8 @@ class Session:
 
     def _save(self, done: int) -> None:
         if distributed.rank() == 0:
-            state = {
-                "method": self.method.state_dict(),
-                "optimizer": self.optimizer.state_dict(),
-                "seconds": self.seconds,
-            }
-            if self.probe:
-                state["probe"] = self.probe.state_dict()
-                state["probe_optimizer"] = self.probe.optimizer.state_dict()
+            state = {name: part.state_dict() for name, part in self._parts.items()}
+            state |= {"seconds": self.seconds, "step": done, "config": self.config.identity()}
             self.checkpoints.save(done, state)
         distributed.barrier()
 
@@ -168,11 +168,10 @@ class Session:
         If the run was interrupted, seconds are the sum of its parts and memory is their maximum.
         """
         path = self.folder / "cost.json"
-        before = json.loads(path.read_text("utf-8")) if path.is_file() else {}
-        if self.start == self.steps and before:
-            return  # no step was left to do
-        peak = max(before.get("peak_memory_mib", 0), peak_memory(self._device))
-        if distributed.rank() == 0:
+        main = distributed.rank() == 0
+        before = (main and read_or_set_aside(path, is_cost, say)) or {}
+        if main and not (self.start == self.steps and before):  # else no step was left to do
+            peak = max(before.get("peak_memory_mib", 0), peak_memory(self._device))
             seen = self.steps * self.config.batch_size
             cost = {
                 "seconds": round(self.seconds, 3),
@@ -182,7 +181,7 @@ class Session:
                 "threads": torch.get_num_threads(),
                 "processes": distributed.world_size(),
             }
-            write_json(path, cost)
+            write_json(path, sealed(cost))
 
     def guard(self, step: int, loss: Tensor) -> None:
         """Note the first loss that is not finite. The CPU stops at once; a GPU stops at the next

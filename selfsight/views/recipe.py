@@ -8,13 +8,14 @@ from selfsight.views.ops.randaugment import MOST_OPS, STRONGEST
 
 Probability = Field(0.0, ge=0, le=1)
 Strength = Field(0.0, ge=0)
+LARGEST_VIEW = 4096  # pixels: more than 16 views of this side are in memory at a time
 
 
 class ViewGroup(Config):
     """`count` views of each image with the same settings; steps run in the order of the fields."""
 
     count: int = Field(1, ge=1)
-    size: int = Field(224, ge=1)  # side of the view in pixels
+    size: int = Field(224, ge=1, le=LARGEST_VIEW)  # side of the view in pixels
     crop_scale: tuple[float, float] = (0.08, 1.0)  # area of the crop, fraction of the image's
     crop_ratio: tuple[float, float] = (0.75, 4 / 3)  # width / height of the crop
     flip: float = Probability  # mirrored left to right

@@ -25,6 +25,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import selfsight
+from selfsight.data.bad import BadImages
+from selfsight.data.check import check
 from selfsight.data.decode import decode
 from selfsight.data.images import Images, center_box, cut
 from selfsight.data.pack import journal
@@ -32,9 +34,11 @@ from selfsight.data.pack import write as packing
 from selfsight.data.pack.journal import RECORD
 from selfsight.data.pack.read import Pack, verify
 from selfsight.data.pack.write import PackConfig, pack
+from selfsight.data.source import ChangedImage
 from selfsight.data.sources.open import DataConfig, open_source
 from selfsight.errors import UserError
 from selfsight.evaluate.overlap import compare, fingerprints
+from selfsight.files import file_hash, read_json, sealed, write_json
 from tests.conftest import ROOT, TINY, heads, in_process
 from tests.processes import environment
 
@@ -360,7 +364,7 @@ def test_whatever_a_crash_leaves_the_end_is_the_same(tmp_path, monkeypatch, raw)
     ("step", "call"),
     [  # write_json also writes the plan; the renamed are the images, then the folder
         ("_save", 1),
-        ("checksum", 1),
+        ("file_hash", 1),
         ("write_json", 2),
         ("rename_durably", 1),
         ("rename_durably", 2),
@@ -604,6 +608,97 @@ def test_other_descriptions_are_refused(finished, change, message):
     path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
     with pytest.raises(UserError, match=message):
         opened(finished)
+
+
+BAD = {
+    "count": [-1, 0, 10**18, 1.5, "12", None, True],
+    "kind": [["jpeg"], {}, None],
+    "size": [-5, 0, "x", None],
+    "classes": ["abc", 5, [], [1, 2], {"a": 1}, ["a"], ["a", "a"]],
+    "version": ["1", None, [1]],
+    "checksums": [None, {}, {"/etc/passwd": "x"}, {"../../../../etc/passwd": "x"}, [1]],
+    "bad_images": ["many", None, -1],
+}
+
+
+@pytest.mark.parametrize(("key", "value"), [(k, v) for k, values in BAD.items() for v in values])
+def test_a_description_that_means_harm_is_one_line(finished, key, value):
+    """With a checksum that is right again."""
+    path = finished / "train" / "pack.json"
+    about = read_json(path)
+    write_json(path, sealed({**about, key: value}))
+    with pytest.raises(UserError, match="pack") as error:
+        opened(finished)
+    assert "\n" not in str(error.value)
+    assert len(str(error.value)) < 500
+
+
+@pytest.mark.parametrize(
+    ("file", "change"),
+    [
+        ("labels.npy", lambda x: x + 10**6),
+        ("labels.npy", lambda x: -x - 1),
+        ("offsets.npy", lambda x: np.concatenate([x[:1], x[1:-1][::-1], x[-1:]])),
+        ("offsets.npy", lambda x: np.concatenate([x[:1], x[1:-1] * 0 + 2**62, x[-1:]])),
+        ("offsets.npy", lambda x: x + 1),
+        ("name_offsets.npy", lambda x: np.concatenate([x[:1], x[1:-1][::-1], x[-1:]])),
+    ],
+)
+@pytest.mark.parametrize("harm", [True, False])
+def test_altered_labels_and_offsets_are_refused(finished, file, change, harm):
+    path, description = finished / "train" / file, finished / "train" / "pack.json"
+    np.save(path, change(np.load(path)))
+    if harm:  # then their checksums are right, too
+        about = read_json(description)
+        sums = about["checksums"] | {file: file_hash(path)}
+        write_json(description, sealed({**about, "checksums": sums}))
+    with pytest.raises(UserError, match=r"this pack is damaged \(.*" + file):
+        opened(finished)
+
+
+@pytest.mark.parametrize("file", FILES)
+@pytest.mark.parametrize("what", ["a folder", "a pipe"])
+def test_what_is_no_file_is_not_waited_for(finished, file, what):
+    path = finished / "train" / file
+    path.unlink()
+    path.mkdir() if what == "a folder" else os.mkfifo(path)
+    with pytest.raises(UserError):
+        opened(finished)
+
+
+@pytest.mark.parametrize("raw", [True, False])
+def test_an_image_that_changed_on_the_disk_ends_the_command(tmp_path, raw):
+    """It would decode to other pixels, in silence."""
+    root = pngs(tmp_path / "in")
+    folder = packed(root, tmp_path / "out", PackConfig(raw=raw, size=8)) / "train"
+    whole = Pack(folder)
+    images = [bytes(whole.read(i)) for i in range(len(whole))]
+    blob = folder / ("images.npy" if raw else "images.bin")
+    data = bytearray(blob.read_bytes())
+    data[-1] ^= 1
+    blob.write_bytes(data)
+    pack_of = Pack(folder)
+    assert [bytes(pack_of.read(i)) for i in range(len(images) - 1)] == images[:-1]
+    for _ in range(2):
+        with pytest.raises(ChangedImage, match=r"its bytes in the pack .* have changed") as error:
+            pack_of.read(len(images) - 1)
+    with pytest.raises(ChangedImage):  # replaced by another image it would be another result
+        BadImages(None, 100, 0.5).note(error.value)
+    report = check(DataConfig(path=str(folder.parent)), lambda *_: None)
+    assert [len(split.broken) for split in report.splits] == [1, 0]
+    assert len(report.damaged) == 1
+
+
+def test_an_unfinished_pack_without_its_plan_is_not_continued(tmp_path):
+    work = tmp_path / "out/.train.packing"
+    work.mkdir(parents=True)
+    root = pngs(tmp_path / "in")
+    (work / "records.bin").write_bytes(b"")
+    with pytest.raises(UserError, match=r"plan\.json is lost or damaged; remove this folder"):
+        packed(root, tmp_path / "out")
+    (work / "plan.json").write_bytes(b"\xff")
+    with pytest.raises(UserError, match=r"plan\.json is lost or damaged; remove this folder"):
+        packed(root, tmp_path / "out")
 
 
 @pytest.mark.parametrize("raw", [True, False])

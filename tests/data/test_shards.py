@@ -7,10 +7,12 @@ import os
 import random
 import tarfile
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -22,6 +24,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from selfsight.data.decode import decode
+from selfsight.data.packed_strings import PackedStrings, load_index, save_index
 from selfsight.data.source import BadImage
 from selfsight.data.sources import shards
 from selfsight.data.sources.open import DataConfig, open_source
@@ -266,6 +269,80 @@ def test_damaged_shards_are_named(tmp_path):
     refused(twice, r"two members '0\.JPG'")
 
 
+def header(name: bytes, size: int, kind: bytes) -> bytes:
+    """A header of tar in the format ustar."""
+    info = tarfile.TarInfo(name.decode())
+    info.size, info.type = size, kind
+    return info.tobuf(tarfile.USTAR_FORMAT)
+
+
+def padded(content: bytes) -> bytes:
+    return content + bytes(-len(content) % 512)
+
+
+HOSTILE = {
+    "a million records in one header": b"11 key=abc\n" * 1_000_000,
+    "no length": b"key=abc\n",
+    "a length beyond": b"99 key=abc\n",
+    "a long number as length": b"9" * 10_000 + b" a=b\n",
+}
+
+
+@pytest.mark.parametrize("what", HOSTILE)
+def test_pax_headers_that_do_harm_are_refused_at_once(tmp_path, what):
+    content, path = HOSTILE[what], tmp_path / "x.tar"
+    path.write_bytes(header(b"x", len(content), b"x") + padded(content) + bytes(1024))
+    began = time.monotonic()
+    refused(path, "damaged: ")
+    assert time.monotonic() - began < 2
+
+
+def test_many_records_in_one_header_take_linear_time(tmp_path):
+    path, record = tmp_path / "x.tar", b"11 key=abc\n"
+    content, image = record * (2**20 // len(record)), picture(0)
+    path.write_bytes(
+        header(b"x", len(content), b"x")
+        + padded(content)
+        + header(b"a.png", len(image), b"0")
+        + padded(image)
+        + bytes(1024)
+    )
+    began = time.monotonic()
+    assert len(Shards([path])) == 1
+    assert time.monotonic() - began < 5
+
+
+@pytest.mark.parametrize("kind", [b"x", b"L", b"g"])
+def test_a_member_has_few_headers(tmp_path, kind):
+    one = header(b"x", 11, kind) + padded(b"11 key=abc\n")
+    (tmp_path / "x.tar").write_bytes(one * 10_000 + bytes(1024))
+    refused(tmp_path / "x.tar", "headers of one file are too many")
+
+
+@pytest.mark.parametrize(
+    "label", [b"[" * 100_000, b'{"label": ' * 100_000, b"[[1], [2]]", b"1" * 5000]
+)
+def test_labels_of_json_that_do_harm(tmp_path, label):
+    """Refused in one line, or no label."""
+    path = write_tar(tmp_path / "x.tar", {"a.png": picture(0), "a.json": label})
+    if label == b"[[1], [2]]":
+        assert Shards([path]).labels is None
+    else:
+        refused(path, "'a.json' is not JSON")
+
+
+def test_a_label_is_short(tmp_path, monkeypatch):
+    monkeypatch.setattr(shards, "LONGEST_LABEL", 9)
+    path = write_tar(tmp_path / "x.tar", {"a.png": picture(0), "a.cls": b"1" * 10})
+    refused(path, "'a.cls' is too long for a label")
+
+
+@pytest.mark.parametrize("pattern", ["{0..99999999999}.tar", "{0..9999}{0..9999}.tar"])
+def test_a_pattern_stands_for_a_number_of_files_that_can_be(pattern):
+    with pytest.raises(UserError, match="stands for more than"):
+        expand(pattern)
+
+
 def test_a_sparse_member_is_refused(tmp_path):
     with (tmp_path / "0.png").open("wb") as file:
         file.truncate(2**20)
@@ -320,6 +397,34 @@ def test_a_damaged_index_is_ignored(tmp_path_factory, data):
     changed = cut + bytes([content[place] ^ data.draw(st.integers(1, 255))]) + content[place + 1 :]
     saved.write_bytes(data.draw(st.sampled_from([cut, changed])))
     assert ours(Shards([path], cache=cache)) == truth
+
+
+@pytest.mark.parametrize("what", ["a folder", "a pipe", "a link to nothing"])
+def test_an_index_that_is_no_file_is_ignored(tmp_path, what):
+    path, cache = write_tar(tmp_path / "0.tar", samples(0, 3)), tmp_path / "cache"
+    truth = ours(Shards([path], cache=cache))
+    (saved,) = cache.rglob("*.npz")
+    saved.unlink()
+    if what == "a folder":
+        saved.mkdir()
+    elif what == "a pipe":
+        os.mkfifo(saved)
+    else:
+        saved.symlink_to("/nowhere")
+    assert ours(Shards([path], cache=cache)) == truth
+
+
+@pytest.mark.parametrize("offsets", [[0, 9, 4, 12], [1, 4, 8, 12], [0, 4, 8, 11], [], [0.0, 12.0]])
+def test_an_index_whose_offsets_do_not_fit_is_ignored(tmp_path, offsets):
+    """With checksums that are right."""
+
+    class Kind(NamedTuple):
+        keys: PackedStrings
+
+    save_index(tmp_path / "x.npz", Kind(PackedStrings.of([b"aaaa", b"bbbb", b"cccc"])))
+    assert load_index(tmp_path / "x.npz", Kind).keys[2] == "cccc"
+    save_index(tmp_path / "x.npz", Kind(PackedStrings(b"aaaabbbbcccc", np.array(offsets))))
+    assert load_index(tmp_path / "x.npz", Kind) is None
 
 
 def test_a_folder_that_cannot_be_written_saves_nothing(tmp_path):

@@ -1,5 +1,6 @@
 """Evaluation against oracles, and attempts to make it lie."""
 
+import json
 import math
 import os
 import shutil
@@ -21,7 +22,7 @@ from selfsight import metrics
 from selfsight.batch import Normalization
 from selfsight.data.images import Images
 from selfsight.data.sources.open import DataConfig, open_source
-from selfsight.encoders.artifact import read_network, weights_hash
+from selfsight.encoders.artifact import read_network, tensors_hash, weights_hash
 from selfsight.encoders.encoder import load_encoder
 from selfsight.errors import UserError
 from selfsight.evaluate import knn as knn_module
@@ -30,6 +31,7 @@ from selfsight.evaluate.knn import knn_accuracy, neighbours
 from selfsight.evaluate.linear import linear_probe
 from selfsight.evaluate.protocols import read_results
 from selfsight.evaluate.protocols.target import open_target
+from selfsight.files import unsealed
 from selfsight.methods import METHODS
 from selfsight.pretraining.build import build_method
 from selfsight.train.log import read_metrics
@@ -213,6 +215,10 @@ def rewrite(run, path, change) -> None:
     with safe_open(run / "encoder.safetensors", "pt") as file:
         metadata = file.metadata()
     change(tensors, metadata)
+    if "selfsight" in metadata:  # with the hash of these weights, as one who made them himself
+        described = unsealed(json.loads(metadata["selfsight"]), path)
+        described["weights_sha256"] = tensors_hash(tensors)
+        metadata["selfsight"] = json.dumps(described)
     save_file(tensors, path, metadata)
 
 

@@ -11,6 +11,7 @@ import yaml
 from selfsight.errors import UserError
 from selfsight.grid import bench as work
 from selfsight.grid.plan import grids, plan, read_grid, title
+from selfsight.interop.cli.processes import COMMAND
 from tests.conftest import TINY, selfsight
 from tests.processes import Started
 
@@ -168,3 +169,53 @@ def test_places(monkeypatch):
     monkeypatch.setattr(work.torch.cuda, "device_count", lambda: 4)
     assert work.worker_devices("auto", None, 100)[0] == ["cuda:0", "cuda:1", "cuda:2", "cuda:3"]
     assert work.worker_devices("auto", 6, 100)[0][4:] == ["cuda:0", "cuda:1"]
+
+
+@pytest.mark.parametrize("where", ["data", "backbones"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "../x",
+        "/tmp/x",
+        "a/b",
+        "a\\b",
+        "..",
+        ".",
+        ".hidden",
+        "",
+        "a\0b",
+        "a\nb",
+        "\x1b[31m",
+        "x" * 65,
+    ],
+)
+def test_a_name_that_would_leave_the_grids_folder_is_refused(tmp_path, where, name):
+    value = GRID["data"]["digits"] if where == "data" else {}
+    (tmp_path / "grid.yaml").write_text(json.dumps({**GRID, where: {name: value}}))
+    with pytest.raises(UserError, match="is no name for a folder"):
+        read_grid(str(tmp_path / "grid.yaml"))
+
+
+def test_names_of_folders_that_people_use(tmp_path):
+    data = dict.fromkeys(("STL-10", "é 2", "v1.0+x", "a=1,b=2@3_"), GRID["data"]["digits"])
+    for job in plan(read_grid(str(tmp_path / write(tmp_path, data=data)))):
+        assert "/" not in job.folder
+
+
+def test_processes_do_not_import_from_the_current_folder(tmp_path, monkeypatch):
+    """`python -m` puts it first on the import path: a random.py there would break every cell."""
+    commands = []
+
+    class Process:
+        def __init__(self, command, **_):
+            commands.append(command)
+
+        def wait(self):
+            return 0
+
+    monkeypatch.setattr(work.subprocess, "Popen", Process)
+    grid = read_grid(str(tmp_path / write(tmp_path, seeds=[0])))
+    work.bench(grid, tmp_path / "out", jobs=1, device="cpu", say=lambda _: None)
+    for command in [*commands, COMMAND]:
+        assert "-P" in command[: command.index("-m")]
+    assert commands

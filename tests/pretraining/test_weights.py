@@ -1,20 +1,23 @@
 """Encoders that do not start at random, and the best of a run's checks."""
 
 import json
+import os
 import re
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from selfsight.encoders.artifact import weights_hash
+from selfsight.encoders.description import read_description
 from selfsight.encoders.encoder import load_encoder
 from selfsight.errors import UserError
 from selfsight.evaluate.protocols.target import open_target
 from selfsight.methods import METHODS
 from selfsight.pretraining import job as jobs
-from selfsight.pretraining.build import build_method, without_weights
+from selfsight.pretraining.build import build_method, with_hash, without_weights
 from selfsight.pretraining.config import RunConfig, compose, read_run_config
 from selfsight.train import engine
 from selfsight.train.log import read_metrics
@@ -255,7 +258,7 @@ def test_the_best_check_is_kept(best):
     described = load_encoder(best / "best.safetensors").description
     assert described["knn"] == highest["knn"]
     assert described["pretrained_on"]["epochs"] == highest["epoch"]
-    assert json.loads((best / "best.json").read_text()) == described
+    assert read_description(best / "best.json") == described
     assert len(checks) == 5
 
 
@@ -288,3 +291,12 @@ def test_the_best_is_measured_beside_the_run(best):
     sha = load_encoder(best / "best.safetensors").description["weights_sha256"]
     assert record["weights_sha256"] == sha
     assert not (best / "results.json").exists()
+
+
+def test_weights_that_are_no_file_are_one_line(tmp_path):
+    """A pipe would be waited for, a device read for ever."""
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", Path("/dev/zero")):
+        config = compose("digits/simclr", [f"weights={path}"], str(tmp_path / "run")).config
+        with pytest.raises(UserError, match=r"weights=.*: it is no plain file"):
+            with_hash(config)

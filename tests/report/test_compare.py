@@ -36,7 +36,8 @@ def make(tmp_path):
         config = compose("digits/simclr", list(overrides), run=str(folder)).config
         (folder / "config.yaml").write_text(config.to_yaml())
         (folder / "results.json").write_text(json.dumps(list(records) or [record()]))
-        (folder / "metrics.jsonl").write_text("".join(json.dumps(m) + "\n" for m in metrics))
+        lines = [json.dumps({"step": n, **m}) + "\n" for n, m in enumerate(metrics)]
+        (folder / "metrics.jsonl").write_text("".join(lines))
         return folder
 
     return write

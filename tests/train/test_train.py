@@ -22,7 +22,7 @@ from selfsight.pretraining import job as jobs
 from selfsight.pretraining.build import build_method
 from selfsight.pretraining.config import RunConfig, compose
 from selfsight.train import engine, session
-from selfsight.train.checkpoint import Checkpoints
+from selfsight.train.checkpoint import Checkpoints, read_checkpoint
 from selfsight.train.log import read_metrics
 from selfsight.train.optim import OptimizerConfig, build_optimizer, parameter_groups
 from selfsight.train.precision import pick_device, pick_precision
@@ -155,16 +155,19 @@ def test_a_crash_while_saving_leaves_the_old_one(tmp_path, monkeypatch):
 
 
 def test_loading_runs_no_code(tmp_path):
-    checkpoints, _ = store(tmp_path)
+    checkpoints, said = store(tmp_path)
     flag = tmp_path / "ran"
 
     class Evil:
         def __reduce__(self):
             return os.mkdir, (str(flag),)
 
-    checkpoints.save(1, {"x": Evil()})
-    with pytest.raises(Exception, match="weights_only"):
-        checkpoints.load(CPU)
+    checkpoints.save(1, {"x": 1})
+    path = checkpoints.save(2, {"x": Evil()})
+    with pytest.raises(UserError, match=r"this file is damaged: .*could run code"):
+        read_checkpoint(path, CPU, "resume=x")
+    assert checkpoints.load(CPU) == (1, {"x": 1})
+    assert "could run code" in said[0]
     assert not flag.exists()
 
 

@@ -5,11 +5,13 @@ import os
 import time
 import zlib
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from selfsight.data.source import content_hash
+from selfsight.errors import UserError
+from selfsight.files import Damaged, read_json
 
 # For each image of the source: its end in the file of images in bytes (an undecodable image has
 # length 0), the content hash of what is stored, that of what it was made from, whether it is good;
@@ -28,6 +30,14 @@ class Made(NamedTuple):
 
 
 BROKEN = Made(b"", bytes(16), bytes(16))
+
+
+def begun(work: Path, plan: str, end: str) -> dict[str, Any]:
+    """The plan of an unfinished pack, from the file of the plan or that which marks the end."""
+    try:
+        return read_json(work / (plan if (work / plan).exists() else end))
+    except (FileNotFoundError, Damaged):
+        raise UserError(f"'{work}': its {plan} is lost or damaged; remove this folder") from None
 
 
 class Journal:
@@ -64,7 +74,9 @@ class Journal:
         found = self._records.read()
         table = np.frombuffer(found[: len(found) // RECORD.itemsize * RECORD.itemsize], RECORD)
         ends = [start, *table["end"].tolist()]
-        count = len(table)
+        count = next((n for n, r in enumerate(table) if not _is_read(r)), len(table))
+        falls = np.flatnonzero(np.diff(np.array(ends[: count + 1], np.int64)) < 0)
+        count = int(falls[0]) if len(falls) else count
         while count and not self._is_whole(table[count - 1], ends[count - 1], ends[count]):
             count -= 1
         self._records.truncate(count * RECORD.itemsize)
@@ -73,8 +85,6 @@ class Journal:
 
     def _is_whole(self, record: np.void, start: int, end: int) -> bool:
         """Whether an image matches its record; after a power cut either may be incomplete."""
-        if record["check"] != zlib.crc32(record.tobytes()[:-4]):
-            return False
         if not record["whole"]:
             return start == end
         self._images.seek(start)
@@ -100,6 +110,11 @@ class Journal:
         self._records.write(b"".join(waiting))
         _to_disk(self._records)
         self._flushed = time.monotonic()
+
+
+def _is_read(record: np.void) -> bool:
+    """Whether a record is as it was written."""
+    return record["check"] == zlib.crc32(record.tobytes()[:-4])
 
 
 def _to_disk(file: io.BufferedRandom) -> None:

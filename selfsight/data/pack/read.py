@@ -1,6 +1,5 @@
 """Packs: images in a few memory-mapped files. `docs/data.md` describes the format."""
 
-import hashlib
 import json
 import mmap
 import os
@@ -12,13 +11,15 @@ from typing import Any
 import numpy as np
 
 from selfsight.data.packed_strings import PackedStrings
-from selfsight.data.source import content_hash
+from selfsight.data.source import ChangedImage, content_hash
 from selfsight.errors import UserError
+from selfsight.files import Damaged, file_hash, open_plain, parse_json, read_text, unsealed
 
 DESCRIPTION = "pack.json"
 FORMAT, VERSION = "selfsight-pack", 1
 FORMATS = (FORMAT, "tacit-pack")  # the second was written before the package was renamed
 BLOB = {"jpeg": "images.bin", "raw": "images.npy"}  # kind of a pack -> the file of its images
+LARGEST_DESCRIPTION = 2**26  # bytes of pack.json, which lists the names of all classes
 BLOCK = 256  # images of one task of a thread
 
 # Images of a raw pack are read-only, so that nothing can change its files; torch warns about that.
@@ -31,42 +32,63 @@ class Pack:
     Attributes:
         origins: (N, 16) uint8, the content hash of the image that each image was made from.
         hashes: (N, 16) uint8, the content hash of each image as it is stored here.
-    Raises: UserError if the pack is unfinished, of another version, or if a file has a wrong size.
+    Opening it compares all files but that of the images with their checksums; each image is
+    compared with its hash when it is first read.
+    Raises: UserError if the pack is unfinished, of another version, or if a file is not as it was
+        written.
     """
 
     def __init__(self, folder: Path, labels: bool = True) -> None:
         self._folder, about = folder, read_description(folder)
         try:
             self._map(folder, about)
-        except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
-            reason = " ".join(str(error).split())
-            raise UserError(
-                f"data.path={folder}: this pack is damaged ({reason}); make or copy it again"
-            ) from None
+        except (UserError, MemoryError):
+            raise
+        except Exception as error:  # on damaged files NumPy raises more kinds than it documents
+            raise _damaged(folder, " ".join(str(error).split())) from None
+        self._seen = np.zeros(self._count, bool)  # images whose bytes are right
         if not labels:
             self.classes = self.labels = None
 
     def _map(self, folder: Path, about: dict[str, Any]) -> None:
-        """Map all files into memory. Raises: ValueError if one does not match the description."""
+        """Map all files into memory. Raises: UserError, or another exception, if one does not match
+        the description."""
+        _compare(folder, about)
         self._count = n = about["count"]
         self.classes, self.labels, self._kind = about["classes"], None, about["kind"]
         if self.classes is not None:
             self.labels = _array(folder / "labels.npy", np.int64, (n,))
+            if self.labels.min() < 0 or self.labels.max() >= len(self.classes):
+                raise ValueError("labels.npy contains labels of no class")
         self.hashes = _array(folder / "hashes.npy", np.uint8, (n, 16))
         self.origins = _array(folder / "source_hashes.npy", np.uint8, (n, 16))
-        ends = _array(folder / "name_offsets.npy", np.uint64, (n + 1,))
+        ends = _offsets(folder / "name_offsets.npy", n)
         self._names = PackedStrings(_bytes(folder / "names.bin", int(ends[-1])), ends)
         if self._kind == "raw":
             side = about["size"]
             self._images = _array(folder / BLOB["raw"], np.uint8, (n, side, side, 3))
         else:
-            self._ends = _array(folder / "offsets.npy", np.uint64, (n + 1,))
+            self._ends = _offsets(folder / "offsets.npy", n)
             self._images = _bytes(folder / BLOB["jpeg"], int(self._ends[-1]))
 
     def __len__(self) -> int:
         return self._count
 
     def read(self, i: int) -> bytes | np.ndarray:
+        """Image i as it is stored. Raises: ChangedImage if its bytes are not as they were."""
+        image = self._stored(i)
+        if not self._seen[i]:
+            if not self.is_whole(i):
+                where = f"its bytes in the pack '{self._folder}'"
+                raise ChangedImage(self.name(i), f"{where} have changed; restore or repack it")
+            self._seen[i] = True
+        return image
+
+    def is_whole(self, i: int) -> bool:
+        """Whether the bytes of image i are those that were packed."""
+        return content_hash(bytes(self._stored(i))) == self.hashes[i].tobytes()
+
+    def _stored(self, i: int) -> bytes | np.ndarray:
         if self._kind == "raw":
             return self._images[i]
         return self._images[self._ends[i] : self._ends[i + 1]]
@@ -84,23 +106,62 @@ def read_description(folder: Path) -> dict[str, Any]:
 
     Raises: UserError if it does not exist or describes no pack of this version.
     """
-    where = f"data.path={folder}"
+    where, file = f"data.path={folder}", folder / DESCRIPTION
     try:
-        about = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
+        about = parse_json(read_text(file, LARGEST_DESCRIPTION), file)
     except FileNotFoundError:
         raise UserError(
             f"{where}: contains no finished pack; if packing was interrupted, run its command again"
         ) from None
-    except (OSError, ValueError) as error:
-        raise UserError(f"{where}: {DESCRIPTION} is not readable: {error}") from None
-    if not isinstance(about, dict) or about.get("format") not in FORMATS:
+    except Damaged as error:
+        raise UserError(f"{where}: {DESCRIPTION} is not readable: {error.reason}") from None
+    except OSError as error:
+        raise UserError(f"{where}: {DESCRIPTION} is not readable: {error.strerror}") from None
+    if about.get("format") not in FORMATS:
         raise UserError(f"{where}: {DESCRIPTION} is not the description of a pack")
-    if about.get("version") != VERSION or about.get("kind") not in BLOB:
+    if about.get("version") != VERSION or about.get("kind") not in [*BLOB]:
         raise UserError(
             f"{where}: a pack of version {about.get('version')} and kind {about.get('kind')}; this "
             f"Selfsight reads version {VERSION}, {' and '.join(BLOB)}. Update it, or pack again"
         )
+    try:
+        about = unsealed(about, file)
+    except Damaged as error:
+        raise _damaged(folder, f"{DESCRIPTION}: {error.reason}") from None
+    wrong = _wrong(about)
+    if wrong:
+        raise _damaged(folder, f"{DESCRIPTION}: {wrong} cannot be {about.get(wrong)!r:.60}")
     return about
+
+
+def _damaged(folder: Path, reason: str) -> UserError:
+    return UserError(f"data.path={folder}: this pack is damaged ({reason}); make or copy it again")
+
+
+def _wrong(about: dict[str, Any]) -> str | None:
+    """The first key with a value that no pack has."""
+    classes, sums = about.get("classes"), about.get("checksums")
+    names = isinstance(classes, list) and all(isinstance(name, str) for name in classes)
+    counts = {"count": 1, "size": 1, "bad_images": 0}  # and the least that each may be
+    good = {
+        **{key: type(about.get(key)) is int and about[key] >= n for key, n in counts.items()},
+        "classes": classes is None or (names and 0 < len(classes) == len(set(classes))),
+        "checksums": isinstance(sums, dict) and sums.keys() == _small_files(about),
+    }
+    return next((key for key, right in good.items() if not right), None)
+
+
+def _small_files(about: dict[str, Any]) -> set[str]:
+    """The names of all files of a pack but that of the images and the description."""
+    files = {"hashes.npy", "source_hashes.npy", "names.bin", "name_offsets.npy"}
+    files |= {"labels.npy"} if about.get("classes") is not None else set()
+    return files | ({"offsets.npy"} if about["kind"] == "jpeg" else set())
+
+
+def _compare(folder: Path, about: dict[str, Any]) -> None:
+    for file, packed in about["checksums"].items():
+        if file_hash(folder / file) != packed:
+            raise ValueError(f"{file}: its checksum is not that of the packing")
 
 
 def verify(folder: Path, pool: Executor) -> list[str]:
@@ -108,27 +169,30 @@ def verify(folder: Path, pool: Executor) -> list[str]:
 
     Raises: UserError if the pack cannot be opened.
     """
-    pack, about = Pack(folder), read_description(folder)
-    problems = []
-    for file, packed in about["checksums"].items():
-        if checksum(folder / file) != packed:
-            problems.append(f"{folder / file}: damaged: its checksum is not that of the packing")
+    pack, problems = Pack(folder), []
+    text = read_text(folder / DESCRIPTION)
+    if text != json.dumps(json.loads(text), indent=2) + "\n":
+        problems.append(f"{folder / DESCRIPTION}: not as it was written, but of the same meaning")
 
     def damaged(start: int) -> list[int]:
         rows = range(start, min(start + BLOCK, len(pack)))
-        return [i for i in rows if content_hash(bytes(pack.read(i))) != pack.hashes[i].tobytes()]
+        return [i for i in rows if not pack.is_whole(i)]
 
     for rows in pool.map(damaged, range(0, len(pack), BLOCK)):
         problems += [f"{folder} image {i} ({pack.name(i)}): damaged" for i in rows]
     return problems
 
 
-def checksum(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+def _offsets(file: Path, count: int) -> np.ndarray:
+    """(count + 1,) where names or images begin and end in their file."""
+    ends = _array(file, np.uint64, (count + 1,))
+    if ends[0] != 0 or (ends[1:] < ends[:-1]).any():
+        raise ValueError(f"{file.name} does not ascend from 0")
+    return ends
 
 
 def _array(file: Path, kind: type, shape: tuple[int, ...]) -> np.ndarray:
+    open_plain(file).close()  # a pipe would be waited for
     # a plain array on the mapped memory, since slicing a np.memmap takes microseconds
     array = np.asarray(np.load(file, mmap_mode="r", allow_pickle=False))
     if array.dtype != kind or array.shape != shape:
@@ -138,7 +202,7 @@ def _array(file: Path, kind: type, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def _bytes(file: Path, size: int) -> mmap.mmap:
-    with file.open("rb") as stream:
+    with open_plain(file) as stream:
         found = os.fstat(stream.fileno()).st_size
         if found != size:
             raise ValueError(f"{file.name} is {found:,} bytes long instead of {size:,}")

@@ -9,7 +9,6 @@ import contextlib
 import functools
 import hashlib
 import io
-import json
 import os
 from collections import deque
 from collections.abc import Iterator
@@ -26,16 +25,8 @@ from selfsight.config import Config, differences
 from selfsight.data.bad import BadImages
 from selfsight.data.decode import JPEG, decoded, orientation, read
 from selfsight.data.images import center_box, resize
-from selfsight.data.pack.journal import BROKEN, RECORD, Journal, Made
-from selfsight.data.pack.read import (
-    BLOB,
-    DESCRIPTION,
-    FORMAT,
-    FORMATS,
-    VERSION,
-    checksum,
-    read_description,
-)
+from selfsight.data.pack.journal import BROKEN, RECORD, Journal, Made, begun
+from selfsight.data.pack.read import BLOB, DESCRIPTION, FORMAT, FORMATS, VERSION, read_description
 from selfsight.data.packed_strings import PackedStrings
 from selfsight.data.source import BadImage, Source, Watch, content_hash, origins
 from selfsight.data.sources.open import (
@@ -46,7 +37,14 @@ from selfsight.data.sources.open import (
     with_range,
 )
 from selfsight.errors import UserError
-from selfsight.files import locked, rename_durably, write_atomically, write_json
+from selfsight.files import (
+    file_hash,
+    locked,
+    rename_durably,
+    sealed,
+    write_atomically,
+    write_json,
+)
 
 PLAN, IMAGES, RECORDS, BAD = "plan.json", "images.part", "records.bin", "bad_images.txt"
 AHEAD = 8  # images per thread that are being encoded or wait to be written
@@ -131,8 +129,8 @@ def _refuse_others(folder: Path, plan: dict[str, Any] | None) -> None:
                 f"folder with --output"
             )
         found = read_description(folder)
-    elif (plan_file := work / PLAN).exists() or (plan_file := work / DESCRIPTION).exists():
-        folder, found = work, json.loads(plan_file.read_text(encoding="utf-8"))
+    elif any((work / name).exists() for name in (PLAN, DESCRIPTION, RECORDS)):
+        folder, found = work, begun(work, PLAN, DESCRIPTION)
     else:
         return
     if plan is None:
@@ -163,7 +161,7 @@ def _pack_split(
 ) -> None:
     work = _work(folder)
     if not (work / DESCRIPTION).exists():
-        write_json(work / PLAN, plan)
+        write_json(work / PLAN, sealed(plan))
         bad = BadImages(work / BAD, len(source), data.max_bad)
         header = _header(0, config.size) if config.raw else b""
         with Journal(work / IMAGES, work / RECORDS, header) as journal:
@@ -279,11 +277,11 @@ def _finish(source: Source, work: Path, plan: dict[str, Any]) -> None:
         "classes": source.classes,
         "bad_images": len(table) - len(rows),
         "selfsight": __version__,
-        "checksums": {name: checksum(work / name) for name in files},
+        "checksums": {name: file_hash(work / name) for name in files},
     }
-    write_json(work / DESCRIPTION, about)
+    write_json(work / DESCRIPTION, sealed(about))
 
 
 def _save(array: np.ndarray, path: Path) -> None:
-    with path.open("wb") as file:
+    with path.open("wb") as file:  # given a path, np.save would add .npy to it
         np.save(file, array)

@@ -122,7 +122,7 @@ def _class_names(schema: Any, column: str) -> list[str] | None:
     try:
         features = json.loads(schema.metadata[b"huggingface"])["info"]["features"]
         return list(features[column]["names"])
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, RecursionError):
         return None
 
 

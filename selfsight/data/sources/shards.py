@@ -7,6 +7,7 @@ would take them for names of parts, of which none is an image.
 import hashlib
 import itertools
 import json
+import math
 import os
 import re
 from bisect import bisect_right
@@ -27,6 +28,8 @@ IMAGES = ENDINGS  # the first found in a sample is used
 LABELS = ("label", "class", "target", "cls", "category")  # keys of a .json, the first found
 VERSION = 3  # of the saved index
 _NAME = re.compile(rb"([^.]*(?:\.[0-9]+(?=\.))*)\.?(.*)", re.DOTALL)  # stem and ending
+MOST_NAMES = 10_000_000  # that one pattern may stand for
+LONGEST_LABEL = 2**24  # bytes of a member that holds a label, among other things
 DESCRIPTORS = 256  # files kept open; a process may open 1,024 by default
 
 
@@ -172,6 +175,8 @@ def _scan(file: int, labels: bool) -> Index:
                 raise ValueError(f"has two members '{name.decode(errors='replace')}'")
             images[key] = min(before, image)
         elif labels and ending in (b"cls", b"json"):
+            if size > LONGEST_LABEL:
+                raise ValueError(f"'{name.decode(errors='replace')}' is too long for a label")
             text = _label(name, ending, os.pread(file, size, offset))
             if text is not None and (ending == b"cls" or key not in texts):
                 texts[key] = text
@@ -191,7 +196,7 @@ def _label(name: bytes, ending: bytes, content: bytes) -> str | None:
     """A label as text, numbers without leading zeros; None if it is missing or negative."""
     try:
         value = content.decode().strip() if ending == b"cls" else json.loads(content)
-    except ValueError:
+    except (ValueError, RecursionError):
         kind = "text" if ending == b"cls" else "JSON"
         raise ValueError(f"'{name.decode(errors='replace')}' is not {kind}") from None
     if isinstance(value, dict):
@@ -214,6 +219,8 @@ def expand(text: str) -> list[str]:
     if any("{" in part or "}" in part for part in parts[::2]):
         raise UserError(f"data.path={text}: its braces do not pair up, or one is inside another")
     choices = [_choices(p, text) if n % 2 else [p] for n, p in enumerate(parts)]
+    if math.prod(map(len, choices)) > MOST_NAMES:
+        raise UserError(f"data.path={text}: stands for more than {MOST_NAMES:,} files")
     return ["".join(choice) for choice in itertools.product(*choices)]
 
 
@@ -224,6 +231,8 @@ def _choices(inside: str, text: str) -> list[str]:
         padded = any(len(end) > 1 and end[0] == "0" for end in ends.groups())
         width = max(map(len, ends.groups())) if padded else 0
         step = 1 if last >= first else -1
+        if abs(last - first) >= MOST_NAMES:
+            raise UserError(f"data.path={text}: stands for more than {MOST_NAMES:,} files")
         return [str(n).zfill(width) for n in range(first, last + step, step)]
     if "," in inside:
         return inside.split(",")

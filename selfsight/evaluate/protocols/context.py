@@ -53,7 +53,7 @@ class EvaluationContext:
         if evaluated == "encoder" and self.target.home is not None:
             last = self.target.settings.get("step", math.inf)  # of a checkpoint: its own step
             records = read_metrics(self.target.home / "metrics.jsonl")
-            seconds = [record["seconds"] for record in records if record["step"] <= last]
+            seconds = [r["seconds"] for r in records if "seconds" in r and r["step"] <= last]
             if seconds:
                 cost = {**cost, "pretrain_seconds": seconds[-1]}
         return Result(

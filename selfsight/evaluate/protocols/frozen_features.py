@@ -25,9 +25,16 @@ from selfsight.evaluate.protocols.context import EvaluationContext, open_context
 from selfsight.evaluate.protocols.results import VERSIONS, Result
 from selfsight.evaluate.protocols.splits import labelled, subset_record, write_subset
 from selfsight.evaluate.protocols.target import open_target
-from selfsight.files import write_atomically, write_json
+from selfsight.files import (
+    is_intact,
+    read_or_set_aside,
+    seal,
+    sealed,
+    write_atomically,
+    write_json,
+)
 from selfsight.train.folder import package_version
-from selfsight.train.log import console
+from selfsight.train.log import console, say
 from selfsight.train.precision import physical_memory
 
 BYTES_OF_PROBE = 40  # times the square of the number of features, see linear_probe
@@ -157,13 +164,19 @@ def _pixels(context: EvaluationContext, images: Images, digest: str) -> Tensor:
     """The raw pixels of a split, from the disk if they were resized to this size before."""
     key = hashlib.sha256(f"{digest} {context.size} {images.in_memory}".encode()).hexdigest()[:16]
     file = cache_beside(context.target.folder) / f"pixels-{key}.npy"
-    if distributed.rank() == 0 and not file.is_file():
+    if distributed.rank() == 0 and not _is_sound(file, images):
         pixels = raw_pixels(images, context.size).cpu()
         if images.tensor is None:  # photographs are resized to bytes
             pixels = pixels.mul_(255).round_().byte()
         write_atomically(file, functools.partial(_save, pixels.numpy()))
+        seal(file)
     distributed.barrier()
     return read_features(file)
+
+
+def _is_sound(file: Path, images: Images) -> bool:
+    """Whether a file of features is as it was written, and of these images."""
+    return is_intact(file) and read_features(file).shape[:1] == (len(images),)
 
 
 def _save(array: np.ndarray, path: Path) -> None:
@@ -204,11 +217,18 @@ def _hash(context: EvaluationContext, network: Network) -> str:
 def _kept(context: EvaluationContext, name: str, what: list[Any], make: Callable[[], Any]) -> Any:
     """A value that `what` defines: from the disk if it was made before."""
     file = _file(context, what, "json")
-    if distributed.share(file.is_file()):
-        return json.loads(file.read_text(encoding="utf-8"))[name]
+    kind = {"sha256": str, "scale": float}[name]
+
+    def fits(stored: dict[str, Any]) -> bool:
+        return isinstance(stored.get(name), kind)
+
+    first = distributed.rank() == 0
+    stored = distributed.share(read_or_set_aside(file, fits, say) if first else None)
+    if stored is not None:
+        return stored[name]
     value = distributed.share(make())
-    if distributed.rank() == 0:
-        write_json(file, {name: value})
+    if first:
+        write_json(file, sealed({name: value}))
     distributed.barrier()
     return value
 
@@ -243,7 +263,11 @@ def _cached(
     data = context.config.data
     what = [sha, digest, context.size, data.mean, data.std, context.amp, scale, VERSIONS["knn"]]
     file = _file(context, what, "npy")
-    if distributed.share(file.is_file()):
+    first = distributed.rank() == 0
+    if distributed.share(first and _is_sound(file, images)):
         return read_features(file)
     how = {"amp": context.amp, "file": file, "shared": True, "scale": scale}
-    return extract(built(), images, context.size, data.normalization, **how)
+    features = extract(built(), images, context.size, data.normalization, **how)
+    if first:
+        seal(file)
+    return features

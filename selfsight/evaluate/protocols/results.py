@@ -2,14 +2,25 @@
 
 import json
 import math
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from selfsight.files import write_json
+from selfsight.files import (
+    Damaged,
+    are_numbers,
+    read_json,
+    sealed,
+    set_aside,
+    unsealed,
+    write_json,
+)
+from selfsight.train.log import say
 
 # A change that moves a protocol's numbers raises its version.
 VERSIONS = {"knn": 2, "linear": 2, "linear-augmented": 1, "finetune": 1}
+RESULTS = "results.json"
 MAIN = {"knn": "k20"}  # the metric that ranks encoders, if it is not top1
 
 
@@ -43,17 +54,61 @@ class Result:
 
 
 def read_results(folder: Path) -> list[dict[str, Any]]:
-    """The records of a folder's results.json."""
-    path = Path(folder) / "results.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
+    """The records of a folder's results.json; [] if there is none. Raises: Damaged."""
+    path = Path(folder) / RESULTS
+    records, reason = _read(path)
+    if reason:
+        raise Damaged(path, reason)
+    return records
+
+
+def _read(path: Path) -> tuple[list[dict[str, Any]], str | None]:
+    """The records that are as they were written; why the others are not, None without others."""
+    if not os.path.lexists(path):
+        return [], None
+    records, reason = [], None
+    try:
+        for record in read_json(path, list):
+            try:
+                records.append(_checked(record, path))
+            except Damaged as error:
+                reason = error.reason
+    except Damaged as error:
+        reason = error.reason
+    except FileNotFoundError:
+        reason = "it is a link to nothing"
+    return records, reason
+
+
+def _checked(record: Any, path: Path) -> dict[str, Any]:
+    """A record without its checksum. Raises: Damaged."""
+    kinds = {"protocol": str, "evaluated": str, "metrics": dict, "data": dict}
+    if not isinstance(record, dict) or not all(
+        isinstance(record.get(key), kind) for key, kind in kinds.items()
+    ):
+        raise Damaged(path, "it holds a record without protocol, metrics or data")
+    maybe = (record.get(key) for key in ("settings", "cost", "overlap"))
+    if not are_numbers(record["metrics"]) or not all(isinstance(v or {}, dict) for v in maybe):
+        raise Damaged(path, f"a record of {record['protocol']!r:.40} holds values of another type")
+    return unsealed(record, path)
 
 
 def store(folder: Path, results: list[Result]) -> None:
-    """Add records; an older record with the same protocol, seed, data and encoder is replaced."""
+    """Add records; an older record with the same protocol, seed, data and encoder is replaced.
+
+    A damaged file is renamed, and what is whole of it stays.
+    """
     new = [vars(result) for result in results]
     replaced = {_what(record) for record in new}
-    kept = [record for record in read_results(folder) if _what(record) not in replaced]
-    write_json(folder / "results.json", kept + new)
+    records, reason = _read(folder / RESULTS)
+    if reason:
+        aside = set_aside(folder / RESULTS)
+        say(
+            f"'{folder / RESULTS}' is damaged: {reason}; kept as '{aside.name}', of its records "
+            f"{len(records)} are whole and stay"
+        )
+    kept = [record for record in records if _what(record) not in replaced]
+    write_json(folder / RESULTS, [sealed(record) for record in kept + new])
 
 
 def _what(record: dict[str, Any]) -> str:

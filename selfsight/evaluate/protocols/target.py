@@ -1,6 +1,5 @@
 """What is evaluated: the encoder of a run, of a file, or of another library's checkpoint."""
 
-import json
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,10 +19,10 @@ from selfsight.encoders.artifact import (
     encoder_file,
     is_ours,
     read_network,
-    upgraded,
     weights_hash,
 )
 from selfsight.encoders.backbones import BackboneConfig, build_backbone
+from selfsight.encoders.description import read_description
 from selfsight.encoders.foreign import load_foreign
 from selfsight.errors import UserError
 from selfsight.train.checkpoint import Checkpoints, read_checkpoint
@@ -112,10 +111,11 @@ def _from_where_it_ran(data: Tree, home: Path | None) -> Tree:
     """The keys of the data, whose relative paths start where the pretraining was started: this may
     be another folder, with other images under the same name."""
     about = home and home / DESCRIPTION
-    if not about or not about.is_file():
-        return data
-    start = json.loads(about.read_text(encoding="utf-8")).get(STARTED_IN)
-    if start is None or not Path(start).is_dir() or Path(start).samefile("."):
+    try:
+        start = read_description(about).get(STARTED_IN) if about and about.is_file() else None
+    except UserError:  # it is damaged, and the encoder's own description says the rest
+        start = None
+    if not isinstance(start, str) or not Path(start).is_dir() or Path(start).samefile("."):
         return data
     return relocated(data, lambda path: os.path.join(start, path))
 
@@ -128,8 +128,7 @@ def _of_checkpoint(path: Path, folder: str | None) -> EvaluationTarget:
             f"'{path}': no {DESCRIPTION} in '{home}', which describes the encoder; the "
             f"`selfsight pretrain` command of the run writes it when it continues"
         )
-    description = json.loads((home / DESCRIPTION).read_text(encoding="utf-8"))
-    description = upgraded(description, home)
+    description = read_description(home / DESCRIPTION)
     if path.is_dir():
         found = Checkpoints(home / "checkpoints").load(torch.device("cpu"))
     else:
@@ -137,6 +136,8 @@ def _of_checkpoint(path: Path, folder: str | None) -> EvaluationTarget:
     if found is None:
         raise UserError(f"'{path}': every checkpoint is damaged; there is no encoder to measure")
     step, state = found
+    if not isinstance(state.get("method"), dict):
+        raise UserError(f"'{path}': the checkpoint of step {step} holds no encoder")
     tensors = {
         name.removeprefix("backbone."): value
         for name, value in state["method"].items()

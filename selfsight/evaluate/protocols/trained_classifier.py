@@ -1,6 +1,5 @@
 """Protocols that train a classifier by `fit`: `linear-augmented` and `finetune`."""
 
-import json
 import time
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -24,12 +23,12 @@ from selfsight.evaluate.protocols.context import EvaluationContext, open_context
 from selfsight.evaluate.protocols.results import Result
 from selfsight.evaluate.protocols.splits import labelled, subset_record, write_subset
 from selfsight.evaluate.protocols.target import open_target
-from selfsight.files import locked, write_json
+from selfsight.files import are_numbers, locked, read_or_set_aside, sealed, write_json
 from selfsight.train.checkpoint import Checkpoints
 from selfsight.train.engine import fit
 from selfsight.train.folder import claim
 from selfsight.train.loader import make_loader
-from selfsight.train.log import console
+from selfsight.train.log import console, say
 
 CLASSIFIERS = {"heads": LinearHeads, "finetuned": FineTuned}
 
@@ -143,10 +142,11 @@ def _train(
 ) -> tuple[dict[str, float], dict[str, float], str]:
     """Metrics, cost and hash of the network's weights; from the disk if it was done before."""
     done = folder / "result.json"
-    if distributed.share(done.is_file()):
-        stored = json.loads(done.read_text(encoding="utf-8"))
-        return stored["metrics"], stored["cost"], stored["weights_sha256"]
     first = distributed.rank() == 0
+    stored = read_or_set_aside(done, _is_result, say) if first else None
+    stored = distributed.share(stored)
+    if stored is not None:
+        return stored["metrics"], stored["cost"], stored["weights_sha256"]
     if first:
         claim(folder, context.config)
     distributed.barrier()
@@ -170,9 +170,15 @@ def _train(
         cost = {"train_seconds": seconds, "seconds": time.perf_counter() - began}
         record = {"metrics": metrics, "cost": cost, "weights_sha256": before}
         if first:
-            write_json(done, record)
+            write_json(done, sealed(record))
     distributed.barrier()
     return metrics, cost, before
+
+
+def _is_result(value: dict[str, Any]) -> bool:
+    return all(map(are_numbers, (value.get("metrics"), value.get("cost")))) and isinstance(
+        value.get("weights_sha256"), str
+    )
 
 
 def _classifier(network: Network, config: TrainedConfig, classes: int) -> Classifier:

@@ -13,7 +13,7 @@ from typing import IO
 
 import typer
 
-COMMAND = [sys.executable, "-m", "selfsight"]
+COMMAND = [sys.executable, "-P", "-m", "selfsight"]  # -P: the current folder holds no modules
 SIGNALS = [getattr(signal, n) for n in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, n)]
 GRACE = 30  # seconds for the others to end, once one has failed
 
