@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import secrets
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TextIO
@@ -16,21 +17,37 @@ except ImportError:  # not on Windows
 
 
 @contextlib.contextmanager
-def locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path, name: str = ".lock", wait: bool = False) -> Iterator[None]:
     """Lock a folder for this process; the lock ends with the process at the latest.
 
     No effect on Windows.
+    Args:
+        name: of the file that is locked; locks with different names are independent.
+        wait: for another process that has locked the folder, instead of raising.
     Raises: UserError if another process has locked the folder.
     """
-    with (folder / ".lock").open("w") as file:
-        if fcntl:
+    path = folder / name
+    with contextlib.ExitStack() as stack:
+        file = stack.enter_context(path.open("a"))
+        while fcntl:
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
             except OSError:
                 raise UserError(
                     f"'{folder}': another process is writing this run; wait for it or stop it"
                 ) from None
+            if _is_the_file(file, path):
+                break
+            file = stack.enter_context(path.open("a"))  # the process before removed its file
         yield
+
+
+def _is_the_file(file: TextIO, path: Path) -> bool:
+    """Whether an open file is the one that has this path now."""
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), os.stat(path))
+    except FileNotFoundError:
+        return False
 
 
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
@@ -39,7 +56,8 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
     The file gets the permissions of a new file, even if a library would set others (0600).
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    # Processes in two containers may have one number: the random part tells their files apart.
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
     try:
         with temporary.open("wb") as file:
             mode = os.fstat(file.fileno()).st_mode
