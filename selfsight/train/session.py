@@ -17,7 +17,7 @@ from selfsight import distributed
 from selfsight.errors import UserError
 from selfsight.files import write_json
 from selfsight.methods.method import Method, Output
-from selfsight.train.checkpoint import Checkpoints, load_from
+from selfsight.train.checkpoint import Checkpoints
 from selfsight.train.collapse import CollapseMonitor
 from selfsight.train.config import TrainConfig
 from selfsight.train.events import SILENT, Events
@@ -26,6 +26,7 @@ from selfsight.train.log import MetricsFile, TrainingProgress, console
 from selfsight.train.loggers import LogConfig, Logger, open_loggers
 from selfsight.train.precision import device_name, peak_memory
 from selfsight.train.probe import OnlineProbe
+from selfsight.train.resume import fitting, load_optimizer, load_other, place_of
 from selfsight.train.signals import Interrupted, caught_signals
 
 ASK_EVERY = 10  # steps between two questions to the other processes whether one caught a signal
@@ -86,28 +87,16 @@ class Session:
         found = self.checkpoints.load(self._device)
         if found is not None:
             self._load(*found)
-        if found is not None or other_run is None:
-            return
-        step, state = load_from(other_run, self._device)
-        if step >= self.steps:
-            raise UserError(
-                f"resume={other_run}: that run is already at step {step} and this one ends at "
-                f"{self.steps}: raise epochs (or max_steps)"
-            )
-        try:
-            self._load(step, state)
-        except (RuntimeError, ValueError, KeyError) as error:
-            reason = " ".join(str(error).split())
-            raise UserError(
-                f"resume={other_run}: its state does not fit this method, encoder or optimizer "
-                f"({reason}); use the same ones, or start from the encoder alone with weights="
-            ) from None
+        elif other_run is not None:
+            step, state = load_other(other_run, self.loader, self.steps, self._device)
+            with fitting(other_run):
+                self._load(step, state)
 
     def _load(self, start: int, state: dict[str, Any]) -> None:
         self.start, self.seconds = start, state["seconds"]
         self.method.load_state_dict(state["method"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        if self.probe:
+        load_optimizer(self.optimizer, state["optimizer"])
+        if self.probe and "probe" in state:
             self.probe.load_state_dict(state["probe"])
             self.probe.optimizer.load_state_dict(state["probe_optimizer"])
         if distributed.rank() == 0:
@@ -129,6 +118,7 @@ class Session:
                 "method": self.method.state_dict(),
                 "optimizer": self.optimizer.state_dict(),
                 "seconds": self.seconds,
+                "place": place_of(self.loader),
             }
             if self.probe:
                 state["probe"] = self.probe.state_dict()
