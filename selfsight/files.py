@@ -15,9 +15,11 @@ try:
 except ImportError:  # not on Windows
     fcntl = None
 
+LOCK = ".lock"
+
 
 @contextlib.contextmanager
-def locked(folder: Path, name: str = ".lock", wait: bool = False) -> Iterator[None]:
+def locked(folder: Path, name: str = LOCK, wait: bool = False) -> Iterator[None]:
     """Lock a folder for this process; the lock ends with the process at the latest.
 
     No effect on Windows.

@@ -1,7 +1,6 @@
 """The commands about pretraining as functions: pretrain an encoder, save an untrained one, draw
 views. The command line only calls them."""
 
-import contextlib
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -26,12 +25,12 @@ from selfsight.encoders.artifact import (
 from selfsight.errors import UserError
 from selfsight.evaluate.features import extract
 from selfsight.evaluate.knn import knn_accuracy
-from selfsight.files import locked, write_json
+from selfsight.files import write_json
 from selfsight.methods import METHODS, Method
 from selfsight.pretraining.build import build_method, image_size, with_hash, without_weights
 from selfsight.pretraining.config import RunConfig
 from selfsight.train.engine import check_sync_batchnorm, fit
-from selfsight.train.folder import BAD_IMAGES, claim, is_claimed
+from selfsight.train.folder import BAD_IMAGES, claim, extend_run, is_claimed, owned
 from selfsight.train.loader import ViewLoader, make_loader
 from selfsight.train.log import console, read_metrics
 from selfsight.train.optim import scaled_lr
@@ -49,22 +48,18 @@ def pretrain(config: RunConfig, quiet: bool = False) -> Path:
     """
     if config.run is None:
         raise UserError("run=null: a run needs a folder; set run=FOLDER")
-    folder = Path(config.run)
-    config = with_hash(config)
+    folder, extend = Path(config.run), config.extend
+    # config.yaml does not say it: the next start, or a run made from that file, asks again
+    config = with_hash(config).model_copy(update={"extend": False})
     device = distributed.setup(pick_device(config.device))
     first = distributed.rank() == 0
     try:
         check_sync_batchnorm(config.sync_batchnorm, device)  # as `fit` does, but before any work
-        is_claimed(folder, config)  # before `assemble` notes broken images in it
-        job = assemble(config, device)
-        if first:
-            claim(folder, config)
-        distributed.barrier()
-        with locked(folder) if first else contextlib.nullcontext():
+        with owned(folder, config, extend):
+            job = assemble(config, device)
+            distributed.by_first(lambda: _begin(job, extend))
             if first and not quiet:
                 _announce(config, job.images, device)
-            if first and not (folder / FILE).exists():  # so that its checkpoints can be evaluated
-                write_json(folder / DESCRIPTION, job.description())
             fit(**job.arguments(), quiet=quiet)
             if first:
                 save_encoder(folder, job.method.backbone, job.description())
@@ -119,6 +114,16 @@ class Job:
         }
 
 
+def _begin(job: Job, extend: bool) -> None:
+    """Write what a new run's folder holds before the first step, or compare it with the job."""
+    folder = Path(job.config.run)
+    if extend and is_claimed(folder, job.config, extend):
+        extend_run(folder, job.config, job.loader.steps_per_epoch)
+    claim(folder, job.config)
+    if not (folder / FILE).exists():  # so that its checkpoints can be evaluated
+        write_json(folder / DESCRIPTION, job.description())
+
+
 def assemble(config: RunConfig, device: torch.device) -> Job:
     """Open the images and build the method. Raises: UserError if they do not fit together."""
     images = training_images(config, device, Path(config.run) / BAD_IMAGES)
@@ -155,11 +160,11 @@ def untrained(config: RunConfig) -> Path:
     """Save the encoder as it is before the first step, in a run folder of its own. Tables of
     results compare the trained encoders with it."""
     folder = Path(config.run)
-    job = assemble(without_weights(config), torch.device("cpu"))
-    description = job.description()
-    description["pretrained_on"] = {"images": 0, "epochs": 0}
-    claim(folder, config)
-    with locked(folder):
+    with owned(folder, config):
+        job = assemble(without_weights(config), torch.device("cpu"))
+        description = job.description()
+        description["pretrained_on"] = {"images": 0, "epochs": 0}
+        claim(folder, config)
         save_encoder(folder, job.method.backbone, description)
     return folder
 

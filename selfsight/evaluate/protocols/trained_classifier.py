@@ -2,7 +2,6 @@
 
 import json
 import time
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,10 +23,10 @@ from selfsight.evaluate.protocols.results import Result
 from selfsight.evaluate.protocols.splits import labelled, subset_record, write_subset
 from selfsight.evaluate.protocols.target import open_target
 from selfsight.evaluate.subsets import hold_out
-from selfsight.files import locked, write_json
+from selfsight.files import write_json
 from selfsight.train.checkpoint import Checkpoints
 from selfsight.train.engine import fit
-from selfsight.train.folder import claim
+from selfsight.train.folder import claim, owned
 from selfsight.train.loader import make_loader
 from selfsight.train.log import console
 
@@ -147,10 +146,8 @@ def _train(
         stored = json.loads(done.read_text(encoding="utf-8"))
         return stored["metrics"], stored["cost"], stored["weights_sha256"]
     first = distributed.rank() == 0
-    if first:
-        claim(folder, context.config)
-    distributed.barrier()
-    with locked(folder) if first else nullcontext():
+    with owned(folder, context.config):
+        distributed.by_first(lambda: claim(folder, context.config))
         config = fit_batch_size(context.config, len(images.train))
         loader = make_loader(config, images.train)
         classes = len(images.train.classes)
