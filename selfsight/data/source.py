@@ -41,7 +41,7 @@ class Source(Protocol):
         """The image's name in error messages: its path, if it has one."""
 
     # Optional: files(), the paths of all files that the source reads (see `stamp`); origins (see
-    # `origins`).
+    # `origins`); hashes, (N, 16) uint8, the content hash of each image, if no file is read for it.
 
 
 class BadImage(UserError):
@@ -85,6 +85,11 @@ class ConcatSource:
             align(source, self.classes)
         self.labels = np.concatenate([source.labels for source in self._sources])
 
+    @property
+    def hashes(self) -> np.ndarray | None:
+        found = [getattr(source, "hashes", None) for source in self._sources]
+        return None if any(h is None for h in found) else np.concatenate(found)
+
     def __len__(self) -> int:
         return int(self._ends[-1])
 
@@ -110,6 +115,11 @@ class Subset:
         self.labels = None if source.labels is None else source.labels[rows]
         known = origins(source)
         self.origins = None if known is None else known[rows]
+
+    @property
+    def hashes(self) -> np.ndarray | None:
+        whole = getattr(self._source, "hashes", None)
+        return None if whole is None else whole[self._rows]
 
     def __len__(self) -> int:
         return len(self._rows)

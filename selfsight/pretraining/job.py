@@ -30,7 +30,16 @@ from selfsight.methods import METHODS, Method
 from selfsight.pretraining.build import build_method, image_size, with_hash, without_weights
 from selfsight.pretraining.config import RunConfig
 from selfsight.train.engine import check_sync_batchnorm, fit
-from selfsight.train.folder import BAD_IMAGES, claim, extend_run, is_claimed, owned
+from selfsight.train.folder import (
+    BAD_IMAGES,
+    DATA,
+    check_data,
+    claim,
+    extend_run,
+    has_trained,
+    is_claimed,
+    owned,
+)
 from selfsight.train.loader import ViewLoader, make_loader
 from selfsight.train.log import console, read_metrics
 from selfsight.train.optim import scaled_lr
@@ -56,8 +65,10 @@ def pretrain(config: RunConfig, quiet: bool = False) -> Path:
     try:
         check_sync_batchnorm(config.sync_batchnorm, device)  # as `fit` does, but before any work
         with owned(folder, config, extend):
-            job = assemble(config, device)
-            distributed.by_first(lambda: _begin(job, extend))
+            images = training_images(config, device, folder / BAD_IMAGES)
+            data = distributed.by_first(lambda: check_data(folder, config, images.source))
+            job = assemble(config, device, images)
+            distributed.by_first(lambda: _begin(job, data, extend))
             if first and not quiet:
                 _announce(config, job.images, device)
             fit(**job.arguments(), quiet=quiet)
@@ -114,19 +125,29 @@ class Job:
         }
 
 
-def _begin(job: Job, extend: bool) -> None:
-    """Write what a new run's folder holds before the first step, or compare it with the job."""
+def _begin(job: Job, data: dict[str, Any], extend: bool) -> None:
+    """Write what a run's folder holds before the first step.
+
+    Args:
+        data: the identity of the images.
+        extend: give an existing run the length of this one.
+    """
     folder = Path(job.config.run)
     if extend and is_claimed(folder, job.config, extend):
         extend_run(folder, job.config, job.loader.steps_per_epoch)
     claim(folder, job.config)
+    if not has_trained(folder) or not (folder / DATA).exists():
+        write_json(folder / DATA, data)
     if not (folder / FILE).exists():  # so that its checkpoints can be evaluated
         write_json(folder / DESCRIPTION, job.description())
 
 
-def assemble(config: RunConfig, device: torch.device) -> Job:
-    """Open the images and build the method. Raises: UserError if they do not fit together."""
-    images = training_images(config, device, Path(config.run) / BAD_IMAGES)
+def assemble(config: RunConfig, device: torch.device, images: Images | None = None) -> Job:
+    """Open the images, if they are not given, and build the method.
+
+    Raises: UserError if they do not fit together.
+    """
+    images = images or training_images(config, device, Path(config.run) / BAD_IMAGES)
     loader = make_loader(config, images)
     _check_labels(config.method, images.classes)
     method, probe = build_method(config), None

@@ -1,21 +1,26 @@
 """A run folder belongs to one configuration: the one in its config.yaml."""
 
 import contextlib
+import json
 import platform
 import subprocess
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from selfsight import __version__, distributed
 from selfsight import config as layers
+from selfsight.data.bad import read_bad
+from selfsight.data.identity import changes, identity
+from selfsight.data.source import Source
+from selfsight.encoders.artifact import DESCRIPTION, FILE
 from selfsight.errors import UserError
 from selfsight.files import LOCK, locked, write_text
 from selfsight.train.config import TrainConfig
 from selfsight.train.log import console
 
-CONFIG, BAD_IMAGES = "config.yaml", "bad_images.txt"
+CONFIG, BAD_IMAGES, DATA = "config.yaml", "bad_images.txt", "data.json"
 LENGTH = ("epochs", "max_steps")  # keys that `extend` may change
 PACKAGES = ("selfsight", "torch", "torchvision", "timm", "numpy", "scikit-learn")
 C = TypeVar("C", bound=TrainConfig)
@@ -138,6 +143,49 @@ def extend_run(folder: Path, config: TrainConfig, per_epoch: int) -> None:
         soft_wrap=True,
     )
     _write_config(folder, config)
+
+
+def check_data(folder: Path, config: TrainConfig, source: Source) -> dict[str, Any]:
+    """The identity of the images, which is that of the images that the folder's run began with.
+
+    Raises: UserError if they have changed since it saved its first checkpoint. A run of version
+        0.1.0 has stored their number alone.
+    """
+    broken = {line.partition("\t")[0] for line in read_bad(folder / BAD_IMAGES)}
+    now = identity(source, broken)
+    what = changes(_stored_identity(folder), now, source) if has_trained(folder) else []
+    if what:
+        where = f"path={config.data.path}" if config.data.path else f"source={config.data.source}"
+        raise UserError(
+            f"data.{where}: the images are not those that '{folder}' began with "
+            f"({'; '.join(what)}). Restore those, or train on these in another folder with --run; "
+            f"there, resume={folder} goes on from this run's state"
+        )
+    return now
+
+
+def has_trained(folder: Path) -> bool:
+    """Whether a run has saved anything that it learned."""
+    return (folder / FILE).exists() or any((folder / "checkpoints").glob("step-*.pt"))
+
+
+def _stored_identity(folder: Path) -> dict[str, Any]:
+    """The content of data.json; without one, what a run of version 0.1.0 has."""
+    path = folder / DATA
+    if not path.is_file():
+        file = folder / DESCRIPTION
+        about = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        images = about.get("pretrained_on", {}).get("images")
+        return {"images": images} if images else {}
+    try:
+        stored = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(stored, dict) or not isinstance(stored["images"], int):
+            raise ValueError("not the identity of images")
+    except (OSError, ValueError, KeyError):
+        raise UserError(
+            f"'{path}' is damaged; if the images are those that the run began with, remove it"
+        ) from None
+    return stored
 
 
 def package_version(package: str) -> str:

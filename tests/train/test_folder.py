@@ -3,7 +3,9 @@
 import os
 import signal
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from selfsight.errors import UserError
 from selfsight.pretraining import job as jobs
@@ -26,13 +28,13 @@ def test_the_configuration_is_that_of_the_process_that_trains(tmp_path, monkeypa
     """The second starts while the first opens its images, before config.yaml is written."""
     assemble, refused = jobs.assemble, []
 
-    def slowly(config, device):
+    def slowly(*arguments):
         if not refused:
             refused.append(None)
             with pytest.raises(UserError, match="another process") as caught:
                 pretrain(tmp_path / "run", "seed=2", "max_steps=1")
             refused.append(caught)
-        return assemble(config, device)
+        return assemble(*arguments)
 
     monkeypatch.setattr(jobs, "assemble", slowly)
     pretrain(tmp_path / "run", "seed=1", "max_steps=1")
@@ -126,3 +128,95 @@ def test_a_run_is_not_made_shorter(tmp_path):
         with pytest.raises(UserError, match=rf"extend=true: .*shorter \(8 -> {steps} steps\)"):
             pretrain(tmp_path / "run", BATCH, *keys, "extend=true")
     assert (tmp_path / "run/config.yaml").read_bytes() == config
+
+
+# Other images -------------------------------------------------------------------------------------
+
+POOL = np.random.default_rng(0).integers(0, 256, (300, 8, 8, 3), np.uint8)
+
+
+def train_on(folder, images, *keys: str) -> None:
+    np.savez(folder / "in.npz", images=images)
+    path = f"data.path={folder / 'in.npz'}"
+    pretrain(folder / "run", path, "batch_size=40", "epochs=1", *keys)
+
+
+def files(folder) -> dict[str, bytes]:
+    return {p.name: p.read_bytes() for p in folder.iterdir() if p.is_file()}
+
+
+@pytest.mark.parametrize("extend", [[], ["epochs=2", "extend=true"]])
+@pytest.mark.parametrize("finished", [True, False])
+@pytest.mark.parametrize(
+    ("images", "said"),
+    [
+        (POOL, "200 -> 300 images"),
+        (POOL[:100], "200 -> 100 images"),
+        (POOL[:10], "200 -> 10 images"),
+        (POOL[100:], "other pixels"),
+        (POOL[199::-1], "other pixels"),
+    ],
+)
+def test_a_run_is_not_trained_on_other_images(tmp_path, images, said, finished, extend):
+    train_on(tmp_path, POOL[:200])
+    if not finished:
+        (tmp_path / "run/encoder.safetensors").unlink()
+    before = files(tmp_path / "run")
+    with pytest.raises(UserError, match=rf"data\.path=.*\({said}\).*resume=") as caught:
+        train_on(tmp_path, images, *extend)
+    assert "\n" not in str(caught.value)
+    assert files(tmp_path / "run") == before
+    train_on(tmp_path, POOL[:200])
+
+
+def test_other_images_can_be_trained_on_in_another_folder(tmp_path):
+    train_on(tmp_path, POOL[:200])
+    np.savez(tmp_path / "in.npz", images=POOL)
+    keys = [f"data.path={tmp_path / 'in.npz'}", "batch_size=40", f"resume={tmp_path / 'run'}"]
+    pretrain(tmp_path / "other", *keys, "epochs=2")
+    assert read_metrics(tmp_path / "other/metrics.jsonl")[0]["epoch"] == round(1 + 1 / 7, 4)
+
+
+def test_a_run_that_has_saved_nothing_yet_takes_the_images_as_they_are(tmp_path, monkeypatch):
+    """A first start that ended because of broken images, which were then removed."""
+    monkeypatch.setattr(jobs, "fit", lambda *_, **__: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        train_on(tmp_path, POOL[:200])
+    assert (tmp_path / "run/config.yaml").is_file()
+    monkeypatch.undo()
+    train_on(tmp_path, POOL)
+    with pytest.raises(UserError, match="300 -> 200 images"):
+        train_on(tmp_path, POOL[:200])
+
+
+def test_a_run_of_before_gets_the_identity_of_its_images(tmp_path):
+    train_on(tmp_path, POOL[:200])
+    (tmp_path / "run/data.json").rename(tmp_path / "data.json")
+    with pytest.raises(UserError, match="200 -> 300 images"):  # encoder.json knows that much
+        train_on(tmp_path, POOL)
+    train_on(tmp_path, POOL[:200])
+    assert (tmp_path / "run/data.json").read_bytes() == (tmp_path / "data.json").read_bytes()
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"{}", b'{"images": "x"}', b"\xff"])
+def test_a_damaged_identity_is_one_line(tmp_path, content):
+    train_on(tmp_path, POOL[:200])
+    (tmp_path / "run/data.json").write_bytes(content)
+    with pytest.raises(UserError, match=r"data\.json' is damaged; if the images are those"):
+        train_on(tmp_path, POOL[:200])
+
+
+def test_broken_images_may_be_repaired(tmp_path):
+    for i in range(50):
+        Image.fromarray(POOL[i]).save(tmp_path / f"{i:02}.png")
+    whole = (tmp_path / "07.png").read_bytes()
+    (tmp_path / "07.png").write_bytes(whole[:40])
+    keys = [f"data.path={tmp_path}", "batch_size=25", "epochs=1"]
+    with pytest.raises(UserError, match="Repair or"):
+        pretrain(tmp_path / ".run", *keys)
+    pretrain(tmp_path / ".run", *keys, "data.max_bad=0.1")
+    (tmp_path / "07.png").write_bytes(whole)
+    pretrain(tmp_path / ".run", *keys)
+    (tmp_path / "08.png").write_bytes(whole)
+    with pytest.raises(UserError, match=r"other content of the same names, such as .*08\.png"):
+        pretrain(tmp_path / ".run", *keys)

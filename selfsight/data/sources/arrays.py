@@ -10,7 +10,7 @@ from zipfile import BadZipFile
 
 import numpy as np
 
-from selfsight.data.source import TEST_NAMES, TRAIN_NAMES
+from selfsight.data.source import TEST_NAMES, TRAIN_NAMES, content_hash
 from selfsight.errors import UserError
 
 
@@ -28,6 +28,12 @@ class _Pixels:
         if target is not None:
             self.labels = target.astype(np.int64)
             self.classes = [str(n) for n in range(int(self.labels.max()) + 1)]
+
+    @property
+    def hashes(self) -> np.ndarray:
+        """(N, 16) uint8, the content hash of each image."""
+        found = b"".join(map(content_hash, self._images))
+        return np.frombuffer(found, np.uint8).reshape(-1, 16)
 
     def __len__(self) -> int:
         return len(self._images)
