@@ -162,7 +162,8 @@ def made_from(source: Source, contents: np.ndarray) -> np.ndarray:
 
 
 def stamp(source: Source) -> str | None:
-    """A fingerprint of the paths, sizes and modification times of a source's files.
+    """A fingerprint of the paths, sizes, times and inode numbers of a source's files: the last two
+    tell files of one size and time apart that were exchanged.
 
     No file is read. None if the source has no `files()`, or if a file changed so recently that
     another change would leave its modification time as it is.
@@ -182,7 +183,9 @@ def stamp(source: Source) -> str | None:
             status = os.stat(path)
         except OSError:  # reading the file will raise a clear error
             return None
-        digest.update(b"\0%b %d %d" % (os.fsencode(path), status.st_size, status.st_mtime_ns))
+        times = status.st_mtime_ns, status.st_ctime_ns
+        state = b"%d %d %d %d" % (status.st_size, *times, status.st_ino)
+        digest.update(b"\0%b %b" % (os.fsencode(path), state))
         newest = max(newest, status.st_mtime_ns)
     return None if newest > time.time_ns() - GRANULARITY else digest.hexdigest()
 

@@ -1,5 +1,6 @@
 """Protocols that train a classifier by `fit`: `linear-augmented` and `finetune`."""
 
+import hashlib
 import json
 import time
 from dataclasses import dataclass
@@ -26,7 +27,7 @@ from selfsight.evaluate.subsets import hold_out
 from selfsight.files import write_json
 from selfsight.train.checkpoint import Checkpoints
 from selfsight.train.engine import fit
-from selfsight.train.folder import claim, owned
+from selfsight.train.folder import DATA, claim, owned
 from selfsight.train.loader import make_loader
 from selfsight.train.log import console
 
@@ -89,8 +90,8 @@ def _train_and_test(
     target = open_target(where, overrides, folder)
     config = compose_trained(protocol, kind, target.base, target.encoder.image_size, overrides)
     config = config.model_copy(update={"weights_sha256": target.weights_sha256})
-    home = target.folder / "evaluations" / f"{config.protocol}-{config.fingerprint()}"
     with open_context(target, config) as context:
+        home = _home(context)
         images = _labels(context, home)
         networks = {"encoder": target.encoder}
         if config.untrained:
@@ -102,6 +103,21 @@ def _train_and_test(
             record = (config.protocol, kind, name, metrics, settings, cost, sha)
             results.append(context.result(*record))
         return context.keep(results)
+
+
+def _home(context: EvaluationContext) -> Path:
+    """The folder of this configuration on this data; it holds nothing that other data made."""
+    config, place = context.config, context.target.folder / "evaluations"
+    text = f"{config.fingerprint()} {context.splits.key}"
+    home = place / f"{config.protocol}-{hashlib.sha256(text.encode()).hexdigest()[:6]}"
+    before = place / f"{config.protocol}-{config.fingerprint()}"
+    if before.exists() and not home.exists() and distributed.rank() == 0:
+        console.print(
+            f"'{before}' is of version 0.1.0, which did not record the images and labels that it "
+            f"used: the classifier is trained again, in '{home}'",
+            soft_wrap=True,
+        )
+    return home
 
 
 def _changed(
@@ -147,7 +163,7 @@ def _train(
         return stored["metrics"], stored["cost"], stored["weights_sha256"]
     first = distributed.rank() == 0
     with owned(folder, context.config):
-        distributed.by_first(lambda: claim(folder, context.config))
+        distributed.by_first(lambda: _begin(context, folder))
         config = fit_batch_size(context.config, len(images.train))
         loader = make_loader(config, images.train)
         classes = len(images.train.classes)
@@ -170,6 +186,13 @@ def _train(
             write_json(done, record)
     distributed.barrier()
     return metrics, cost, before
+
+
+def _begin(context: EvaluationContext, folder: Path) -> None:
+    """Write what the folder holds before the first step."""
+    claim(folder, context.config)
+    splits = context.splits
+    write_json(folder / DATA, {"key": splits.key, "classes": splits.train.classes})
 
 
 def _classifier(network: Network, config: TrainedConfig, classes: int) -> Classifier:
