@@ -30,6 +30,11 @@ class Made(NamedTuple):
 BROKEN = Made(b"", bytes(16), bytes(16))
 
 
+def is_complete(record: np.void) -> bool:
+    """Whether a record is as it was written."""
+    return bool(record["check"] == zlib.crc32(record.tobytes()[:-4]))
+
+
 class Journal:
     """A file of images, and a file of records: a record is written after its image is on disk.
 
@@ -73,7 +78,7 @@ class Journal:
 
     def _is_whole(self, record: np.void, start: int, end: int) -> bool:
         """Whether an image matches its record; after a power cut either may be incomplete."""
-        if record["check"] != zlib.crc32(record.tobytes()[:-4]):
+        if not is_complete(record):
             return False
         if not record["whole"]:
             return start == end
