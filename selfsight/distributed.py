@@ -6,6 +6,7 @@ mean over the batch of all ranks.
 """
 
 import os
+from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
@@ -115,6 +116,23 @@ def share(value: Any) -> Any:
     box = [value]
     dist.broadcast_object_list(box, src=0)
     return box[0]
+
+
+def by_first(act: Callable[[], Any]) -> Any:
+    """What `act` returns on rank 0, on every rank. It runs there alone, and if it raises an
+    exception, every rank raises it."""
+    if world_size() == 1:
+        return act()
+    value, error = None, None
+    if rank() == 0:
+        try:
+            value = act()
+        except Exception as caught:
+            error = caught
+    value, error = share((value, error))
+    if error is not None:
+        raise error
+    return value
 
 
 def maximum(value: float, device: torch.device) -> float:

@@ -9,6 +9,7 @@ import hashlib
 import json
 import math
 import os
+import secrets
 import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -23,6 +24,7 @@ except ImportError:  # not on Windows
 
 CHECKSUM = "checksum"  # the key of a JSON object that holds the hash of all others
 LARGEST = 2**30  # bytes of a text file that is read whole
+LOCK = ".lock"
 # Neither follow a link nor wait for the writer of a pipe; 0 on systems that lack the flag.
 _AT_ONCE = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
 _NO_LINK = _AT_ONCE | getattr(os, "O_NOFOLLOW", 0)
@@ -41,20 +43,28 @@ class Damaged(UserError):
 
 
 @contextlib.contextmanager
-def locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path, name: str = LOCK, wait: bool = False) -> Iterator[None]:
     """Lock a folder for this process; the lock ends with the process at the latest.
 
     No effect on Windows.
-    Raises: UserError if another process has locked the folder, or if .lock is no plain file.
+    Args:
+        name: of the file that is locked; locks with different names are independent.
+        wait: for another process that has locked the folder, instead of raising.
+    Raises: UserError if another process has locked the folder, or if the lock is no plain file.
     """
-    with _lock_file(folder / ".lock") as file:
-        if fcntl:
+    path = folder / name
+    with contextlib.ExitStack() as stack:
+        file = stack.enter_context(_lock_file(path))
+        while fcntl:
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
             except OSError:
                 raise UserError(
                     f"'{folder}': another process is writing this run; wait for it or stop it"
                 ) from None
+            if _is_the_file(file, path):
+                break
+            file = stack.enter_context(_lock_file(path))  # the one before removed its file
         yield
 
 
@@ -72,6 +82,14 @@ def _lock_file(path: Path) -> BinaryIO:
     return file
 
 
+def _is_the_file(file: BinaryIO, path: Path) -> bool:
+    """Whether an open file is the one that has this path now."""
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), os.stat(path))
+    except FileNotFoundError:
+        return False
+
+
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
     """Call `write` with a temporary path beside `path`, flush that file to disk and rename it.
 
@@ -81,7 +99,8 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.is_dir() and not path.is_symlink():
         set_aside(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    # Processes in two containers may have one number: the random part tells their files apart.
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
     try:
         with temporary.open("wb") as file:
             mode = os.fstat(file.fileno()).st_mode

@@ -57,7 +57,8 @@ class Source(Protocol):
         """The image's name in error messages: its path, if it has one."""
 
     # Optional: files(), the paths of all files that the source reads (see `stamp`); origins (see
-    # `origins`); notes (see `notes`); decoding (see `decoding`).
+    # `origins`); hashes, (N, 16) uint8, the content hash of each image, if no file is read for it;
+    # notes (see `notes`); decoding (see `decoding`).
 
 
 class BadImage(UserError):
@@ -107,6 +108,11 @@ class ConcatSource:
             align(source, self.classes)
         self.labels = np.concatenate([source.labels for source in self._sources])
 
+    @property
+    def hashes(self) -> np.ndarray | None:
+        found = [getattr(source, "hashes", None) for source in self._sources]
+        return None if any(h is None for h in found) else np.concatenate(found)
+
     def __len__(self) -> int:
         return int(self._ends[-1])
 
@@ -133,6 +139,11 @@ class Subset:
         self.labels = None if source.labels is None else source.labels[rows]
         known = origins(source)
         self.origins = None if known is None else known[rows]
+
+    @property
+    def hashes(self) -> np.ndarray | None:
+        whole = getattr(self._source, "hashes", None)
+        return None if whole is None else whole[self._rows]
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -186,7 +197,8 @@ def made_from(source: Source, contents: np.ndarray) -> np.ndarray:
 
 
 def stamp(source: Source) -> str | None:
-    """A fingerprint of the paths, sizes and modification times of a source's files.
+    """A fingerprint of the paths, sizes, times and inode numbers of a source's files: the last two
+    tell files of one size and time apart that were exchanged.
 
     No file is read. None if the source has no `files()`, or if a file changed so recently that
     another change would leave its modification time as it is.
@@ -206,7 +218,9 @@ def stamp(source: Source) -> str | None:
             status = os.stat(path)
         except OSError:  # reading the file will raise a clear error
             return None
-        digest.update(b"\0%b %d %d" % (os.fsencode(path), status.st_size, status.st_mtime_ns))
+        times = status.st_mtime_ns, status.st_ctime_ns
+        state = b"%d %d %d %d" % (status.st_size, *times, status.st_ino)
+        digest.update(b"\0%b %b" % (os.fsencode(path), state))
         newest = max(newest, status.st_mtime_ns)
     return None if newest > time.time_ns() - GRANULARITY else digest.hexdigest()
 

@@ -23,7 +23,7 @@ from selfsight.train.optim import OptimizerConfig, ScheduleConfig
 SECTIONS = ("num_classes", "runtime", "dataset", "trainer", "saver", "hooks", "ema", "net")
 MARKS = {"runtime", "dataset", "trainer", "saver", "net"}  # every file of UP has one of these
 NATIVE = {"base", "data", "method", "views", "backbone", "evaluate", "run"} | {
-    *("weights", "resume", "save_best", "save_as"),
+    *("weights", "resume", "extend", "save_best", "save_as"),
     *TrainConfig.model_fields,
 }
 # native keys that only evaluations have

@@ -47,6 +47,8 @@ class RunConfig(TrainConfig):
     weights_sha256: str | None = None  # of that file; filled in when the run starts
     # another run's folder, or a checkpoint in it: continue from its whole state
     resume: str | None = may_change(None)
+    # make a run longer that its folder already holds: epochs or max_steps may then be larger
+    extend: bool = may_change(False)
     evaluate: EvaluateConfig = EvaluateConfig()
     # also keep best.safetensors, the encoder with the highest kNN accuracy so far
     save_best: bool = may_change(False)

@@ -1,7 +1,6 @@
 """The commands about pretraining as functions: pretrain an encoder, save an untrained one, draw
 views. The command line only calls them."""
 
-import contextlib
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,12 +27,21 @@ from selfsight.encoders.artifact import (
 from selfsight.errors import UserError
 from selfsight.evaluate.features import extract
 from selfsight.evaluate.knn import knn_accuracy
-from selfsight.files import locked, sealed, write_json
+from selfsight.files import sealed, write_json
 from selfsight.methods import METHODS, Method
 from selfsight.pretraining.build import build_method, image_size, with_hash, without_weights
 from selfsight.pretraining.config import RunConfig
 from selfsight.train.engine import check_sync_batchnorm, fit
-from selfsight.train.folder import BAD_IMAGES, claim, is_claimed
+from selfsight.train.folder import (
+    BAD_IMAGES,
+    DATA,
+    check_data,
+    claim,
+    extend_run,
+    has_trained,
+    is_claimed,
+    owned,
+)
 from selfsight.train.loader import ViewLoader, make_loader
 from selfsight.train.log import console, print_notes, read_metrics
 from selfsight.train.optim import scaled_lr
@@ -51,23 +59,20 @@ def pretrain(config: RunConfig, quiet: bool = False) -> Path:
     """
     if config.run is None:
         raise UserError("run=null: a run needs a folder; set run=FOLDER")
-    folder = Path(config.run)
-    config = with_hash(config)
+    folder, extend = Path(config.run), config.extend
+    # config.yaml does not say it: the next start, or a run made from that file, asks again
+    config = with_hash(config).model_copy(update={"extend": False})
     device = distributed.setup(pick_device(config.device))
     first = distributed.rank() == 0
     try:
         check_sync_batchnorm(config.sync_batchnorm, device)  # as `fit` does, but before any work
-        is_claimed(folder, config)  # before `assemble` notes broken images in it
-        job = assemble(config, device)
-        if first:
-            claim(folder, config)
-        distributed.barrier()
-        with locked(folder) if first else contextlib.nullcontext():
+        with owned(folder, config, extend):
+            images = training_images(config, device, folder / BAD_IMAGES)
+            data = distributed.by_first(lambda: check_data(folder, config, images.source))
+            job = assemble(config, device, images)
+            distributed.by_first(lambda: _begin(job, data, extend))
             if first and not quiet:
                 _announce(config, job.images, device)
-            if first and not (folder / FILE).exists():  # so that its checkpoints can be evaluated
-                here = {STARTED_IN: os.getcwd()}
-                write_json(folder / DESCRIPTION, sealed(job.description() | here))
             fit(**job.arguments(), quiet=quiet)
             if first:
                 save_encoder(folder, job.method.backbone, job.description())
@@ -122,9 +127,29 @@ class Job:
         }
 
 
-def assemble(config: RunConfig, device: torch.device) -> Job:
-    """Open the images and build the method. Raises: UserError if they do not fit together."""
-    images = training_images(config, device, Path(config.run) / BAD_IMAGES)
+def _begin(job: Job, data: dict[str, Any], extend: bool) -> None:
+    """Write what a run's folder holds before the first step.
+
+    Args:
+        data: the identity of the images.
+        extend: give an existing run the length of this one.
+    """
+    folder = Path(job.config.run)
+    if extend and is_claimed(folder, job.config, extend):
+        extend_run(folder, job.config, job.loader.steps_per_epoch)
+    claim(folder, job.config)
+    if not has_trained(folder) or not (folder / DATA).exists():
+        write_json(folder / DATA, sealed(data))
+    if not (folder / FILE).exists():  # so that its checkpoints can be evaluated
+        write_json(folder / DESCRIPTION, sealed(job.description() | {STARTED_IN: os.getcwd()}))
+
+
+def assemble(config: RunConfig, device: torch.device, images: Images | None = None) -> Job:
+    """Open the images, if they are not given, and build the method.
+
+    Raises: UserError if they do not fit together.
+    """
+    images = images or training_images(config, device, Path(config.run) / BAD_IMAGES)
     loader = make_loader(config, images)
     _check_labels(config.method, images.classes)
     method, probe = build_method(config), None
@@ -166,11 +191,11 @@ def untrained(config: RunConfig) -> Path:
     """Save the encoder as it is before the first step, in a run folder of its own. Tables of
     results compare the trained encoders with it."""
     folder = Path(config.run)
-    job = assemble(without_weights(config), torch.device("cpu"))
-    description = job.description()
-    description["pretrained_on"] = {"images": 0, "epochs": 0}
-    claim(folder, config)
-    with locked(folder):
+    with owned(folder, config):
+        job = assemble(without_weights(config), torch.device("cpu"))
+        description = job.description()
+        description["pretrained_on"] = {"images": 0, "epochs": 0}
+        claim(folder, config)
         save_encoder(folder, job.method.backbone, description)
     return folder
 

@@ -4,6 +4,8 @@ import csv
 import hashlib
 import importlib
 import io
+import re
+import secrets
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -13,6 +15,8 @@ from selfsight.config import Config, Tree
 from selfsight.errors import UserError
 from selfsight.files import write_text
 from selfsight.train.log import read_metrics
+
+WANDB_ID = "wandb_id.txt"
 
 
 class WandbConfig(Config):
@@ -107,7 +111,7 @@ class Wandb:
                 name=config.name or folder.name,
                 entity=config.entity,
                 dir=where,
-                id=hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16],
+                id=wandb_id(folder, where),
                 resume="allow",
                 config=settings,
                 mode="offline" if config.offline else None,
@@ -125,6 +129,25 @@ class Wandb:
 
     def close(self) -> None:
         self._run.finish()
+
+
+def wandb_id(folder: Path, where: Path) -> str:
+    """The id of a run, drawn when it first logs and kept in its folder: a folder of this path that
+    was deleted and made anew holds another run.
+
+    Version 0.1.0 made the id from the path; a run that has files of that id in `where` keeps it.
+    """
+    file = folder / WANDB_ID
+    if file.is_file():
+        stored = file.read_text(encoding="utf-8", errors="replace").strip()
+        if re.fullmatch("[0-9a-z]{8,64}", stored):
+            return stored
+    of_path = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16]
+    goes_on = any((folder / "checkpoints").glob("step-*.pt"))
+    before = goes_on and any((where / "wandb").glob(f"*run-*-{of_path}"))
+    drawn = of_path if before else secrets.token_hex(8)
+    write_text(file, f"{drawn}\n")
+    return drawn
 
 
 def _need(library: str, key: str) -> Any:

@@ -16,7 +16,7 @@ from selfsight import distributed
 from selfsight.errors import UserError
 from selfsight.files import are_numbers, read_or_set_aside, sealed, write_json
 from selfsight.methods.method import Method, Output
-from selfsight.train.checkpoint import Checkpoints, Part, load_from, misfit
+from selfsight.train.checkpoint import Checkpoints, Part, misfit
 from selfsight.train.collapse import CollapseMonitor
 from selfsight.train.config import TrainConfig
 from selfsight.train.events import SILENT, Events
@@ -25,6 +25,7 @@ from selfsight.train.log import MetricsFile, TrainingProgress, console, say
 from selfsight.train.loggers import LogConfig, Logger, open_loggers
 from selfsight.train.precision import device_name, peak_memory
 from selfsight.train.probe import OnlineProbe
+from selfsight.train.resume import fitting, load_optimizer, load_other, place_of
 from selfsight.train.signals import Interrupted, caught_signals
 
 ASK_EVERY = 10  # steps between two questions to the other processes whether one caught a signal
@@ -95,27 +96,18 @@ class Session:
         found = self.checkpoints.load(self._device, lambda s: misfit(s, self._parts, identity))
         if found is not None:
             self._load(*found)
-        if found is not None or other_run is None:
-            return
-        step, state = load_from(other_run, self._device)
-        if step >= self.steps:
-            raise UserError(
-                f"resume={other_run}: that run is already at step {step} and this one ends at "
-                f"{self.steps}: raise epochs (or max_steps)"
-            )
-        try:
-            self._load(step, state)
-        except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
-            reason = " ".join(str(error).split())
-            raise UserError(
-                f"resume={other_run}: its state does not fit this method, encoder or optimizer "
-                f"({reason}); use the same ones, or start from the encoder alone with weights="
-            ) from None
+        elif other_run is not None:
+            step, state = load_other(other_run, self.loader, self.steps, self._device)
+            with fitting(other_run):
+                self._load(step, state)
 
     def _load(self, start: int, state: dict[str, Any]) -> None:
         self.start, self.seconds = start, state["seconds"]
         for name, part in self._parts.items():
-            part.load_state_dict(state[name])
+            if name == "optimizer":
+                load_optimizer(self.optimizer, state[name])
+            elif name in state or not name.startswith("probe"):
+                part.load_state_dict(state[name])
         if distributed.rank() == 0:
             console.print(f"Continuing after step {self.start} of {self.steps}", soft_wrap=True)
 
@@ -133,6 +125,7 @@ class Session:
         if distributed.rank() == 0:
             state = {name: part.state_dict() for name, part in self._parts.items()}
             state |= {"seconds": self.seconds, "step": done, "config": self.config.identity()}
+            state["place"] = place_of(self.loader)
             self.checkpoints.save(done, state)
         distributed.barrier()
 

@@ -30,6 +30,7 @@ from selfsight.data.check import check
 from selfsight.data.decode import decode
 from selfsight.data.images import Images, center_box, cut
 from selfsight.data.pack import journal
+from selfsight.data.pack import plan as plans
 from selfsight.data.pack import write as packing
 from selfsight.data.pack.journal import RECORD
 from selfsight.data.pack.read import Pack, verify
@@ -538,6 +539,105 @@ def test_other_labels_are_refused(tmp_path):
         expected = pytest.raises(UserError, match=message) if message else nullcontext()
         with expected:
             packed(tmp_path / "in.npz", tmp_path / "out", PackConfig(raw=True, size=8))
+
+
+CHANGED = r"images have changed since they were packed, such as .*{}; remove it.*--output"
+
+
+def age(root: Path) -> None:
+    """Files written this second may change again without another time, so their state says
+    nothing: these are an hour old."""
+    for path in root.rglob("*.png"):
+        os.utime(path, (time.time() - 3600,) * 2)
+
+
+def change_pixels(path: Path) -> None:
+    path.write_bytes(encoded(picture(99, 20, 20)))
+
+
+def change_pixels_at_the_same_size_and_time(path: Path) -> None:
+    before, content = path.stat(), bytearray(path.read_bytes())
+    content[-20] ^= 255
+    path.write_bytes(content)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+def exchange(path: Path) -> None:
+    other = path.with_name("002.png")
+    path.rename(path.with_name("x"))
+    other.rename(path)
+    path.with_name("x").rename(other)
+
+
+@pytest.mark.parametrize("raw", [True, False])
+@pytest.mark.parametrize(
+    "change", [change_pixels, change_pixels_at_the_same_size_and_time, exchange]
+)
+@pytest.mark.parametrize("old", [True, False])
+def test_a_pack_of_images_that_changed_is_not_said_to_be_done(tmp_path, raw, change, old):
+    root, how = pngs(tmp_path / "in"), PackConfig(raw=raw, size=8)
+    if old:
+        age(root)
+    packed(root, tmp_path / "out", how)
+    before = {p: p.read_bytes() for p in (tmp_path / "out").rglob("*") if p.is_file()}
+    change(root / "train/a/000.png")
+    for _ in range(2):
+        with pytest.raises(UserError, match=CHANGED.format(r"00[02]\.png")):
+            packed(root, tmp_path / "out", how)
+    assert before == {p: p.read_bytes() for p in (tmp_path / "out").rglob("*") if p.is_file()}
+
+
+def test_a_pack_is_compared_with_its_images_only_if_their_files_changed(tmp_path, monkeypatch):
+    root = pngs(tmp_path / "in")
+    age(root)
+    packed(root, tmp_path / "out")
+    (root / "train/a/000.png").write_bytes((root / "train/a/000.png").read_bytes())
+    age(root)
+    reads = []
+    monkeypatch.setattr(plans, "read", lambda source, i: reads.append(i) or source.read(i))
+    packed(root, tmp_path / "out")
+    assert reads, "the time is another, the content is not"
+    reads.clear()
+    packed(root, tmp_path / "out")
+    assert not reads
+    for cache in (tmp_path / ".cache").glob("pack-*.json"):
+        cache.write_bytes(b"{")
+    packed(root, tmp_path / "out")
+    assert len(reads) == 15, "a damaged cache: both splits are compared"
+
+
+def test_a_pack_does_not_go_on_with_changed_images(tmp_path):
+    root, out = pngs(tmp_path / "in"), tmp_path / "out"
+    with pytest.raises(Stop):
+        pack(DataConfig(path=str(root)), PackConfig(), out, stop_after(8))
+    change_pixels(root / "train/a/002.png")
+    with pytest.raises(UserError, match=CHANGED.format(r"002\.png")):
+        packed(root, out)
+    (root / "train/a/002.png").write_bytes(encoded(picture(2 + 5000, 22, 18)))
+    packed(root, out)
+    same_files(out / "train", packed(root, tmp_path / "whole") / "train")
+
+
+def test_a_repaired_image_is_missing_in_the_pack(tmp_path):
+    root = pngs(tmp_path / "in")
+    whole = (root / "train/a/004.png").read_bytes()
+    (root / "train/a/004.png").write_bytes(whole[:50])
+    packed(root, tmp_path / "out", max_bad=0.5)
+    packed(root, tmp_path / "out", max_bad=0.5)
+    (root / "train/a/004.png").write_bytes(whole)
+    with pytest.raises(UserError, match=CHANGED.format(r"004\.png")):
+        packed(root, tmp_path / "out", max_bad=0.5)
+
+
+def test_arrays_that_changed(tmp_path):
+    images = np.random.default_rng(0).integers(0, 256, (9, 8, 8, 3), np.uint8)
+    np.savez(tmp_path / "in.npz", images=images)
+    for _ in range(2):
+        packed(tmp_path / "in.npz", tmp_path / "out", PackConfig(raw=True, size=8))
+    images[5] ^= 1
+    np.savez(tmp_path / "in.npz", images=images)
+    with pytest.raises(UserError, match=CHANGED.format("5")):
+        packed(tmp_path / "in.npz", tmp_path / "out", PackConfig(raw=True, size=8))
 
 
 def test_a_folder_of_something_else_is_left_alone(tmp_path):

@@ -210,8 +210,8 @@ FINGERPRINTS = {
 PROTOCOLS = {"linear-augmented": "a4c4ec", "finetune": "e77236"}
 FREE = ["run=x", "device=cpu", "compile=false", "log_every=3", "checkpoint.keep=5", "resume=r"]
 FREE += ["start_epoch=2", "save_as=a", "log.csv=true", "weights=w.pt", "save_best=true"]
-FREE += ["data.workers=3", "data={max_bad: 0.5}"]
-FREE_MEASURED = ["untrained=false", "allow_overlap=true", "format=timm", *FREE[1:5], FREE[-2]]
+FREE += ["data.workers=3", "data={max_bad: 0.5}", "extend=true"]
+FREE_MEASURED = ["untrained=false", "allow_overlap=true", "format=timm", *FREE[1:5], FREE[-3]]
 
 
 @pytest.mark.parametrize("name", FINGERPRINTS)

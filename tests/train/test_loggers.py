@@ -1,6 +1,8 @@
 """Copies of metrics.jsonl in other forms, also of a run that was stopped."""
 
 import csv
+import hashlib
+import shutil
 import sys
 
 import pytest
@@ -11,6 +13,7 @@ from selfsight.pretraining import job as jobs
 from selfsight.pretraining.config import compose
 from selfsight.train import engine
 from selfsight.train.log import read_metrics
+from selfsight.train.loggers import wandb_id
 from tests.conftest import TINY, heads
 
 KEYS = [*TINY, *heads("simclr"), "precision=fp32"]
@@ -71,6 +74,52 @@ def test_wandb_has_one_run_for_a_folder(tmp_path, monkeypatch):
     written = b"".join(file.read_bytes() for file in files)
     for text in (b"mine", b"first", b"probe_top1", b"digits"):
         assert text in written
+
+
+def ids(folder) -> list[str]:
+    return sorted(p.name.rsplit("-", 1)[1] for p in (folder / "wandb").glob("offline-run-*-*"))
+
+
+def test_wandbs_id_belongs_to_the_run_and_not_to_its_path(tmp_path, monkeypatch):
+    keys = [
+        "max_steps=2",
+        "checkpoint.every_steps=1",
+        f"log.wandb={{offline: true, folder: {tmp_path}}}",
+    ]
+    train(tmp_path / "run", *keys)
+    (first,) = ids(tmp_path)
+    shutil.rmtree(tmp_path / "run")
+    power_cut(monkeypatch, 2)
+    with pytest.raises(RuntimeError):
+        train(tmp_path / "run", *keys)
+    monkeypatch.undo()
+    (second,) = set(ids(tmp_path)) - {first}
+    (tmp_path / "run").rename(tmp_path / "moved")
+    train(tmp_path / "moved", *keys)
+    assert ids(tmp_path).count(second) == 2, "the run goes on under its own id, wherever it lies"
+
+
+@pytest.mark.parametrize("checkpoint", [True, False])
+@pytest.mark.parametrize("kind", ["offline-run", "run"])
+def test_a_run_of_before_keeps_its_id(tmp_path, checkpoint, kind):
+    """0.1.0 made it from the path. A folder without checkpoints is a new run of that path."""
+    folder, old = tmp_path / "run", hashlib.sha256(str(tmp_path / "run").encode()).hexdigest()[:16]
+    (folder / "checkpoints").mkdir(parents=True)
+    (tmp_path / f"wandb/{kind}-20260102_030405-{old}").mkdir(parents=True)
+    if checkpoint:
+        (folder / "checkpoints/step-00000001.0123456789abcdef.pt").touch()
+    found = wandb_id(folder, tmp_path)
+    assert (found == old) is checkpoint
+    assert wandb_id(folder, tmp_path / "elsewhere") == found
+
+
+def test_a_damaged_id_is_drawn_anew(tmp_path):
+    found = set()
+    for content in (b"", b"\xff\xfe", b"../../etc", b"a b"):
+        (tmp_path / "wandb_id.txt").write_bytes(content)
+        found.add(wandb_id(tmp_path, tmp_path))
+    assert len(found) == 4
+    assert all(len(name) == 16 for name in found)
 
 
 def test_wandb_without_a_login_is_one_line(tmp_path, monkeypatch):

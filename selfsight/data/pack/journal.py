@@ -40,6 +40,11 @@ def begun(work: Path, plan: str, end: str) -> dict[str, Any]:
         raise UserError(f"'{work}': its {plan} is lost or damaged; remove this folder") from None
 
 
+def is_complete(record: np.void) -> bool:
+    """Whether a record is as it was written."""
+    return bool(record["check"] == zlib.crc32(record.tobytes()[:-4]))
+
+
 class Journal:
     """A file of images, and a file of records: a record is written after its image is on disk.
 
@@ -74,7 +79,7 @@ class Journal:
         found = self._records.read()
         table = np.frombuffer(found[: len(found) // RECORD.itemsize * RECORD.itemsize], RECORD)
         ends = [start, *table["end"].tolist()]
-        count = next((n for n, r in enumerate(table) if not _is_read(r)), len(table))
+        count = next((n for n, r in enumerate(table) if not is_complete(r)), len(table))
         falls = np.flatnonzero(np.diff(np.array(ends[: count + 1], np.int64)) < 0)
         count = int(falls[0]) if len(falls) else count
         while count and not self._is_whole(table[count - 1], ends[count - 1], ends[count]):
@@ -110,11 +115,6 @@ class Journal:
         self._records.write(b"".join(waiting))
         _to_disk(self._records)
         self._flushed = time.monotonic()
-
-
-def _is_read(record: np.void) -> bool:
-    """Whether a record is as it was written."""
-    return record["check"] == zlib.crc32(record.tobytes()[:-4])
 
 
 def _to_disk(file: io.BufferedRandom) -> None:

@@ -7,7 +7,6 @@ continues after them. The folder is renamed to DIR/SPLIT when everything is writ
 
 import contextlib
 import functools
-import hashlib
 import io
 import os
 from collections import deque
@@ -18,24 +17,30 @@ from typing import Any
 
 import numpy as np
 import simplejpeg
-from pydantic import Field
 
-from selfsight import __version__, distributed
-from selfsight.config import Config, differences
+from selfsight import __version__
 from selfsight.data.bad import BadImages
 from selfsight.data.decode import JPEG, decoded, orientation, read
 from selfsight.data.images import center_box, resize
-from selfsight.data.pack.journal import BROKEN, RECORD, Journal, Made, begun
-from selfsight.data.pack.read import BLOB, DESCRIPTION, FORMAT, FORMATS, VERSION, read_description
-from selfsight.data.packed_strings import PackedStrings
-from selfsight.data.source import BadImage, Source, Watch, content_hash, origins
-from selfsight.data.sources.open import (
-    LOADING_KEYS,
-    DataConfig,
-    open_source,
-    relocated,
-    with_range,
+from selfsight.data.pack.journal import BROKEN, RECORD, Journal, Made
+from selfsight.data.pack.plan import (
+    PLAN,
+    RECORDS,
+    STAMP,
+    PackConfig,
+    check_journal,
+    check_pack,
+    make_plan,
+    origin_of,
+    refuse_others,
+    remember,
+    threads,
+    work_folder,
 )
+from selfsight.data.pack.read import BLOB, DESCRIPTION
+from selfsight.data.packed_strings import PackedStrings
+from selfsight.data.source import BadImage, Source, Watch, content_hash
+from selfsight.data.sources.open import DataConfig, open_source, relocated, with_range
 from selfsight.errors import UserError
 from selfsight.files import (
     file_hash,
@@ -46,20 +51,8 @@ from selfsight.files import (
     write_json,
 )
 
-PLAN, IMAGES, RECORDS, BAD = "plan.json", "images.part", "records.bin", "bad_images.txt"
+IMAGES, BAD = "images.part", "bad_images.txt"
 AHEAD = 8  # images per thread that are being encoded or wait to be written
-
-
-class PackConfig(Config):
-    """How a pack stores an image."""
-
-    raw: bool = False  # true: pixels of the central square; false: a JPEG file of the whole image
-    size: int = Field(256, ge=1)  # pixels: side of the square; JPEG: maximum of the shorter side
-    quality: int = Field(90, ge=1, le=100)  # of JPEG files that are encoded here
-
-    @property
-    def kind(self) -> str:
-        return "raw" if self.raw else "jpeg"
 
 
 def pack(
@@ -77,18 +70,20 @@ def pack(
     train = open_source(data, "train")
     sources = {"test": open_source(with_range(data, train), "test"), "train": train}
     there = {split: source for split, source in sources.items() if source is not None}
-    plans = {split: _plan(source, split, data, config) for split, source in there.items()}
+    plans = {split: make_plan(source, split, data, config) for split, source in there.items()}
     folders = []
     try:
         output.mkdir(parents=True, exist_ok=True)
         with locked(output):
             for split in sources:
-                _refuse_others(output / split, plans.get(split))
+                refuse_others(output / split, plans.get(split))
             # the train split is last: an unfinished folder has none, so it cannot be opened
             for split, plan in plans.items():
                 folder = output / split
                 folders.append((folder, not folder.exists()))
-                if not folder.exists():
+                if folder.exists():
+                    check_pack(sources[split], folder, threads(data), watch)
+                else:
                     _pack_split(sources[split], folder, plan, data, config, watch)
     except OSError as error:
         raise UserError(
@@ -96,59 +91,6 @@ def pack(
             f"the cause and run the same command again to continue"
         ) from None
     return folders[::-1]
-
-
-def _plan(source: Source, split: str, data: DataConfig, config: PackConfig) -> dict[str, Any]:
-    """The description of the pack before it is written; packs of other plans are not continued."""
-    digest = hashlib.blake2b(repr(source.classes).encode(), digest_size=16)
-    if source.labels is not None:
-        digest.update(source.labels.astype("<i8").tobytes())
-    for i in range(len(source)):
-        digest.update(os.fsencode(source.name(i)) + b"\0")
-    which = {"mode": "json", "exclude": set(LOADING_KEYS), "exclude_defaults": True}
-    return {
-        "format": FORMAT,
-        "version": VERSION,
-        "kind": config.kind,
-        "size": config.size,
-        "quality": None if config.raw else config.quality,
-        "split": split,
-        "source": {"source": data.source} | data.model_dump(**which),
-        "source_images": len(source),
-        "source_hash": digest.hexdigest(),  # of classes, labels and names
-    }
-
-
-def _refuse_others(folder: Path, plan: dict[str, Any] | None) -> None:
-    """Raises: UserError if the folder, or its unfinished pack, has another plan than this."""
-    work = _work(folder)
-    if folder.exists():
-        if not (folder / DESCRIPTION).exists():
-            raise UserError(
-                f"--output {folder.parent}: '{folder}' exists and is not a pack; choose another "
-                f"folder with --output"
-            )
-        found = read_description(folder)
-    elif any((work / name).exists() for name in (PLAN, DESCRIPTION, RECORDS)):
-        folder, found = work, begun(work, PLAN, DESCRIPTION)
-    else:
-        return
-    if plan is None:
-        raise UserError(
-            f"'{folder}' is a pack, but these images have no test split; remove the folder, or "
-            f"choose another one with --output"
-        )
-    same = {"format": FORMAT} if found.get("format") in FORMATS else {}  # under each of its names
-    changed = differences({key: found.get(key) for key in plan} | same, plan)
-    if changed:
-        raise UserError(
-            f"'{folder}' is a pack of something else ({'; '.join(changed)}); remove it, or choose "
-            f"another folder with --output"
-        )
-
-
-def _work(folder: Path) -> Path:
-    return folder.with_name(f".{folder.name}.packing")
 
 
 def _pack_split(
@@ -159,14 +101,15 @@ def _pack_split(
     config: PackConfig,
     watch: Watch,
 ) -> None:
-    work = _work(folder)
+    work = work_folder(folder)
     if not (work / DESCRIPTION).exists():
-        write_json(work / PLAN, sealed(plan))
+        state = check_journal(source, work, threads(data), watch)
+        write_json(work / PLAN, sealed({**plan, STAMP: state}))
         bad = BadImages(work / BAD, len(source), data.max_bad)
         header = _header(0, config.size) if config.raw else b""
         with Journal(work / IMAGES, work / RECORDS, header) as journal:
             rows = range(journal.count, len(source))
-            with contextlib.closing(_made(source, rows, config, data.workers)) as images:
+            with contextlib.closing(_made(source, rows, config, threads(data))) as images:
                 for made in images:
                     if isinstance(made, BadImage):
                         bad.note(made)
@@ -174,6 +117,7 @@ def _pack_split(
                     journal.add(made)
                     watch(f"packing {plan['split']}", journal.count, len(source))
         _finish(source, work, plan)
+        remember(folder, state)
     if (work / IMAGES).exists():
         rename_durably(work / IMAGES, work / BLOB[config.kind])
     for path in (work / PLAN, work / RECORDS, *work.glob(".*.tmp")):  # the last: of a crash
@@ -182,10 +126,9 @@ def _pack_split(
 
 
 def _made(
-    source: Source, rows: range, config: PackConfig, workers: int | None
+    source: Source, rows: range, config: PackConfig, threads: int
 ) -> Iterator[Made | BadImage]:
     """The encoded images in order, made by all threads; a few are in memory at a time."""
-    threads = workers or distributed.cores()
     with ThreadPoolExecutor(threads, "pack") as pool:
         waiting: deque[Future] = deque()
         try:
@@ -205,9 +148,7 @@ def _make(source: Source, i: int, config: PackConfig) -> Made | BadImage:
         pixels = decoded(source, i, data)
     except BadImage as error:
         return error
-    known = origins(source)
-    made = known is not None and known[i].any()
-    origin = known[i].tobytes() if made else content_hash(data)
+    origin = origin_of(source, i, data)
     if config.raw:
         square = center_box(*pixels.shape[:2], 1.0)
         stored = resize(pixels, square, config.size).tobytes()

@@ -11,7 +11,7 @@ from zipfile import BadZipFile
 import numpy as np
 
 from selfsight.data.labels import as_classes
-from selfsight.data.source import TEST_NAMES, TRAIN_NAMES
+from selfsight.data.source import TEST_NAMES, TRAIN_NAMES, content_hash
 from selfsight.errors import UserError
 
 
@@ -31,6 +31,12 @@ class _Pixels:
         self.classes = self.labels = None
         if target is not None:
             self.classes, self.labels = as_classes(target, len(images), where)
+
+    @property
+    def hashes(self) -> np.ndarray:
+        """(N, 16) uint8, the content hash of each image."""
+        found = b"".join(map(content_hash, self._images))
+        return np.frombuffer(found, np.uint8).reshape(-1, 16)
 
     def __len__(self) -> int:
         return len(self._images)

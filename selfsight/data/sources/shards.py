@@ -142,7 +142,8 @@ def _index(path: Path, labels: bool, cache: Path | None) -> Index:
     try:
         with path.open("rb", buffering=0) as file:
             status = os.fstat(file.fileno())
-            stamp = [VERSION, labels, status.st_size, status.st_mtime_ns, path]
+            times = status.st_mtime_ns, status.st_ctime_ns  # the second no copy can set
+            stamp = [VERSION, labels, status.st_size, *times, status.st_ino, path]
             digest = hashlib.sha256(os.fsencode(" ".join(map(str, stamp)))).hexdigest()[:24]
             saved = cache and cache / "shards" / f"{digest}.npz"
             index = saved and load_index(saved, Index)

@@ -75,7 +75,8 @@ class EvaluationContext:
         """Store them, by rank 0."""
         if distributed.rank() == 0:
             self.target.folder.mkdir(parents=True, exist_ok=True)
-            with locked(self.target.folder):
+            # Not the lock of a training, which may hold it for days: this one is held for moments.
+            with locked(self.target.folder, ".results.lock", wait=True):
                 store(self.target.folder, results)
         distributed.barrier()
         return results

@@ -1,7 +1,10 @@
 """Testing a classifier that `linear-augmented` or `finetune` has trained, without training one."""
 
+import json
 import time
 from pathlib import Path
+
+import torch
 
 from selfsight import config as layers
 from selfsight.encoders.artifact import weights_hash
@@ -11,6 +14,8 @@ from selfsight.evaluate.protocols.context import open_context
 from selfsight.evaluate.protocols.results import Result
 from selfsight.evaluate.protocols.target import open_target
 from selfsight.evaluate.protocols.trained_classifier import test_classifier
+from selfsight.train.checkpoint import Checkpoints
+from selfsight.train.folder import DATA
 
 KEYS = ("data.", "device", "precision", "allow_overlap")  # what may differ from its training
 
@@ -44,12 +49,43 @@ def retest(
     with open_context(target, config) as context:
         began = time.perf_counter()
         before = weights_hash(target.encoder.build())
-        classes = len(context.splits.train.classes)
-        metrics = test_classifier(context, target.encoder, home, classes, None, before)
+        classes = context.splits.train.classes
+        _same_classes(home, classes, str(classifier))
+        metrics = test_classifier(context, target.encoder, home, len(classes), None, before)
         cost = {"seconds": time.perf_counter() - began}
         settings = {"classifier": str(home)}
         record = (config.protocol, config.kind, "encoder", metrics, settings, cost, before)
         return context.keep([context.result(*record)])
+
+
+def _same_classes(home: Path, classes: list[str], named: str) -> None:
+    """The data have the classes, in their order, that the classifier was trained on. Version 0.1.0
+    did not record them: of its classifiers the number alone is compared.
+
+    Raises: UserError if they are others.
+    """
+    file = home / DATA
+    if file.is_file():
+        trained = json.loads(file.read_text(encoding="utf-8"))["classes"]
+        fits = trained == classes
+        one, other = _differing(trained, classes)
+    else:
+        _, state = Checkpoints(home / "checkpoints").load(torch.device("cpu"))
+        weights = [v for k, v in state["method"].items() if k.startswith("head") and v.ndim == 2]
+        one, other = f"{len(weights[0])} classes", f"{len(classes)}"
+        fits = len(weights[0]) == len(classes)
+    if not fits:
+        raise UserError(
+            f"--classifier {named}: was trained on other classes ({one} -> {other}); name the data "
+            f"with those by data.path=..., or train a classifier on these: leave out --classifier"
+        )
+
+
+def _differing(before: list[str], now: list[str]) -> tuple[str, str]:
+    """What differs between two lists of classes, for a message."""
+    if len(before) != len(now):
+        return f"{len(before)} classes", f"{len(now)}"
+    return next(((a, b) for a, b in zip(before, now, strict=True) if a != b), ("", ""))
 
 
 def _folder(path: Path) -> Path:

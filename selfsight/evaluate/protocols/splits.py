@@ -1,6 +1,8 @@
 """The images of an evaluation: two labelled splits without common images, and the labels that may
 be used."""
 
+import hashlib
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,6 +38,15 @@ class Splits:
     test: Images
     digests: tuple[str, str]
     overlap: dict[str, Any]
+
+    @property
+    def key(self) -> str:
+        """A hash of the content, the labels and the classes of both: what was trained or measured
+        on other data has another."""
+        digest = hashlib.sha256(json.dumps([self.digests, self.train.classes]).encode())
+        for images in (self.train, self.test):
+            digest.update(images.labels.cpu().numpy().astype("<i8").tobytes())
+        return digest.hexdigest()
 
     def describe(self, config: Evaluation) -> dict[str, Any]:
         """For the record: the keys of the data and the number of images."""

@@ -1,7 +1,7 @@
 """Protocols that train a classifier by `fit`: `linear-augmented` and `finetune`."""
 
+import hashlib
 import time
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,10 +23,10 @@ from selfsight.evaluate.protocols.context import EvaluationContext, open_context
 from selfsight.evaluate.protocols.results import Result
 from selfsight.evaluate.protocols.splits import labelled, subset_record, write_subset
 from selfsight.evaluate.protocols.target import open_target
-from selfsight.files import are_numbers, locked, read_or_set_aside, sealed, write_json
+from selfsight.files import are_numbers, read_or_set_aside, sealed, write_json
 from selfsight.train.checkpoint import Checkpoints
 from selfsight.train.engine import fit
-from selfsight.train.folder import claim
+from selfsight.train.folder import DATA, claim, owned
 from selfsight.train.loader import make_loader
 from selfsight.train.log import console, say
 
@@ -89,8 +89,8 @@ def _train_and_test(
     target = open_target(where, overrides, folder)
     config = compose_trained(protocol, kind, target.base, target.encoder.image_size, overrides)
     config = config.model_copy(update={"weights_sha256": target.weights_sha256})
-    home = target.folder / "evaluations" / f"{config.protocol}-{config.fingerprint()}"
     with open_context(target, config) as context:
+        home = _home(context)
         images = _labels(context, home)
         networks = {"encoder": target.encoder}
         if config.untrained:
@@ -102,6 +102,21 @@ def _train_and_test(
             record = (config.protocol, kind, name, metrics, settings, cost, sha)
             results.append(context.result(*record))
         return context.keep(results)
+
+
+def _home(context: EvaluationContext) -> Path:
+    """The folder of this configuration on this data; it holds nothing that other data made."""
+    config, place = context.config, context.target.folder / "evaluations"
+    text = f"{config.fingerprint()} {context.splits.key}"
+    home = place / f"{config.protocol}-{hashlib.sha256(text.encode()).hexdigest()[:6]}"
+    before = place / f"{config.protocol}-{config.fingerprint()}"
+    if before.exists() and not home.exists() and distributed.rank() == 0:
+        console.print(
+            f"'{before}' is of version 0.1.0, which did not record the images and labels that it "
+            f"used: the classifier is trained again, in '{home}'",
+            soft_wrap=True,
+        )
+    return home
 
 
 def _changed(
@@ -147,10 +162,8 @@ def _train(
     stored = distributed.share(stored)
     if stored is not None:
         return stored["metrics"], stored["cost"], stored["weights_sha256"]
-    if first:
-        claim(folder, context.config)
-    distributed.barrier()
-    with locked(folder) if first else nullcontext():
+    with owned(folder, context.config):
+        distributed.by_first(lambda: _begin(context, folder))
         config = fit_batch_size(context.config, len(images.train))
         loader = make_loader(config, images.train)
         classes = len(images.train.classes)
@@ -179,6 +192,13 @@ def _is_result(value: dict[str, Any]) -> bool:
     return all(map(are_numbers, (value.get("metrics"), value.get("cost")))) and isinstance(
         value.get("weights_sha256"), str
     )
+
+
+def _begin(context: EvaluationContext, folder: Path) -> None:
+    """Write what the folder holds before the first step."""
+    claim(folder, context.config)
+    splits = context.splits
+    write_json(folder / DATA, sealed({"key": splits.key, "classes": splits.train.classes}))
 
 
 def _classifier(network: Network, config: TrainedConfig, classes: int) -> Classifier:

@@ -1,0 +1,100 @@
+"""Which images a run began with, in a few hashes: images that changed since make another run."""
+
+import hashlib
+import os
+from collections.abc import Collection
+from typing import Any
+
+import numpy as np
+
+from selfsight.data.decode import read
+from selfsight.data.source import BadImage, Source, content_hash
+
+SAMPLE = 64  # images, evenly spread, whose content is hashed where that needs reading files
+
+
+def identity(source: Source, broken: Collection[str] = ()) -> dict[str, Any]:
+    """The number of images and of classes (null without labels), and hashes of the names, of the
+    labels with their classes, and of the contents; of files, of a sample of the contents.
+
+    Names count from the folder that the images have in common, so that another path to the same
+    folder changes nothing.
+    Args:
+        broken: names of images that could not be decoded: repairing them changes no identity.
+    """
+    labels = None
+    if source.labels is not None:
+        labels = _hash(repr(list(source.classes)).encode() + source.labels.astype("<i8").tobytes())
+    hashes = getattr(source, "hashes", None)
+    return {
+        "images": len(source),
+        "classes": None if source.classes is None else len(source.classes),
+        "names": _names(source),
+        "labels": labels,
+        "contents": None if hashes is None else _hash(np.ascontiguousarray(hashes).tobytes()),
+        "sample": _sample(source, broken) if hashes is None else {},
+    }
+
+
+def changes(before: dict[str, Any], now: dict[str, Any], source: Source) -> list[str]:
+    """What differs between two identities, a few words each; what only one of them holds does not.
+
+    Args:
+        source: that `now` is of.
+    """
+    differs = {k for k in before.keys() & now.keys() if before[k] != now[k]}
+    lines = [
+        f"{_number(before[key])} -> {_number(now[key])} {key}"
+        for key in ("images", "classes")
+        if key in differs
+    ]
+    if "images" in differs:  # the rest follows from it
+        return lines
+    if "labels" in differs and "classes" not in differs:
+        lines.append("other labels, or other names of classes")
+    if "names" in differs:
+        lines.append("other file names, or another order")
+    elif "contents" in differs:
+        lines.append("other pixels")
+    else:
+        a, b = before.get("sample", {}), now["sample"]
+        other = [i for i in a.keys() & b.keys() if a[i] != b[i]]
+        if other:
+            example = source.name(min(map(int, other)))
+            lines.append(f"other content of the same names, such as {example}")
+    return lines
+
+
+def _number(count: int | None) -> str:
+    return "no" if count is None else f"{count:,}"
+
+
+def _names(source: Source) -> str:
+    """A hash of all names in order, from the folder on that the first and the last have in
+    common."""
+    ends = [os.path.dirname(source.name(i)) for i in (0, len(source) - 1)]
+    root = os.path.commonpath(ends) if len(set(map(os.path.isabs, ends))) == 1 else ""
+    start = os.path.join(root, "")
+    digest = hashlib.blake2b(digest_size=16)
+    for i in range(len(source)):
+        name = source.name(i)
+        inside = name.startswith(start)
+        relative = name[len(start) :] if inside else os.path.relpath(name, root)
+        digest.update(relative.encode(errors="surrogatepass") + b"\0")
+    return digest.hexdigest()
+
+
+def _sample(source: Source, broken: Collection[str]) -> dict[str, str]:
+    """Index -> content hash of some images that can be read."""
+    found = {}
+    for i in np.unique(np.linspace(0, len(source) - 1, SAMPLE).round().astype(int)).tolist():
+        if source.name(i) not in broken:
+            try:
+                found[str(i)] = content_hash(read(source, i)).hex()
+            except BadImage:
+                continue
+    return found
+
+
+def _hash(data: bytes) -> str:
+    return hashlib.blake2b(data, digest_size=16).hexdigest()
