@@ -29,7 +29,8 @@ FLOORS = [
     ["views", "data"],
     ["batch", "losses", "config"],
     ["files", "metrics"],
-    ["randomness", "distributed", "schedules", "errors"],
+    ["randomness", "distributed", "schedules"],
+    ["processes", "errors"],
 ]
 
 

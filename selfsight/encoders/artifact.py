@@ -6,6 +6,8 @@ needs: how it is built, its data, its input, and what its method prepared before
 
 import hashlib
 import json
+import os
+import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,7 +81,7 @@ def describe(
         "std": list(data.std),
         "seed": seed,
         "precision": precision,
-        "data": data.model_dump(mode="json", exclude={"workers"}),
+        "data": data.model_dump(mode="json", exclude={"workers", "patience"}),
         "pretrained_on": pretrained_on,
         METADATA[0]: __version__,
     }
@@ -96,8 +98,19 @@ def save_encoder(
     # equal bytes.
     metadata = {METADATA[0]: json.dumps(description, sort_keys=True)}
     write_json(path.with_suffix(".json"), description)
-    write_atomically(path, lambda p: save_file(tensors, p, metadata))
+    write_atomically(path, lambda p: _write(tensors, p, metadata))
     return path
+
+
+def _write(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
+    """Raises: OSError if the disk is full, of which safetensors makes an error of its own."""
+    try:
+        save_file(tensors, path, metadata)
+    except SafetensorError as error:
+        code = re.search(r"os error (\d+)", str(error))
+        if code is None:
+            raise
+        raise OSError(int(code[1]), os.strerror(int(code[1]))) from None
 
 
 def save_copy(folder: Path, template: str, record: dict[str, Any]) -> Path:

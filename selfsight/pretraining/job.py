@@ -2,6 +2,7 @@
 views. The command line only calls them."""
 
 import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -9,9 +10,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from selfsight import distributed, randomness
-from selfsight.config import Config
+from selfsight import __version__, distributed, randomness
+from selfsight.config import Config, flatten
 from selfsight.data.bad import BadImages, read_bad
+from selfsight.data.fingerprint import fingerprint
 from selfsight.data.images import Images
 from selfsight.data.source import cache_beside
 from selfsight.data.sources.open import open_source
@@ -26,7 +28,7 @@ from selfsight.encoders.artifact import (
 from selfsight.errors import UserError
 from selfsight.evaluate.features import extract
 from selfsight.evaluate.knn import knn_accuracy
-from selfsight.files import locked, write_json
+from selfsight.files import locked, watched, write_json
 from selfsight.methods import METHODS, Method
 from selfsight.pretraining.build import build_method, image_size, with_hash, without_weights
 from selfsight.pretraining.config import RunConfig
@@ -54,27 +56,49 @@ def pretrain(config: RunConfig, quiet: bool = False) -> Path:
     device = distributed.setup(pick_device(config.device))
     first = distributed.rank() == 0
     try:
-        check_sync_batchnorm(config.sync_batchnorm, device)  # as `fit` does, but before any work
-        is_claimed(folder, config)  # before `assemble` notes broken images in it
-        job = assemble(config, device)
-        if first:
-            claim(folder, config)
-        distributed.barrier()
-        with locked(folder) if first else contextlib.nullcontext():
+        distributed.by_all(lambda: _check(config, device), lambda _: _alike(config))
+        job = distributed.by_all(lambda: assemble(config, device))
+        with contextlib.ExitStack() as stack:
+            distributed.by_first(lambda: stack.enter_context(_claimed(job)))
             if first and not quiet:
                 _announce(config, job.images, device)
-            if first and not (folder / FILE).exists():  # so that its checkpoints can be evaluated
-                write_json(folder / DESCRIPTION, job.description())
+            stack.enter_context(contextlib.nullcontext() if first else watched(folder))
             fit(**job.arguments(), quiet=quiet)
-            if first:
-                save_encoder(folder, job.method.backbone, job.description())
-                if config.save_as:
-                    save_copy(folder, config.save_as, read_metrics(folder / "metrics.jsonl")[-1])
-                _tell_bad(folder / BAD_IMAGES)
-        distributed.barrier()
+            distributed.by_first(lambda: _save(job))
         return folder
     finally:
         distributed.teardown()
+
+
+def _check(config: RunConfig, device: torch.device) -> None:
+    """What can be refused before any work. Raises: UserError."""
+    check_sync_batchnorm(config.sync_batchnorm, device)  # as `fit` does
+    is_claimed(Path(config.run), config)  # before `assemble` notes broken images in it
+
+
+def _alike(config: RunConfig) -> dict[str, Any]:
+    """Keys that must not differ between the processes of a run, and the version."""
+    return {**dict(flatten(config.identity())), "run": config.run, "selfsight": __version__}
+
+
+@contextlib.contextmanager
+def _claimed(job: "Job") -> Iterator[None]:
+    """The run's folder belongs to this run and to this process. Raises: UserError if not."""
+    folder = Path(job.config.run)
+    claim(folder, job.config)
+    with locked(folder):
+        if not (folder / FILE).exists():  # so that its checkpoints can be evaluated
+            write_json(folder / DESCRIPTION, job.description())
+        yield
+
+
+def _save(job: "Job") -> None:
+    """Write what a finished run leaves."""
+    folder, config = Path(job.config.run), job.config
+    save_encoder(folder, job.method.backbone, job.description())
+    if config.save_as:
+        save_copy(folder, config.save_as, read_metrics(folder / "metrics.jsonl")[-1])
+    _tell_bad(folder / BAD_IMAGES)
 
 
 @dataclass(frozen=True)
@@ -186,7 +210,8 @@ def training_images(
     Args:
         bad_images: the file that lists broken images; without it, a broken image is an error.
     """
-    source = open_source(config.data, "train", cache_beside(config.run))
+    cache = cache_beside(config.run)
+    source = distributed.by_all(lambda: open_source(config.data, "train", cache), fingerprint)
     bad = bad_images and BadImages(bad_images, len(source), config.data.max_bad)
     return Images(source, config.data, device, bad)
 

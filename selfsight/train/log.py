@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
-from selfsight.files import write_text
+from selfsight.files import check_folder, naming, write_text
 
 PLAIN_EVERY = 10.0  # seconds between two lines in a pipe
 BAR_EVERY = 0.1  # seconds between two updates of a bar
@@ -37,11 +38,21 @@ class MetricsFile:
     def __init__(self, path: Path, resume_step: int) -> None:
         kept = [r for r in read_metrics(path) if r["step"] <= resume_step]
         write_text(path, "".join(json.dumps(r) + "\n" for r in kept))
-        self._file = path.open("a", encoding="utf-8")
+        self._path, self._file = path, path.open("ab", buffering=0)
 
     def write(self, record: dict[str, Any]) -> None:
-        self._file.write(json.dumps(record) + "\n")
-        self._file.flush()
+        """Raises: OSError that names the file if the disk is full: no half line is left; UserError
+        if the run's folder was deleted or renamed."""
+        check_folder(self._path)
+        line = json.dumps(record).encode() + b"\n"
+        with naming(self._path):
+            end = self._file.seek(0, os.SEEK_END)
+            try:
+                while line:  # a write may take a part of it
+                    line = line[self._file.write(line) :]
+            except OSError:
+                self._file.truncate(end)
+                raise
 
     def close(self) -> None:
         self._file.close()

@@ -78,16 +78,14 @@ class Session:
         self._monitor = CollapseMonitor(method) if method.remedy else None
         self._device = next(method.parameters()).device
         self._first_bad = torch.full((), -1, dtype=torch.long, device=self._device)
-        self._resume(resume)
+        distributed.by_all(lambda: self._resume(resume), lambda _: {"first step": self.start})
         self._check_start()
 
     def _resume(self, other_run: str | None) -> None:
         """Load the newest checkpoint of this folder; if it has none, that of the other run."""
         found = self.checkpoints.load(self._device)
-        if found is not None:
-            self._load(*found)
         if found is not None or other_run is None:
-            return
+            return self._load(*found) if found is not None else None
         step, state = load_from(other_run, self._device)
         if step >= self.steps:
             raise UserError(
@@ -124,17 +122,15 @@ class Session:
             )
 
     def _save(self, done: int) -> None:
-        if distributed.rank() == 0:
-            state = {
-                "method": self.method.state_dict(),
-                "optimizer": self.optimizer.state_dict(),
-                "seconds": self.seconds,
-            }
-            if self.probe:
-                state["probe"] = self.probe.state_dict()
-                state["probe_optimizer"] = self.probe.optimizer.state_dict()
-            self.checkpoints.save(done, state)
-        distributed.barrier()
+        state = {
+            "method": self.method.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "seconds": self.seconds,
+        }
+        if self.probe:
+            optimizer = self.probe.optimizer.state_dict()
+            state |= {"probe": self.probe.state_dict(), "probe_optimizer": optimizer}
+        distributed.by_first(lambda: self.checkpoints.save(done, state))
 
     @contextlib.contextmanager
     def running(self, quiet: bool) -> Iterator["Session"]:
@@ -255,14 +251,15 @@ class Session:
         """The evaluation's values on rank 0, {} on others. Its time is left out of images/s."""
         self._events.mark("log, save")
         began = time.perf_counter()
-        values = {}
-        if distributed.rank() == 0:
-            self.method.eval()
-            values = self.evaluation.measure(self.method.backbone)
-            self.method.train()
-        distributed.barrier()
+        values = distributed.by_first(self._measure_alone)
         self._since += time.perf_counter() - began
         self._events.mark("evaluation")
+        return values if distributed.rank() == 0 else {}
+
+    def _measure_alone(self) -> dict[str, float]:
+        self.method.eval()
+        values = self.evaluation.measure(self.method.backbone)
+        self.method.train()
         return values
 
     def _log(

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from selfsight import __version__, distributed
+from selfsight.config import flatten
 from selfsight.errors import UserError
 from selfsight.evaluate.protocols.config import Evaluation
 from selfsight.evaluate.protocols.results import VERSIONS, Result, store
@@ -72,12 +73,13 @@ class EvaluationContext:
 
     def keep(self, results: list[Result]) -> list[Result]:
         """Store them, by rank 0."""
-        if distributed.rank() == 0:
-            self.target.folder.mkdir(parents=True, exist_ok=True)
-            with locked(self.target.folder):
-                store(self.target.folder, results)
-        distributed.barrier()
+        distributed.by_first(lambda: self._store(results))
         return results
+
+    def _store(self, results: list[Result]) -> None:
+        self.target.folder.mkdir(parents=True, exist_ok=True)
+        with locked(self.target.folder):
+            store(self.target.folder, results)
 
 
 @contextmanager
@@ -88,7 +90,9 @@ def open_context(target: EvaluationTarget, config: Evaluation) -> Iterator[Evalu
         prepare(device)
         if target.loaded and distributed.rank() == 0:
             console.print(target.loaded, soft_wrap=True)
-        _check_size(target, config)
+        distributed.by_all(
+            lambda: _check_size(target, config), lambda _: dict(flatten(config.identity()))
+        )
         splits = open_splits(config, target, device)
         amp = pick_precision(config.precision, device) == "bf16"
         yield EvaluationContext(target, config, device, splits, amp)

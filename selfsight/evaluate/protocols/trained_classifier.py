@@ -2,7 +2,8 @@
 
 import json
 import time
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -147,10 +148,8 @@ def _train(
         stored = json.loads(done.read_text(encoding="utf-8"))
         return stored["metrics"], stored["cost"], stored["weights_sha256"]
     first = distributed.rank() == 0
-    if first:
-        claim(folder, context.config)
-    distributed.barrier()
-    with locked(folder) if first else nullcontext():
+    with ExitStack() as stack:
+        distributed.by_first(lambda: stack.enter_context(_claimed(folder, context)))
         config = fit_batch_size(context.config, len(images.train))
         loader = make_loader(config, images.train)
         classes = len(images.train.classes)
@@ -169,10 +168,16 @@ def _train(
         metrics = test_classifier(context, network, folder, classes, images.validation, before)
         cost = {"train_seconds": seconds, "seconds": time.perf_counter() - began}
         record = {"metrics": metrics, "cost": cost, "weights_sha256": before}
-        if first:
-            write_json(done, record)
-    distributed.barrier()
+        distributed.by_first(lambda: write_json(done, record))
     return metrics, cost, before
+
+
+@contextmanager
+def _claimed(folder: Path, context: EvaluationContext) -> Iterator[None]:
+    """The folder belongs to this evaluation and to this process. Raises: UserError if not."""
+    claim(folder, context.config)
+    with locked(folder):
+        yield
 
 
 def _classifier(network: Network, config: TrainedConfig, classes: int) -> Classifier:
