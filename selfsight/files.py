@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TextIO
@@ -86,7 +87,7 @@ def naming(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.filename is None:
+        if error.filename is None and error.errno is not None:
             error.filename = str(path)
         raise
 
@@ -139,6 +140,18 @@ def _flush(path: Path) -> None:
         os.close(handle)
 
 
+if hasattr(os, "pread"):
+    read_at = os.pread  # (descriptor, size, place) -> bytes; fewer than size at the file's end
+else:  # on Windows
+    _turn = threading.Lock()
+
+    def read_at(descriptor: int, size: int, place: int) -> bytes:
+        """`size` bytes of a file from `place` on; fewer at its end. Threads take turns."""
+        with _turn:
+            os.lseek(descriptor, place, os.SEEK_SET)
+            return os.read(descriptor, size)
+
+
 def write_text(path: Path, text: str) -> None:
     write_atomically(path, lambda p: p.write_text(text, encoding="utf-8"))
 
@@ -153,7 +166,7 @@ def appending(path: Path) -> Iterator[TextIO]:
     Windows)."""
     check_folder(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with naming(path), path.open("a", encoding="utf-8", errors="surrogateescape") as file:
+    with path.open("a", encoding="utf-8", errors="surrogateescape") as file:
         if fcntl:
             fcntl.flock(file, fcntl.LOCK_EX)
         yield file

@@ -34,7 +34,8 @@ class Source(Protocol):
     def read(self, i: int) -> bytes | np.ndarray:
         """Encoded bytes, or uint8 pixels (H, W, 3) that must not be written to.
 
-        Raises: OSError or BadImage if the image does not exist or cannot be read.
+        Raises: OSError or BadImage if the image does not exist or cannot be read; Unreachable if
+        many others cannot be read, either.
         """
 
     def name(self, i: int) -> str:
@@ -54,6 +55,10 @@ class BadImage(UserError):
     def __init__(self, name: str, reason: str) -> None:
         super().__init__(f"Cannot decode {name}: {reason}")
         self.name, self.reason = name, reason
+
+
+class Unreachable(OSError):
+    """A file or folder of many images cannot be read now; the image itself is not at fault."""
 
 
 class ConcatSource:

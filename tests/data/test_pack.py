@@ -440,16 +440,16 @@ def test_a_signal_tells_how_to_go_on(tmp_path, monkeypatch, capfd, number):
     root = pngs(tmp_path / "in", 90)
     make, made = packing._make, []
 
-    def signalled(source, i, config):
+    def signalled(source, i, *how):
         made.append(i)
         if len(made) == 70:
             os.kill(os.getpid(), number)
-        return make(source, i, config)
+        return make(source, i, *how)
 
     monkeypatch.setattr(packing, "_make", signalled)
     arguments = [str(root), "-o", str(tmp_path / "out"), "--size", "8"]
     code, out, said = in_process(monkeypatch, capfd, "pack", *arguments)
-    assert (code, out) == (130, "")
+    assert (code, out) == (128 + number, "")
     assert said.splitlines()[-1].endswith(f"Resume with: selfsight pack {' '.join(arguments)}")
     assert "Traceback" not in said
     assert len(made) < 112, "all were made"

@@ -37,6 +37,7 @@ from selfsight.data.pack.read import (
     read_description,
 )
 from selfsight.data.packed_strings import PackedStrings
+from selfsight.data.patience import Patience
 from selfsight.data.source import BadImage, Source, Watch, content_hash, origins
 from selfsight.data.sources.open import LOADING_KEYS, DataConfig, PathSpec, is_pattern, open_source
 from selfsight.errors import UserError
@@ -174,7 +175,7 @@ def _pack_split(
         header = _header(0, config.size) if config.raw else b""
         with Journal(work / IMAGES, work / RECORDS, header) as journal:
             rows = range(journal.count, len(source))
-            with contextlib.closing(_made(source, rows, config, data.workers)) as images:
+            with contextlib.closing(_made(source, rows, config, data)) as images:
                 for made in images:
                     if isinstance(made, BadImage):
                         bad.note(made)
@@ -190,15 +191,15 @@ def _pack_split(
 
 
 def _made(
-    source: Source, rows: range, config: PackConfig, workers: int | None
+    source: Source, rows: range, config: PackConfig, keys: DataConfig
 ) -> Iterator[Made | BadImage]:
     """The encoded images in order, made by all threads; a few are in memory at a time."""
-    threads = workers or distributed.cores()
+    threads, patience = keys.workers or distributed.cores(), Patience.of(keys)
     with ThreadPoolExecutor(threads, "pack") as pool:
         waiting: deque[Future] = deque()
         try:
             for i in rows:
-                waiting.append(pool.submit(_make, source, i, config))
+                waiting.append(pool.submit(_make, source, i, config, patience))
                 if len(waiting) >= AHEAD * threads:
                     yield waiting.popleft().result()
             while waiting:
@@ -207,10 +208,10 @@ def _made(
             pool.shutdown(cancel_futures=True)
 
 
-def _make(source: Source, i: int, config: PackConfig) -> Made | BadImage:
+def _make(source: Source, i: int, config: PackConfig, patience: Patience) -> Made | BadImage:
     try:
-        data = read(source, i)
-        pixels = decoded(source, i, data)
+        data = read(source, i, patience)
+        pixels = decoded(source, i, data, patience)
     except BadImage as error:
         return error
     known = origins(source)

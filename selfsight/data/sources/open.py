@@ -24,7 +24,7 @@ from selfsight.data.sources.torchvision_sets import Torchvision
 from selfsight.errors import UserError
 
 # Keys of how images are read, not of which they are.
-LOADING_KEYS = ("mean", "std", "in_memory", "workers", "max_bad")
+LOADING_KEYS = ("mean", "std", "in_memory", "workers", "max_bad", "patience")
 # Kind of a source -> the endings of its files.
 ENDINGS = {
     "parquet": {".parquet"},
@@ -59,11 +59,11 @@ class DataConfig(Config):
     test_fraction: float = Field(0.2, gt=0, lt=1)  # held out of a labelled set without a test split
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)  # of pixels in [0, 1], subtracted
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)  # divided by
-    # decode once and keep (default: equally large images up to 96 px)
-    in_memory: bool | None = None
+    in_memory: bool | None = None  # decode once and keep (default: equal images up to 96 px)
     workers: int | None = may_change(None, ge=1)  # decoding threads (default: one for each core)
     # the share of images that may be broken; training replaces them, and stops if there are more
     max_bad: float = may_change(0.001, ge=0, le=1)
+    patience: float = may_change(60.0, ge=0)  # seconds to wait while a disk or network fails
 
     @property
     def normalization(self) -> Normalization:
