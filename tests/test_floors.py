@@ -28,7 +28,7 @@ FLOORS = [
     ["methods"],
     ["views", "data"],
     ["batch", "losses", "config"],
-    ["files", "metrics"],
+    ["files", "metrics", "compiler"],
     ["randomness", "distributed", "schedules"],
     ["processes", "errors"],
 ]
