@@ -14,7 +14,7 @@ def can_compile(device: str) -> bool:
     """Whether a small function compiles and runs on this type of device; if not, a line says why,
     and what was to be compiled runs as it is."""
     try:
-        # Of a size of its own: what was compiled before, by a compiler that is gone, proves nothing.
+        # A new size: what was compiled before, by a compiler that is gone, proves nothing.
         x = torch.ones(64 + time.time_ns() % 100_000, device=device)
         torch.compile(lambda x: (2 * x).sin().sum())(x)
     except Exception as error:  # torch, its compiler and the C++ compiler each raise their own
