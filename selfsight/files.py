@@ -140,16 +140,17 @@ def _flush(path: Path) -> None:
         os.close(handle)
 
 
-if hasattr(os, "pread"):
-    read_at = os.pread  # (descriptor, size, place) -> bytes; fewer than size at the file's end
-else:  # on Windows
-    _turn = threading.Lock()
+_turn = threading.Lock()
 
-    def read_at(descriptor: int, size: int, place: int) -> bytes:
-        """`size` bytes of a file from `place` on; fewer at its end. Threads take turns."""
-        with _turn:
-            os.lseek(descriptor, place, os.SEEK_SET)
-            return os.read(descriptor, size)
+
+def _read_at(descriptor: int, size: int, place: int) -> bytes:
+    """`size` bytes of a file from `place` on; fewer at its end. Threads take turns."""
+    with _turn:
+        os.lseek(descriptor, place, os.SEEK_SET)
+        return os.read(descriptor, size)
+
+
+read_at = getattr(os, "pread", _read_at)  # Windows has no pread
 
 
 def write_text(path: Path, text: str) -> None:
