@@ -117,7 +117,10 @@ class Pack:
         """The image's name in the source that was packed."""
         ends = self._name_ends
         place = ends.start + 8 * i
-        start, end = np.frombuffer(ends.read(16, place).ljust(16, b"\0"), np.uint64).tolist()
+        both = ends.read(16, place)
+        if len(both) < 16:
+            raise self._shorter(ends)
+        start, end = np.frombuffer(both, np.uint64).tolist()
         name = self._names.read(end - start, start) if start <= end <= self._last_name else b""
         if len(name) != end - start:
             raise self._shorter(self._names)
@@ -209,6 +212,9 @@ class _Table(_File):
 
     def load(self) -> np.ndarray:
         """All its numbers, in memory."""
-        array = np.load(self._path, allow_pickle=False)
+        try:
+            array = np.load(self._path, allow_pickle=False)
+        except (EOFError, ValueError) as error:
+            raise ValueError(f"{self.name}: {error}") from None
         array.flags.writeable = False
         return array
