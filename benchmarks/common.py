@@ -10,8 +10,9 @@ from statistics import median
 import torch
 from PIL import Image
 
+from selfsight.data.config import DataConfig
 from selfsight.data.decode import decode
-from selfsight.data.sources.open import DataConfig, open_source
+from selfsight.data.sources.open import open_source
 from selfsight.errors import UserError
 
 MEAN, STD = (0.491, 0.482, 0.447), (0.247, 0.243, 0.262)  # of CIFAR-10

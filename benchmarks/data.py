@@ -25,9 +25,10 @@ from torchvision.transforms import v2
 
 from benchmarks.common import machine, report
 from selfsight.batch import Normalization
+from selfsight.data.config import DataConfig
 from selfsight.data.images import Images
 from selfsight.data.pack import write as packing
-from selfsight.data.sources.open import DataConfig, open_source
+from selfsight.data.sources.open import open_source
 from selfsight.errors import UserError
 from selfsight.train.loader import ViewLoader
 from selfsight.views.recipe import ViewGroup, preset

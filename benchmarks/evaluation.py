@@ -35,9 +35,10 @@ from torchvision import transforms
 
 from benchmarks.common import MEAN, STD, arguments, machine, pictures, start
 from selfsight.batch import Normalization
+from selfsight.data.config import DataConfig
 from selfsight.data.images import Images
 from selfsight.data.source import Part
-from selfsight.data.sources.open import DataConfig, open_source
+from selfsight.data.sources.open import open_source
 from selfsight.encoders.backbones import BackboneConfig, build_backbone
 from selfsight.evaluate import linear
 from selfsight.evaluate.features import extract, read_features

@@ -9,7 +9,13 @@ _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
 
 class UserError(Exception):
-    """The message names key and value, why they are refused and what to type; a line a problem."""
+    """The message names key and value, why they are refused and what to type; a line a problem.
+
+    Attributes:
+        everywhere: every process of a distributed run raises this, so only the first prints it.
+    """
+
+    everywhere = False
 
 
 def some(names: Iterable[str]) -> str:
@@ -26,3 +32,13 @@ def printable(text: str) -> str:
     'a\\\\x1b[31mb'
     """
     return _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
+def described(error: OSError) -> str:
+    """An error of the operating system in one line: the file, if it is known, and the reason."""
+    reason = error.strerror or " ".join(str(error).split()) or type(error).__name__
+    return reason if error.filename is None else f"'{_text(error.filename)}': {reason}"
+
+
+def _text(path: str | bytes | int) -> str:
+    return path.decode(errors="surrogateescape") if isinstance(path, bytes) else str(path)

@@ -11,23 +11,18 @@ import math
 import os
 import secrets
 import stat
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO, TextIO
+from typing import Any, BinaryIO
 
 from selfsight.errors import UserError
-
-try:
-    import fcntl
-except ImportError:  # not on Windows
-    fcntl = None
+from selfsight.locks import check_folder
 
 CHECKSUM = "checksum"  # the key of a JSON object that holds the hash of all others
 LARGEST = 2**30  # bytes of a text file that is read whole
-LOCK = ".lock"
-# Neither follow a link nor wait for the writer of a pipe; 0 on systems that lack the flag.
+# Do not wait for the writer of a pipe; 0 on systems that lack the flag.
 _AT_ONCE = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
-_NO_LINK = _AT_ONCE | getattr(os, "O_NOFOLLOW", 0)
 
 
 class Damaged(UserError):
@@ -43,51 +38,14 @@ class Damaged(UserError):
 
 
 @contextlib.contextmanager
-def locked(folder: Path, name: str = LOCK, wait: bool = False) -> Iterator[None]:
-    """Lock a folder for this process; the lock ends with the process at the latest.
-
-    No effect on Windows.
-    Args:
-        name: of the file that is locked; locks with different names are independent.
-        wait: for another process that has locked the folder, instead of raising.
-    Raises: UserError if another process has locked the folder, or if the lock is no plain file.
-    """
-    path = folder / name
-    with contextlib.ExitStack() as stack:
-        file = stack.enter_context(_lock_file(path))
-        while fcntl:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-            except OSError:
-                raise UserError(
-                    f"'{folder}': another process is writing this run; wait for it or stop it"
-                ) from None
-            if _is_the_file(file, path):
-                break
-            file = stack.enter_context(_lock_file(path))  # the one before removed its file
+def naming(path: Path) -> Iterator[None]:
+    """Errors of the disk name this file, as those of a full disk do not by themselves."""
+    try:
         yield
-
-
-def _lock_file(path: Path) -> BinaryIO:
-    """Open a lock without changing its content: a link could lead to any file."""
-    try:
-        handle = os.open(path, os.O_RDWR | os.O_CREAT | _NO_LINK, 0o666)
     except OSError as error:
-        reason = "it is a link" if path.is_symlink() else error.strerror
-        raise UserError(f"'{path}': cannot be locked: {reason}; remove it") from None
-    file = os.fdopen(handle, "rb", buffering=0)
-    if not stat.S_ISREG(os.fstat(handle).st_mode):
-        file.close()
-        raise UserError(f"'{path}': cannot be locked: it is no plain file; remove it")
-    return file
-
-
-def _is_the_file(file: BinaryIO, path: Path) -> bool:
-    """Whether an open file is the one that has this path now."""
-    try:
-        return os.path.samestat(os.fstat(file.fileno()), os.stat(path))
-    except FileNotFoundError:
-        return False
+        if error.filename is None and error.errno is not None:
+            error.filename = str(path)
+        raise
 
 
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
@@ -95,36 +53,64 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
 
     The file gets the permissions of a new file, even if a library would set others (0600). A folder
     that has its name is renamed.
+    Raises: OSError that names the path if the disk is full; no temporary file is left.
+    UserError, see `check_folder`.
     """
+    check_folder(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.is_dir() and not path.is_symlink():
         set_aside(path)
     # Processes in two containers may have one number: the random part tells their files apart.
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
-    try:
+    with naming(path), removed_at_the_end(temporary):
         with temporary.open("wb") as file:
             mode = os.fstat(file.fileno()).st_mode
         write(temporary)
         os.chmod(temporary, mode)
         rename_durably(temporary, path)
+
+
+@contextlib.contextmanager
+def removed_at_the_end(temporary: Path) -> Iterator[None]:
+    """Remove the file at the end, if it is still there; a disk that has become read-only hides no
+    earlier error."""
+    try:
+        yield
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 def rename_durably(source: Path, target: Path) -> None:
     """Flush a complete file to disk, rename it, and flush its folder."""
     _flush(source)
     os.replace(source, target)
-    if os.name == "posix":
-        _flush(target.parent)
+    _flush(target.parent)
 
 
 def _flush(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
+    """Windows flushes a file only if it is open for writing, and a folder not at all."""
+    is_folder = path.is_dir()
+    if is_folder and os.name != "posix":
+        return
+    handle = os.open(path, os.O_RDONLY if is_folder else os.O_RDWR)
     try:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+_turn = threading.Lock()
+
+
+def _read_at(descriptor: int, size: int, place: int) -> bytes:
+    """`size` bytes of a file from `place` on; fewer at its end. Threads take turns."""
+    with _turn:
+        os.lseek(descriptor, place, os.SEEK_SET)
+        return os.read(descriptor, size)
+
+
+read_at = getattr(os, "pread", _read_at)  # Windows has no pread
 
 
 def write_text(path: Path, text: str) -> None:
@@ -275,14 +261,3 @@ def set_aside(path: Path) -> Path:
     aside = next(p for p in map(path.with_name, names) if not os.path.lexists(p))
     os.replace(path, aside)
     return aside
-
-
-@contextlib.contextmanager
-def appending(path: Path) -> Iterator[TextIO]:
-    """The end of a text file that several processes add lines to, one at a time (not on
-    Windows)."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a", encoding="utf-8", errors="surrogateescape") as file:
-        if fcntl:
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield file

@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
@@ -102,12 +102,19 @@ def _child(arguments: tuple[str, ...], cwd: str, environ: dict[str, str], files:
 
 def two_ranks(*arguments: str, cwd: Path) -> list[subprocess.CompletedProcess]:
     """The outcome of a command in two processes that work together, as torchrun starts them."""
+    return two_ranks_of([arguments] * 2, [cwd] * 2)
+
+
+def two_ranks_of(
+    arguments: list[Sequence[str]], cwd: list[Path]
+) -> list[subprocess.CompletedProcess]:
+    """The same of processes that are started differently by mistake."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
     started = [
-        Started(*arguments, cwd=cwd, **shared, RANK=str(rank), LOCAL_RANK=str(rank))
-        for rank in range(2)
+        Started(*words, cwd=folder, **shared, RANK=str(rank), LOCAL_RANK=str(rank))
+        for rank, (words, folder) in enumerate(zip(arguments, cwd, strict=True))
     ]
     return [process.wait() for process in started]

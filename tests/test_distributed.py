@@ -13,14 +13,16 @@ import torch.nn.functional as F
 from torch.nn.parallel import DistributedDataParallel
 
 from selfsight import distributed
+from selfsight.errors import UserError
 from selfsight.methods import METHODS
 from selfsight.methods.heads import BatchNorm
 from selfsight.methods.method import Batch, Method
 from selfsight.methods.queue import Queue
 from selfsight.train.log import read_metrics
-from tests.conftest import TINY, TinyEncoder, selfsight
+from tests.conftest import TINY, TinyEncoder, heads, selfsight
+from tests.data.test_bad import make_folder
 from tests.methods.test_methods import batch_of, build
-from tests.processes import environment, in_ranks
+from tests.processes import environment, in_ranks, two_ranks_of
 
 
 def part(batch: Batch, rank: int, world: int) -> Batch:
@@ -196,3 +198,86 @@ def test_torchrun_trains_on_the_cpu(tmp_path):
 
 def test_encoder_of_the_tests_has_no_batch_statistics():
     assert not list(TinyEncoder().buffers())
+
+
+# One mistake, one line ----------------------------------------------------------------------------
+
+
+def mistakes(rank: int, world: int, folder: str) -> None:
+    """What each rank is told, written into a file of its own."""
+    dist.init_process_group(
+        "gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=world
+    )
+
+    def only(where: int, error: Exception) -> Callable[[], str]:
+        def work() -> str:
+            if rank == where:
+                raise error
+            return "done"
+
+        return work
+
+    works = {
+        "none": (only(2, UserError()), lambda result: {"said": result}),
+        "first": (only(0, UserError("seed=x: no number")), None),
+        "second": (only(1, UserError("seed=x: no number")), None),
+        "disk": (only(1, OSError(28, "No space left on device", "/a")), None),
+        "memory": (only(1, MemoryError("8 TiB")), None),
+        "bug": (only(1, ValueError("a bug")), None),
+        "unlike": (lambda: rank, lambda result: {"lr": 0.1 * result, "seed": 3}),
+    }
+    told = {}
+    for name, (work, alike) in works.items():
+        try:
+            told[name] = distributed.by_all(work, alike)
+        except Exception as error:
+            told[name] = type(error).__name__, str(error), getattr(error, "everywhere", False)
+    told["by first"] = distributed.by_first(lambda: [rank, world])
+    torch.save(told, f"{folder}/told{rank}.pt")
+    dist.destroy_process_group()
+
+
+def test_a_mistake_on_one_rank_is_told_to_all(tmp_path):
+    in_ranks(mistakes, str(tmp_path))
+    first, second = (torch.load(tmp_path / f"told{r}.pt") for r in (0, 1))
+    bugs = first.pop("bug"), second.pop("bug")
+    assert first == second
+    assert first["none"] == "done"
+    assert first["by first"] == [0, 2]
+    one, of = "UserError", "process 1 of 2: "
+    assert first["first"] == (one, "seed=x: no number", True)
+    assert first["second"] == (one, of + "seed=x: no number", True)
+    assert first["disk"] == (one, of + "'/a': No space left on device", True)
+    assert first["memory"] == (one, of + "MemoryError: 8 TiB", True)
+    words = "process 1 of 2 differs from process 0: lr=0.1 instead of 0.0; start all with the"
+    assert first["unlike"] == (one, f"{words} same keys and the same data", True)
+    # a bug keeps its traceback where it happened
+    assert bugs == ((one, of + "ValueError: a bug", True), ("ValueError", "a bug", False))
+
+
+def test_ranks_with_other_keys_or_data_do_not_train(tmp_path):
+    """Also a mistake that only one of them sees: all end with 2, and rank 0 says why."""
+    keys = [*TINY, *heads("simclr"), "max_steps=1", "run=r"]
+    for name, images in (("a", 80), ("b", 70)):
+        make_folder(tmp_path / name / "images", images, set())
+    moved = {"data.path=images": [tmp_path / "a", tmp_path / "b"]}
+    for odd, cwd, said in (
+        (["seed=5"], [tmp_path] * 2, "differs from process 0: seed=5 instead of 0;"),
+        ([], moved["data.path=images"], "differs from process 0: images=56 instead of 64;"),
+    ):
+        own = [] if odd else ["data.path=images"]
+        ranks = two_ranks_of(
+            [["pretrain", "digits/simclr", *keys, *own, *(odd if n else [])] for n in range(2)], cwd
+        )
+        assert [done.returncode for done in ranks] == [2, 2]
+        assert ranks[0].stderr.startswith(f"selfsight: process 1 of 2 {said}")
+        assert len(ranks[0].stderr.splitlines()) == 1
+        assert ranks[1].stderr == ""
+    assert not list(tmp_path.rglob("*.safetensors"))
+
+
+def test_a_collective_that_fails_since_another_process_has_ended_is_known():
+    gloo = "[../third_party/gloo/gloo/transport/tcp/pair.cc:534] Connection closed by peer [::1]:7"
+    assert distributed.is_of_another(RuntimeError(gloo))
+    assert distributed.is_of_another(dist.DistBackendError("NCCL error"))
+    assert not distributed.is_of_another(RuntimeError("shapes do not match"))

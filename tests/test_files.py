@@ -14,9 +14,7 @@ from selfsight.evaluate.protocols.context import EvaluationContext
 from selfsight.evaluate.protocols.results import Result, read_results
 from selfsight.files import (
     Damaged,
-    fcntl,
     is_intact,
-    locked,
     read_json,
     read_text,
     seal,
@@ -26,6 +24,7 @@ from selfsight.files import (
     write_json,
     write_text,
 )
+from selfsight.locks import fcntl, locked
 
 NO_FILE = ["a folder", "a pipe", "a device"]
 

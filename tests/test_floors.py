@@ -29,8 +29,9 @@ FLOORS = [
     ["views", "data"],
     ["batch", "losses", "config"],
     ["yaml_text"],
-    ["files", "metrics"],
-    ["randomness", "distributed", "schedules", "errors"],
+    ["files", "metrics", "compiler"],
+    ["locks", "randomness", "distributed", "schedules"],
+    ["processes", "errors"],
 ]
 
 

@@ -13,9 +13,10 @@ import torch
 from safetensors import safe_open
 
 from selfsight import load_encoder
+from selfsight.data.config import DataConfig
 from selfsight.data.pack.read import Pack
 from selfsight.data.sources.download import downloads
-from selfsight.data.sources.open import DataConfig, open_source
+from selfsight.data.sources.open import open_source
 from selfsight.evaluate.protocols.results import read_results
 from selfsight.train.log import read_metrics
 from tests.conftest import ROOT

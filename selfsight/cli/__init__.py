@@ -1,42 +1,78 @@
-"""The command line: parses arguments, calls one function of the package, prints what it returns."""
+"""The command line: parses arguments, calls one function of the package, prints what it returns.
+
+This file imports nothing that takes long, so that a signal is caught from the first moment on.
+"""
 
 import functools
 import os
 import signal
 import sys
 
-from selfsight.cli import pretraining, evaluation, data, tables  # isort: skip  # noqa: F401
-from selfsight.cli.app import app
-from selfsight.cli.files import plugins
-from selfsight.errors import UserError, printable
+from selfsight.cli.said import is_first_rank, say, this_command
+from selfsight.errors import UserError, described
+from selfsight.processes import Stopped, end_with_parent, stopped_by_signals
 
 
 @functools.cache
 def register_all() -> None:
-    """Register the commands of plug-ins and, after them, those that list what is shipped: the help
-    shows commands in this order."""
+    """Register the commands, those of plug-ins and, after them, those that list what is shipped:
+    the help shows commands in this order."""
+    from selfsight.cli import pretraining, evaluation, data, tables  # isort: skip  # noqa: F401
+    from selfsight.cli.app import app
+    from selfsight.cli.files import plugins
+
     for plugin in plugins():
         plugin.register(app)
     from selfsight.cli import lists  # noqa: F401
 
 
 def main() -> None:
-    """Entry point: a UserError is printed to stderr, one line for each mistake; exit code 2."""
+    """Entry point. A mistake of the user, a signal, a full disk: one line in stderr for each, no
+    traceback; exit code 2, of a signal 128 + its number."""
     try:
-        register_all()
-        app(prog_name="selfsight")
-    except UserError as error:
-        for line in printable(str(error)).splitlines():
-            print(line if line.startswith("  ") else f"selfsight: {line}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print("selfsight: interrupted", file=sys.stderr)
-        sys.exit(128 + signal.SIGINT)
+        with stopped_by_signals(_say_stopped):
+            sys.exit(_run())
+    except Stopped as stop:
+        _say_stopped(stop.number)
+        sys.exit(128 + stop.number)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+
+
+def _run() -> int:
+    """The exit code of the command."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        end_with_parent()
+    try:
+        register_all()
+        from selfsight.cli.app import app
+
+        app(prog_name="selfsight")
+        return 0
+    except UserError as error:
+        if not error.everywhere or is_first_rank():
+            say(str(error))
+    except BrokenPipeError:
+        raise
     except OSError as error:  # a folder that cannot be written, a full disk
-        if error.filename is None:
+        say(f"{described(error)}. Remove the cause and run the same command again")
+    except MemoryError as error:
+        say(f"not enough memory{f' ({error})' if str(error) else ''}; free some, or ask for less")
+    except RuntimeError as error:
+        if not _is_of_another_process(error):
             raise
-        print(printable(f"selfsight: '{error.filename}': {error.strerror}"), file=sys.stderr)
-        sys.exit(2)
+        if is_first_rank():
+            say("another process of this run has ended, so this one ends; its message says why")
+    return 2
+
+
+def _is_of_another_process(error: RuntimeError) -> bool:
+    distributed = sys.modules.get("selfsight.distributed")
+    return distributed is not None and distributed.is_of_another(error)
+
+
+def _say_stopped(number: int) -> None:
+    if is_first_rank():
+        name = signal.Signals(number).name
+        say(f"stopped by {name}; what was saved before is kept. Continue with: {this_command()}")

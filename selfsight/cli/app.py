@@ -1,6 +1,5 @@
 """What the commands share: the application, their common arguments, how they speak."""
 
-import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from selfsight import __version__
+from selfsight.cli.said import is_first_rank, this_command
 
 if TYPE_CHECKING:
     from selfsight.evaluate.protocols import Result
@@ -83,16 +83,3 @@ def continuing() -> Iterator[None]:
         if is_first_rank():
             print(f"{stop} Resume with: {this_command()}", file=sys.stderr)
         raise typer.Exit(128 + stop.signal_number) from None
-
-
-def is_first_rank() -> bool:
-    """Whether this is the only process, or the one of torchrun's that speaks."""
-    return int(os.environ.get("RANK", "0")) == 0
-
-
-def this_command() -> str:
-    """What was typed, so that it can be typed again."""
-    import shlex
-
-    program = "python -m selfsight" if sys.argv[0].endswith("__main__.py") else "selfsight"
-    return f"{program} {shlex.join(sys.argv[1:])}"

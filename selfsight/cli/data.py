@@ -1,19 +1,20 @@
 """Commands that look at images."""
 
 import re
-import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from selfsight.cli.app import DATA, Overrides, What, app, this_command
+from selfsight.cli.app import DATA, Overrides, What, app
 from selfsight.cli.files import composed
+from selfsight.cli.said import this_command
 from selfsight.errors import UserError
+from selfsight.processes import Stopped
 
 if TYPE_CHECKING:
-    from selfsight.data.sources.open import DataConfig
+    from selfsight.data.config import DataConfig
 
 ImageSource = Annotated[
     list[str],
@@ -28,7 +29,7 @@ ImageSource = Annotated[
 def data_config(arguments: list[str]) -> "DataConfig":
     """The keys `data.*` of a command that takes a path, such keys, or both."""
     from selfsight import config as layers
-    from selfsight.data.sources.open import DataConfig
+    from selfsight.data.config import DataConfig
 
     class Keys(layers.Config):
         data: DataConfig
@@ -73,13 +74,12 @@ def pack(
     from selfsight.train.log import Progress
 
     config = packing.PackConfig(raw=raw, size=size, quality=quality)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         with Progress() as progress:
             folders = packing.pack(data_config(source), config, output, progress.images)
-    except KeyboardInterrupt:
+    except Stopped as stop:
         print(f"Stopped; what is done is saved. Resume with: {this_command()}", file=sys.stderr)
-        raise typer.Exit(128 + signal.SIGINT) from None
+        raise typer.Exit(128 + stop.number) from None
     for folder, new in folders:
         about = read_description(folder)
         words = f"{about['count']:,} images" + ("" if new else ", packed before")

@@ -4,8 +4,9 @@ from typing import Annotated
 
 import typer
 
-from selfsight.cli.app import TRAIN, Overrides, What, app, continuing, is_first_rank
+from selfsight.cli.app import TRAIN, Overrides, What, app, continuing
 from selfsight.cli.files import ConfigFile, Opts, composed, open_file
+from selfsight.cli.said import is_first_rank
 
 
 @app.command(rich_help_panel=TRAIN)

@@ -1,6 +1,5 @@
 """Commands that compare runs: grids of them, or a few."""
 
-import signal
 import sys
 from functools import partial
 from pathlib import Path
@@ -8,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from selfsight.cli.app import COMPARE, app, this_command
+from selfsight.cli.app import COMPARE, app
+from selfsight.cli.said import this_command
 
 
 @app.command(rich_help_panel=COMPARE)
@@ -45,9 +45,9 @@ def bench(
     say = partial(console(stderr=True).print, soft_wrap=True, markup=False)
     try:
         cells, about = work.bench(config, folder, jobs, device, say)
-    except work.Stopped:
+    except work.Interrupted as stop:
         print(f"Stopped; what is done is saved. Resume with: {this_command()}", file=sys.stderr)
-        raise typer.Exit(128 + signal.SIGINT) from None
+        raise typer.Exit(128 + stop.signal_number) from None
     write_all(folder, cells, about)
     found = rows(cells)
     console().print(to_rich(found, about))

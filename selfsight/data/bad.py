@@ -1,12 +1,12 @@
 """A record of undecodable images, which training replaces; too many of them end the run."""
 
 import threading
-from contextlib import nullcontext
 from pathlib import Path
 
 from selfsight.data.source import BadImage, ChangedImage
 from selfsight.errors import UserError, printable
-from selfsight.files import appending
+from selfsight.files import naming
+from selfsight.locks import appending
 
 
 class BadImages:
@@ -36,13 +36,8 @@ class BadImages:
         parts = (error.name, error.reason)
         words = (" ".join(part.replace("\t", " ").splitlines()) for part in parts)
         line = printable("\t".join(words))
-        with self._lock, appending(self._file) if self._file else nullcontext() as file:
-            if file:
-                self.lines = read_bad(self._file)
-            if line not in self.lines:
-                self.lines.append(line)
-                if file:
-                    file.write(f"{line}\n")
+        with self._lock:
+            self._add(line)
         count, allowed = len(self.lines), int(self._most * self._images)
         if count > allowed:
             raise UserError(
@@ -50,6 +45,16 @@ class BadImages:
                 f"at most {allowed} may be; the last is {error.name}: {error.reason}. Repair or "
                 f"remove them (`selfsight check` lists all), or raise data.max_bad"
             )
+
+    def _add(self, line: str) -> None:
+        if self._file is None:
+            self.lines += [line] if line not in self.lines else []
+            return
+        with naming(self._file), appending(self._file) as file:
+            self.lines = read_bad(self._file)
+            if line not in self.lines:
+                self.lines.append(line)
+                file.write(f"{line}\n")
 
 
 def read_bad(file: Path) -> list[str]:

@@ -7,11 +7,13 @@ from pathlib import Path
 import numpy as np
 
 from selfsight import distributed
+from selfsight.data.config import DataConfig, several
 from selfsight.data.decode import decoded, read
 from selfsight.data.pack.read import DESCRIPTION, verify
+from selfsight.data.patience import Patience
 from selfsight.data.source import BadImage, Source, Watch, content_hash, made_from
 from selfsight.data.sources.kinds import folders_in
-from selfsight.data.sources.open import DataConfig, open_source, several, with_range
+from selfsight.data.sources.open import open_source, with_range
 
 BLOCK = 64  # images of one task of a thread
 
@@ -73,8 +75,8 @@ def check(config: DataConfig, watch: Watch) -> Report:
         for name in ("train", "test"):
             source = open_source(config, name)
             if source is not None:
-                config = with_range(config, source)
-                found.append(_check_split(name, source, pool, watch))
+                config, patience = with_range(config, source), Patience.of(config)
+                found.append(_check_split(name, source, pool, watch, patience))
         damaged = [line for folder in _packs(config) for line in verify(folder, pool)]
     return Report(found, _shared(*found) if len(found) == 2 else [], damaged)
 
@@ -86,7 +88,9 @@ def _packs(config: DataConfig) -> list[Path]:
     return [f for f in folders if (f / DESCRIPTION).is_file() and not f.name.startswith(".")]
 
 
-def _check_split(name: str, source: Source, pool: ThreadPoolExecutor, watch: Watch) -> Split:
+def _check_split(
+    name: str, source: Source, pool: ThreadPoolExecutor, watch: Watch, patience: Patience
+) -> Split:
     n = len(source)
     split = Split(name, source, np.zeros((n, 2), np.int32), np.zeros((n, 16), np.uint8))
 
@@ -94,9 +98,9 @@ def _check_split(name: str, source: Source, pool: ThreadPoolExecutor, watch: Wat
         broken = []
         for i in range(start, min(start + BLOCK, n)):
             try:
-                data = read(source, i)
+                data = read(source, i, patience)
                 split.contents[i] = np.frombuffer(content_hash(data), np.uint8)
-                split.sizes[i] = decoded(source, i, data).shape[:2]
+                split.sizes[i] = decoded(source, i, data, patience).shape[:2]
             except BadImage as error:
                 broken.append((error.name, error.reason))
         return broken

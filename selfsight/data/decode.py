@@ -1,6 +1,7 @@
 """Decode the bytes of one image file to uint8 RGB pixels.
 
-The result is an upright (H, W, 3) array, or BadImage is raised; no file raises anything else.
+The result is an upright (H, W, 3) array, or BadImage is raised; no file raises anything else. An
+error of the machine, such as a lost disk, is no fault of a file: it is waited for (see `Patience`).
 """
 
 import contextlib
@@ -12,7 +13,8 @@ import numpy as np
 import simplejpeg
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from selfsight.data.source import BadImage, Decoding, Source, decoding
+from selfsight.data.patience import Patience
+from selfsight.data.source import BadImage, Decoding, Source, decoding, first_line
 
 Image.MAX_IMAGE_PIXELS = None  # data.max_pixels is the limit, tested before pixels are decoded
 JPEG = b"\xff\xd8\xff"  # first bytes of a JPEG file
@@ -35,34 +37,48 @@ _UPRIGHT = {
 warnings.filterwarnings("ignore", module=r"PIL\b")
 
 
-def decode(source: Source, i: int) -> np.ndarray:
+def decode(source: Source, i: int, patience: Patience | None = None) -> np.ndarray:
     """Image i as uint8 (H, W, 3): turned upright by its EXIF orientation, converted to RGB.
 
-    Raises: BadImage if it cannot be read or decoded.
+    Raises: BadImage if it cannot be read or decoded; UserError if the machine cannot read.
     """
-    return decoded(source, i, read(source, i))
+    return decoded(source, i, read(source, i, patience), patience)
 
 
-def read(source: Source, i: int) -> bytes | np.ndarray:
-    """Image i as the source stores it. Raises: BadImage if it cannot be read."""
+def read(source: Source, i: int, patience: Patience | None = None) -> bytes | np.ndarray:
+    """Image i as the source stores it. Raises: as `decode`."""
     try:
         return source.read(i)
+    except (OSError, MemoryError):  # tried again below, which costs reads that succeed nothing
+        pass
+    try:
+        return (patience or Patience()).wait_for(lambda: source.read(i), source.name(i))
     except OSError as error:
-        raise BadImage(source.name(i), error.strerror or str(error)) from None
+        reason = error.strerror or first_line(error)
+        raise BadImage(source.name(i), reason) from None
 
 
-def decoded(source: Source, i: int, data: bytes | np.ndarray) -> np.ndarray:
+def decoded(
+    source: Source, i: int, data: bytes | np.ndarray, patience: Patience | None = None
+) -> np.ndarray:
     """The same as `decode`, given what `read` returned."""
     if isinstance(data, np.ndarray):
         return data
-    return decode_bytes(data, source.name(i), decoding(source))
+    name, how = source.name(i), decoding(source)
+    try:
+        return decode_bytes(data, name, how)
+    except MemoryError:
+        return (patience or Patience()).wait_for(lambda: decode_bytes(data, name, how), name)
 
 
 def decode_bytes(data: bytes, name: str, how: Decoding = USUAL) -> np.ndarray:
-    """As `decode`, of the content of an image file; `name` is what an error calls it."""
+    """As `decode`, of the content of an image file; `name` is what an error calls it. Raises:
+    MemoryError besides, which says nothing of the image."""
     try:
         pixels = _decode_jpeg(data, how) if data.startswith(JPEG) else None
         return _decode_other(data, how) if pixels is None else pixels
+    except MemoryError:
+        raise
     # On damaged files decoders raise more kinds of exceptions than their documentation lists.
     except Exception as error:
         raise BadImage(name, _reason(data, error)) from None

@@ -12,8 +12,9 @@ from torch import Tensor
 from selfsight import distributed
 from selfsight.data import decode as decoder
 from selfsight.data.bad import BadImages
+from selfsight.data.config import DataConfig
+from selfsight.data.patience import Patience
 from selfsight.data.source import BadImage, Source, Subset
-from selfsight.data.sources.open import DataConfig
 from selfsight.errors import UserError
 
 SMALL = 96  # pixels: images whose sides are all at most this are kept decoded
@@ -32,6 +33,7 @@ class Images:
         classes: names, or None.
         pool: threads that read and decode.
         workers: how many threads the pool has.
+        patience: of reads, while the machine cannot read.
     """
 
     def __init__(
@@ -44,6 +46,7 @@ class Images:
     ) -> None:
         self.source, self.classes, self.device = source, source.classes, device
         self.workers = config.workers or distributed.cores()
+        self.patience = Patience.of(config)
         self.pool = ThreadPoolExecutor(self.workers, "decode")
         self.labels = None
         if source.labels is not None:
@@ -74,7 +77,7 @@ class Images:
         while True:
             j = self._next_whole(i)
             try:
-                return j, decoder.decode(self.source, j)
+                return j, decoder.decode(self.source, j, self.patience)
             except BadImage as error:
                 self.mark_bad(j, error)
 

@@ -50,7 +50,8 @@ class Source(Protocol):
     def read(self, i: int) -> bytes | np.ndarray:
         """Encoded bytes, or uint8 pixels (H, W, 3) that must not be written to.
 
-        Raises: OSError or BadImage if the image does not exist or cannot be read.
+        Raises: OSError or BadImage if the image does not exist or cannot be read; Unreachable if
+        many others cannot be read, either.
         """
 
     def name(self, i: int) -> str:
@@ -76,6 +77,10 @@ class BadImage(UserError):
 class ChangedImage(BadImage):
     """The bytes of an image are not those that were stored: damage, whatever data.max_bad allows
     of images that never could be decoded."""
+
+
+class Unreachable(OSError):
+    """A file or folder of many images cannot be read now; the image itself is not at fault."""
 
 
 class ConcatSource:

@@ -9,6 +9,7 @@ import functools
 import hashlib
 import json
 import os
+import re
 import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,7 +22,7 @@ from torch import Tensor, nn
 
 from selfsight import __version__, randomness
 from selfsight.config import validate
-from selfsight.data.sources.open import DataConfig
+from selfsight.data.config import DataConfig
 from selfsight.encoders.backbones import BackboneConfig, build_backbone
 from selfsight.encoders.description import FORMAT, Budget, parse_description
 from selfsight.errors import UserError, some
@@ -84,7 +85,7 @@ def describe(
         "std": list(data.std),
         "seed": seed,
         "precision": precision,
-        "data": data.model_dump(mode="json", exclude={"workers"}),
+        "data": data.model_dump(mode="json", exclude={"workers", "patience"}),
         "pretrained_on": pretrained_on,
         METADATA[0]: __version__,
     }
@@ -101,8 +102,19 @@ def save_encoder(
     # equal bytes.
     metadata = {METADATA[0]: json.dumps(sealed(description), sort_keys=True)}
     write_json(path.with_suffix(".json"), sealed({**description, STARTED_IN: os.getcwd()}))
-    write_atomically(path, lambda p: save_file(tensors, p, metadata))
+    write_atomically(path, lambda p: _write(tensors, p, metadata))
     return path
+
+
+def _write(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
+    """Raises: OSError if the disk is full, of which safetensors makes an error of its own."""
+    try:
+        save_file(tensors, path, metadata)
+    except SafetensorError as error:
+        code = re.search(r"os error (\d+)", str(error))
+        if code is None:
+            raise
+        raise OSError(int(code[1]), os.strerror(int(code[1]))) from None
 
 
 def save_copy(folder: Path, template: str, record: dict[str, Any]) -> Path:

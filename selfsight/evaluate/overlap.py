@@ -133,8 +133,8 @@ def _shared(train: list, test: list) -> np.ndarray:
 def _fingerprint(images: Images, i: int) -> tuple[bytes, int]:
     """Content hash and difference hash of one image."""
     try:
-        data = read(images.source, i)
-        pixels = decoded(images.source, i, data)
+        data = read(images.source, i, images.patience)
+        pixels = decoded(images.source, i, data, images.patience)
     except BadImage as error:
         images.mark_bad(i, error)
         return bytes(16), 0

@@ -1,6 +1,5 @@
 """Run a grid: what is missing, on all devices, whatever happens to single cells; then its table."""
 
-import contextlib
 import json
 import os
 import platform
@@ -9,24 +8,30 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from selfsight.files import locked, write_json
+from selfsight.files import write_json
 from selfsight.grid.cell import read_outcome
 from selfsight.grid.plan import GridConfig, Job, plan
+from selfsight.locks import locked
+from selfsight.processes import Stopped
 from selfsight.report.rows import Cell
 from selfsight.train.folder import package_version
 
 PACKAGES = ("selfsight", "torch", "timm", "scikit-learn")
 
 
-class Stopped(Exception):
+class Interrupted(Exception):
     """A signal ended the grid; finished cells stay, unfinished ones are saved."""
+
+    def __init__(self, signal_number: int) -> None:
+        super().__init__(signal_number)
+        self.signal_number = signal_number
 
 
 def bench(
@@ -46,7 +51,7 @@ def bench(
         jobs: cells at a time (default: the grid's, else one a GPU or one a core).
         device: auto, cpu, cuda, or cuda:1 and its like.
         say: takes a line of progress.
-    Raises: UserError before anything runs for a grid that does not fit; Stopped.
+    Raises: UserError before anything runs for a grid that does not fit; Interrupted.
     """
     asked = plan(grid)
     folder.mkdir(parents=True, exist_ok=True)
@@ -108,38 +113,21 @@ def _run(
         finally:
             free.put(device)
 
-    with ThreadPoolExecutor(len(slots)) as pool, _sigterm_interrupts():
-        futures = {pool.submit(one, job): job for job in missing}
+    with ThreadPoolExecutor(len(slots)) as pool:
         try:
+            futures = {pool.submit(one, job): job for job in missing}
             for number, future in enumerate(as_completed(futures), 1):
                 job, error = futures[future], future.result()
                 if error is not None:
                     errors[job.folder] = error
                 text = error or _summary(grid, job, folder)
                 say(f"[{number}/{len(missing)}] {job.title}: {text}")
-        except KeyboardInterrupt:
+        except (Stopped, KeyboardInterrupt) as stopped:  # the second without the command line
             stop.set()
             for process in list(alive):
                 process.terminate()  # it saves its state and ends
-            raise Stopped from None
+            raise Interrupted(getattr(stopped, "number", signal.SIGINT)) from None
     return errors
-
-
-@contextlib.contextmanager
-def _sigterm_interrupts() -> Iterator[None]:
-    """SIGTERM as Ctrl-C, where Python allows it."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def interrupt(number: int, frame: Any) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _cell(

@@ -7,13 +7,14 @@ from statistics import fmean
 from typing import Any
 
 from selfsight import config as layers
-from selfsight.errors import UserError
+from selfsight.errors import UserError, described
 from selfsight.evaluate import protocols as measure
 from selfsight.evaluate.protocols.results import Result
 from selfsight.files import Damaged, are_numbers, read_json, read_or_set_aside, sealed, write_json
 from selfsight.grid.plan import UNTRAINED, Job, Protocol
 from selfsight.pretraining import job as run
 from selfsight.pretraining.config import compose
+from selfsight.processes import Stopped, end_with_parent, stopped_by_signals
 from selfsight.train.log import read_metrics, say
 from selfsight.train.session import is_cost
 from selfsight.train.signals import Interrupted
@@ -96,15 +97,21 @@ def _measure(protocol: Protocol, home: str, device: str, job: Job) -> list[Resul
 
 
 def main() -> None:
+    """Exit codes as of a command; the last line in stderr says why a cell failed."""
+    end_with_parent()
     try:
-        work(Path(sys.argv[1]))
+        with stopped_by_signals(lambda number: None):
+            work(Path(sys.argv[1]))
     except UserError as error:
         print(f"selfsight: {error}", file=sys.stderr)
         sys.exit(2)
+    except OSError as error:  # a full disk
+        print(f"selfsight: {described(error)}", file=sys.stderr)
+        sys.exit(2)
     except Interrupted as stop:
         sys.exit(128 + stop.signal_number)
-    except KeyboardInterrupt:
-        sys.exit(130)
+    except Stopped as stop:
+        sys.exit(128 + stop.number)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from typing import Any
 
 from selfsight import config as layers
 from selfsight.config import Tree
-from selfsight.data.sources.open import with_source
+from selfsight.data.config import with_source
 from selfsight.evaluate.classifiers import FineTuned, LinearHeads
 from selfsight.interop.report import Converted
 from selfsight.interop.section import TAKEN, Section

@@ -1,7 +1,7 @@
 """UP's `dataset`: lists of images, batches and loading of the training and the test split."""
 
 from selfsight.config import near
-from selfsight.data.sources.open import several
+from selfsight.data.config import several
 from selfsight.interop.section import REPLACED, TAKEN, UNUSED
 from selfsight.interop.up_draft import Keys
 from selfsight.interop.up_views import read_mixing, read_test_views, read_views

@@ -9,7 +9,7 @@ from pydantic import Field, field_validator, model_validator
 
 from selfsight import config as layers
 from selfsight.config import Config, Tree, is_inside, may_change, near
-from selfsight.data.sources.open import with_source
+from selfsight.data.config import with_source
 from selfsight.encoders.artifact import NAMED_BY, named
 from selfsight.encoders.backbones import BackboneConfig
 from selfsight.errors import UserError

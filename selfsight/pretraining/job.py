@@ -1,6 +1,7 @@
 """The commands about pretraining as functions: pretrain an encoder, save an untrained one, draw
 views. The command line only calls them."""
 
+import contextlib
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -9,9 +10,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from selfsight import distributed, randomness
-from selfsight.config import Config
+from selfsight import __version__, distributed, randomness
+from selfsight.config import Config, flatten
 from selfsight.data.bad import BadImages, read_bad
+from selfsight.data.fingerprint import fingerprint
 from selfsight.data.images import Images
 from selfsight.data.source import cache_beside
 from selfsight.data.sources.open import open_source, with_range
@@ -28,6 +30,7 @@ from selfsight.errors import UserError
 from selfsight.evaluate.features import extract
 from selfsight.evaluate.knn import knn_accuracy
 from selfsight.files import sealed, write_json
+from selfsight.locks import watched
 from selfsight.methods import METHODS, Method
 from selfsight.pretraining.build import build_method, image_size, with_hash, without_weights
 from selfsight.pretraining.config import RunConfig
@@ -65,24 +68,35 @@ def pretrain(config: RunConfig, quiet: bool = False) -> Path:
     device = distributed.setup(pick_device(config.device))
     first = distributed.rank() == 0
     try:
-        check_sync_batchnorm(config.sync_batchnorm, device)  # as `fit` does, but before any work
-        with owned(folder, config, extend):
+        check = lambda: check_sync_batchnorm(config.sync_batchnorm, device)  # noqa: E731
+        distributed.by_all(check, lambda _: _alike(config))
+        with owned(folder, config, extend), contextlib.ExitStack() as stack:
             images = training_images(config, device, folder / BAD_IMAGES)
             data = distributed.by_first(lambda: check_data(folder, config, images.source))
-            job = assemble(config, device, images)
+            job = distributed.by_all(lambda: assemble(config, device, images))
             distributed.by_first(lambda: _begin(job, data, extend))
             if first and not quiet:
                 _announce(config, job.images, device)
+            stack.enter_context(contextlib.nullcontext() if first else watched(folder))
             fit(**job.arguments(), quiet=quiet)
-            if first:
-                save_encoder(folder, job.method.backbone, job.description())
-                if config.save_as:
-                    save_copy(folder, config.save_as, _last_record(folder, job))
-                _tell_bad(folder / BAD_IMAGES)
-        distributed.barrier()
+            distributed.by_first(lambda: _save(job))
         return folder
     finally:
         distributed.teardown()
+
+
+def _alike(config: RunConfig) -> dict[str, Any]:
+    """Keys that must not differ between the processes of a run, and the version."""
+    return {**dict(flatten(config.identity())), "run": config.run, "selfsight": __version__}
+
+
+def _save(job: "Job") -> None:
+    """Write what a finished run leaves."""
+    folder, config = Path(job.config.run), job.config
+    save_encoder(folder, job.method.backbone, job.description())
+    if config.save_as:
+        save_copy(folder, config.save_as, _last_record(folder, job))
+    _tell_bad(folder / BAD_IMAGES)
 
 
 @dataclass(frozen=True)
@@ -236,7 +250,8 @@ def training_images(
     Args:
         bad_images: the file that lists broken images; without it, a broken image is an error.
     """
-    source = open_source(config.data, "train", cache_beside(config.run))
+    cache = cache_beside(config.run)
+    source = distributed.by_all(lambda: open_source(config.data, "train", cache), fingerprint)
     bad = bad_images and BadImages(bad_images, len(source), config.data.max_bad)
     return Images(source, config.data, device, bad)
 

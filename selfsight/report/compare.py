@@ -11,7 +11,7 @@ from rich.console import Group
 from rich.text import Text
 
 from selfsight import config as layers
-from selfsight.data.sources.open import LOADING_KEYS
+from selfsight.data.config import LOADING_KEYS
 from selfsight.errors import UserError
 from selfsight.evaluate.protocols import read_results
 from selfsight.pretraining.config import RunConfig, read_run_config

@@ -28,7 +28,7 @@ def contact_sheet(loader: ViewLoader, rows: int, epochs: int = 1) -> Image.Image
     scale, shift = (torch.tensor(v).view(3, 1, 1) for v in reversed(loader.normalization))
     pictures = []
     for row, i in enumerate(indices.tolist()):
-        image = decode(loader.images.source, i)
+        image = decode(loader.images.source, i, loader.images.patience)
         box = center_box(image.shape[0], image.shape[1], 1.0)
         size = min(box[2], side)
         original = cut(image, box, size).permute(1, 2, 0).numpy()

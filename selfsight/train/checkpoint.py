@@ -16,7 +16,15 @@ from torch import Tensor, nn
 
 from selfsight.config import Config, differences, flatten, is_inside
 from selfsight.errors import UserError
-from selfsight.files import Damaged, file_hash, rename_durably, set_aside
+from selfsight.files import (
+    Damaged,
+    file_hash,
+    naming,
+    removed_at_the_end,
+    rename_durably,
+    set_aside,
+)
+from selfsight.locks import check_folder
 
 _NAME = re.compile(r"step-(\d+)\.([0-9a-f]{16})\.pt")
 # Keys that may differ between a checkpoint and the run that continues it: a run may be made longer,
@@ -55,14 +63,20 @@ class Checkpoints:
         return sorted((int(m[1]), p) for m, p in found)
 
     def save(self, step: int, state: dict[str, Any]) -> Path:
-        """Write the state after `step` steps, then remove all but the newest `keep` files."""
+        """Write the state after `step` steps, then remove all but the newest `keep` files.
+
+        Raises: OSError that names the folder if the disk is full: no half file is left. UserError
+            if the run's folder was deleted or renamed.
+        """
+        check_folder(self.folder)
         self.folder.mkdir(parents=True, exist_ok=True)
         for leftover in self.folder.glob(".step-*.tmp"):
             leftover.unlink()
         temporary = self.folder / f".step-{step}.{os.getpid()}.tmp"
-        torch.save(state, temporary)
-        path = self.folder / f"step-{step:08d}.{_checksum(temporary)}.pt"
-        rename_durably(temporary, path)
+        with naming(self.folder), removed_at_the_end(temporary):
+            _write(state, temporary)
+            path = self.folder / f"step-{step:08d}.{_checksum(temporary)}.pt"
+            rename_durably(temporary, path)
         others = [old for _, old in self.files() if old != path]
         for old in others[: max(0, len(others) + 1 - self._keep)]:
             old.unlink()
@@ -126,6 +140,17 @@ def read_checkpoint(path: Path, device: torch.device, key: str) -> tuple[int, di
     except Damaged as error:
         reason = f"this file is damaged: {error.reason}"
         raise UserError(f"{key}: {reason}; take an earlier one") from None
+
+
+def _write(state: dict[str, Any], path: Path) -> None:
+    """Raises: OSError if the disk is full, for which torch alone raises a RuntimeError."""
+    try:
+        with path.open("wb", buffering=0) as file:
+            torch.save(state, file)
+    except RuntimeError as error:
+        if isinstance(error.__context__, OSError):
+            raise error.__context__ from None
+        raise
 
 
 def _checksum(path: Path) -> str:

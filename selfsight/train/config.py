@@ -8,7 +8,7 @@ import yaml
 from pydantic import Field
 
 from selfsight.config import Config, Tree, may_change
-from selfsight.data.sources.open import DataConfig
+from selfsight.data.config import DataConfig
 from selfsight.train.checkpoint import CheckpointConfig
 from selfsight.train.loggers import LogConfig
 from selfsight.train.optim import OptimizerConfig, ScheduleConfig

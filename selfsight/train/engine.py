@@ -15,6 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from selfsight import distributed, randomness
 from selfsight.batch import Batch
+from selfsight.compiler import can_compile
 from selfsight.errors import UserError
 from selfsight.methods.method import Method, Output
 from selfsight.train.config import TrainConfig
@@ -104,7 +105,8 @@ def place(
     # with it and at times wrong.
     layout = torch.preserve_format if device.type == "mps" else torch.channels_last
     method.to(device=device, memory_format=layout)
-    if compile is True or (compile == "auto" and device.type == "cuda"):
+    wanted = compile is True or (compile == "auto" and device.type == "cuda")
+    if wanted and can_compile(device.type):
         for network in method.children():
             _compile(network)
     if not several:

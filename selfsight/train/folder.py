@@ -17,7 +17,8 @@ from selfsight.data.source import Source
 from selfsight.encoders.artifact import DESCRIPTION, FILE
 from selfsight.encoders.description import read_description
 from selfsight.errors import UserError
-from selfsight.files import LOCK, Damaged, locked, read_json, read_text, write_text
+from selfsight.files import Damaged, read_json, read_text, write_text
+from selfsight.locks import LOCK, locked
 from selfsight.train.config import TrainConfig
 from selfsight.train.log import console
 

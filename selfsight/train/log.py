@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import shutil
 import time
 from collections.abc import Iterator
@@ -16,7 +17,8 @@ from rich.text import Text
 
 from selfsight.data.source import Source, notes
 from selfsight.errors import printable
-from selfsight.files import are_numbers, open_plain, write_text
+from selfsight.files import are_numbers, naming, open_plain, write_text
+from selfsight.locks import check_folder
 
 PLAIN_EVERY = 10.0  # seconds between two lines in a pipe
 TIMES = ("epoch", "seconds")  # numbers of every record; others may be null
@@ -95,11 +97,21 @@ class MetricsFile:
             say(f"{damaged} lines of '{path}' are damaged and left out; see '{aside}'")
         kept = [r for r in read_metrics(path) if r["step"] <= resume_step]
         write_text(path, "".join(json.dumps(r) + "\n" for r in kept))
-        self._file = path.open("a", encoding="utf-8")
+        self._path, self._file = path, path.open("ab", buffering=0)
 
     def write(self, record: dict[str, Any]) -> None:
-        self._file.write(json.dumps(record) + "\n")
-        self._file.flush()
+        """Raises: OSError that names the file if the disk is full: no half line is left; UserError
+        if the run's folder was deleted or renamed."""
+        check_folder(self._path)
+        line = json.dumps(record).encode() + b"\n"
+        with naming(self._path):
+            end = self._file.seek(0, os.SEEK_END)
+            try:
+                while line:  # a write may take a part of it
+                    line = line[self._file.write(line) :]
+            except OSError:
+                self._file.truncate(end)
+                raise
 
     def close(self) -> None:
         self._file.close()

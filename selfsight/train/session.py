@@ -87,7 +87,7 @@ class Session:
         self._parts: dict[str, Part] = {"method": method, "optimizer": optimizer}
         if probe:
             self._parts |= {"probe": probe, "probe_optimizer": probe.optimizer}
-        self._resume(resume)
+        distributed.by_all(lambda: self._resume(resume), lambda _: {"first step": self.start})
         self._check_start()
 
     def _resume(self, other_run: str | None) -> None:
@@ -122,12 +122,10 @@ class Session:
             )
 
     def _save(self, done: int) -> None:
-        if distributed.rank() == 0:
-            state = {name: part.state_dict() for name, part in self._parts.items()}
-            state |= {"seconds": self.seconds, "step": done, "config": self.config.identity()}
-            state["place"] = place_of(self.loader)
-            self.checkpoints.save(done, state)
-        distributed.barrier()
+        state = {name: part.state_dict() for name, part in self._parts.items()}
+        state |= {"seconds": self.seconds, "step": done, "config": self.config.identity()}
+        state["place"] = place_of(self.loader)
+        distributed.by_first(lambda: self.checkpoints.save(done, state))
 
     @contextlib.contextmanager
     def running(self, quiet: bool) -> Iterator["Session"]:
@@ -247,14 +245,15 @@ class Session:
         """The evaluation's values on rank 0, {} on others. Its time is left out of images/s."""
         self._events.mark("log, save")
         began = time.perf_counter()
-        values = {}
-        if distributed.rank() == 0:
-            self.method.eval()
-            values = self.evaluation.measure(self.method.backbone)
-            self.method.train()
-        distributed.barrier()
+        values = distributed.by_first(self._measure_alone)
         self._since += time.perf_counter() - began
         self._events.mark("evaluation")
+        return values if distributed.rank() == 0 else {}
+
+    def _measure_alone(self) -> dict[str, float]:
+        self.method.eval()
+        values = self.evaluation.measure(self.method.backbone)
+        self.method.train()
         return values
 
     def _log(

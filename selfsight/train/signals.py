@@ -6,6 +6,8 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
+from selfsight.processes import Stopped
+
 
 class Interrupted(Exception):
     """A signal ended the run after a step; a checkpoint is saved."""
@@ -18,7 +20,7 @@ class Interrupted(Exception):
 @contextlib.contextmanager
 def caught_signals() -> Iterator[list[int]]:
     """The list receives the numbers of SIGTERM and Ctrl-C; a second Ctrl-C raises
-    KeyboardInterrupt."""
+    Stopped."""
     caught: list[int] = []
     if threading.current_thread() is not threading.main_thread():
         yield caught  # only the main thread may handle signals in Python
@@ -26,7 +28,7 @@ def caught_signals() -> Iterator[list[int]]:
 
     def note(number: int, _frame: Any) -> None:
         if number == signal.SIGINT and number in caught:
-            raise KeyboardInterrupt
+            raise Stopped(number)
         caught.append(number)
 
     before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from selfsight import randomness
 from selfsight.batch import Normalization, SampleKey
+from selfsight.compiler import can_compile
 from selfsight.views.ops import augment, randaugment
 from selfsight.views.ops.jitter import color_jitter
 from selfsight.views.recipe import ViewGroup
@@ -124,7 +125,8 @@ def _view(
 ) -> Tensor:
     """One view: compiled as a whole, or step by step (on the CPU in chunks of images)."""
     noise = at.stream(view, randomness.ERASE)
-    if compile is True or (compile == "auto" and pixels.device.type == "cuda"):
+    wanted = compile is True or (compile == "auto" and pixels.device.type == "cuda")
+    if wanted and can_compile(pixels.device.type):
         draw, steps = _compiled()
         u = draw(at.index, at.stream(view), SLOTS)
         return steps(pixels, spec, u, at.index, noise, flips)

@@ -13,9 +13,10 @@ from sklearn.datasets import load_digits
 
 from selfsight.batch import Normalization
 from selfsight.data.bad import BadImages, read_bad
+from selfsight.data.config import DataConfig
 from selfsight.data.images import Images
 from selfsight.data.source import BadImage
-from selfsight.data.sources.open import DataConfig, open_source
+from selfsight.data.sources.open import open_source
 from selfsight.errors import UserError
 from selfsight.evaluate.features import plain_views
 from selfsight.evaluate.overlap import fingerprints

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from selfsight.data.check import check
-from selfsight.data.sources.open import DataConfig
+from selfsight.data.config import DataConfig
 
 
 def quiet(what: str, done: int, total: int) -> None:

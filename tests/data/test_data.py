@@ -17,10 +17,11 @@ from PIL import Image
 
 from selfsight import distributed, randomness
 from selfsight.batch import Normalization
+from selfsight.data.config import DataConfig
 from selfsight.data.decode import decode
 from selfsight.data.images import Images, center_box, cut
 from selfsight.data.source import Subset
-from selfsight.data.sources.open import DataConfig, open_source
+from selfsight.data.sources.open import open_source
 from selfsight.errors import UserError
 from selfsight.train.loader import ViewLoader
 from selfsight.views.recipe import ViewGroup

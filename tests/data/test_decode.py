@@ -14,9 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
+from selfsight.data.config import DataConfig
 from selfsight.data.decode import USUAL, decode
 from selfsight.data.source import BadImage
-from selfsight.data.sources.open import DataConfig
 from tests.conftest import ROOT
 
 

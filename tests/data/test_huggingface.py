@@ -15,10 +15,11 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from selfsight.data.config import DataConfig
 from selfsight.data.decode import decode
 from selfsight.data.source import BadImage, Subset
 from selfsight.data.sources import parquet
-from selfsight.data.sources.open import DataConfig, open_source
+from selfsight.data.sources.open import open_source
 from selfsight.data.sources.parquet import HuggingFace, Parquet
 from selfsight.errors import UserError
 from tests.processes import environment
@@ -227,7 +228,8 @@ def test_no_network_and_no_such_name(tmp_path):
     environ = {**environment(), "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)}
     code = (
         "import sys\n"
-        "from selfsight.data.sources.open import DataConfig, open_source\n"
+        "from selfsight.data.sources.open import open_source\n"
+        "from selfsight.data.config import DataConfig\n"
         "from selfsight.errors import UserError\n"
         "open_source(DataConfig(), 'train')\n"
         "assert 'datasets' not in sys.modules\n"

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from selfsight.data.config import DataConfig
 from selfsight.data.identity import SAMPLE, changes, identity
 from selfsight.data.pack.write import PackConfig, pack
-from selfsight.data.sources.open import DataConfig, open_source
+from selfsight.data.sources.open import open_source
 
 
 def opened(**keys):

@@ -10,11 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from selfsight.data.config import DataConfig
 from selfsight.data.decode import decode
 from selfsight.data.images import Images
 from selfsight.data.levels import DEPTHS, found_range
 from selfsight.data.source import BadImage, decoding, notes
-from selfsight.data.sources.open import DataConfig, open_source
+from selfsight.data.sources.open import open_source
 from tests.data.test_decode import Files, encoded
 
 

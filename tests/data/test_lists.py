@@ -11,10 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from selfsight.data.config import DataConfig
 from selfsight.data.decode import decode
 from selfsight.data.source import BadImage, Subset
 from selfsight.data.sources.lists import ListFile
-from selfsight.data.sources.open import DataConfig, open_source
+from selfsight.data.sources.open import open_source
 from selfsight.errors import UserError
 
 

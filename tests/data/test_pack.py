@@ -27,16 +27,17 @@ from PIL import Image
 import selfsight
 from selfsight.data.bad import BadImages
 from selfsight.data.check import check
+from selfsight.data.config import DataConfig
 from selfsight.data.decode import decode
 from selfsight.data.images import Images, center_box, cut
 from selfsight.data.pack import journal
 from selfsight.data.pack import plan as plans
 from selfsight.data.pack import write as packing
 from selfsight.data.pack.journal import RECORD
-from selfsight.data.pack.read import Pack, verify
+from selfsight.data.pack.read import BLOB, Pack, verify
 from selfsight.data.pack.write import PackConfig, pack
-from selfsight.data.source import ChangedImage
-from selfsight.data.sources.open import DataConfig, open_source
+from selfsight.data.source import BadImage, ChangedImage
+from selfsight.data.sources.open import open_source
 from selfsight.errors import UserError
 from selfsight.evaluate.overlap import compare, fingerprints
 from selfsight.files import file_hash, read_json, sealed, write_json
@@ -445,16 +446,16 @@ def test_a_signal_tells_how_to_go_on(tmp_path, monkeypatch, capfd, number):
     root = pngs(tmp_path / "in", 90)
     make, made = packing._make, []
 
-    def signalled(source, i, config):
+    def signalled(source, i, *how):
         made.append(i)
         if len(made) == 70:
             os.kill(os.getpid(), number)
-        return make(source, i, config)
+        return make(source, i, *how)
 
     monkeypatch.setattr(packing, "_make", signalled)
     arguments = [str(root), "-o", str(tmp_path / "out"), "--size", "8"]
     code, out, said = in_process(monkeypatch, capfd, "pack", *arguments)
-    assert (code, out) == (130, "")
+    assert (code, out) == (128 + number, "")
     assert said.splitlines()[-1].endswith(f"Resume with: selfsight pack {' '.join(arguments)}")
     assert "Traceback" not in said
     assert len(made) < 112, "all were made"
@@ -825,6 +826,42 @@ def test_verify_finds_every_changed_byte(tmp_path, raw):
                 assert re.search(r"train image \d+ \(.*\.png\): damaged", line)
         path.write_bytes(whole)
     assert verify(folder, pool) == []
+
+
+@pytest.mark.parametrize("raw", [False, True])
+def test_a_pack_that_is_cut_short_while_it_is_open_is_one_line(tmp_path, raw):
+    """Not a SIGBUS, which ends the process without a word, and not a broken image."""
+    root = pngs(tmp_path / "in")
+    folder = packed(root, tmp_path / "out", PackConfig(raw=raw, size=8)) / "train"
+    last = len(Pack(folder)) - 1
+    for name, use in {
+        BLOB["raw" if raw else "jpeg"]: lambda source: decode(source, last),
+        "names.bin": lambda source: source.name(last),
+        "name_offsets.npy": lambda source: source.name(last),
+        "hashes.npy": lambda source: source.hashes,
+        "source_hashes.npy": lambda source: source.origins,
+    }.items():
+        source, whole = Pack(folder), (folder / name).read_bytes()
+        os.truncate(folder / name, len(whole) // 2)
+        with pytest.raises(UserError, match=r"this pack is damaged \(") as error:
+            use(source)
+        assert not isinstance(error.value, BadImage)
+        assert str(error.value).startswith(f"data.path={folder}: ")
+        assert name.split("_")[-1].split(".")[0] in str(error.value)
+        assert len(str(error.value).splitlines()) == 1
+        (folder / name).write_bytes(whole)
+    source = Pack(folder)  # what is small is in memory from the start
+    before = [source.labels.tolist(), len(decode(source, last))]
+    for name in ("labels.npy", *([] if raw else ["offsets.npy"])):
+        os.truncate(folder / name, 140)
+    assert [source.labels.tolist(), len(decode(source, last))] == before
+
+
+def test_what_is_read_from_a_raw_pack_may_not_be_written_to(tmp_path):
+    root = pngs(tmp_path / "in")
+    source = Pack(packed(root, tmp_path / "out", PackConfig(raw=True, size=8)) / "train")
+    for array in (source.read(0), source.hashes, source.origins):
+        assert not array.flags.writeable
 
 
 # The command --------------------------------------------------------------------------------------

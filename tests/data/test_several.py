@@ -9,10 +9,11 @@ import torch
 from PIL import Image
 
 from selfsight.data.check import check
+from selfsight.data.config import DataConfig
 from selfsight.data.images import Images
 from selfsight.data.pack import write as packing
 from selfsight.data.source import content_hash
-from selfsight.data.sources.open import DataConfig, open_source
+from selfsight.data.sources.open import open_source
 from selfsight.errors import UserError
 from selfsight.evaluate.overlap import compare, fingerprints
 

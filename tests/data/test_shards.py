@@ -23,11 +23,12 @@ from hypothesis import strategies as st
 from PIL import Image
 from sklearn.datasets import load_digits
 
+from selfsight.data.config import DataConfig
 from selfsight.data.decode import decode
 from selfsight.data.packed_strings import PackedStrings, load_index, save_index
 from selfsight.data.source import BadImage
 from selfsight.data.sources import shards
-from selfsight.data.sources.open import DataConfig, open_source
+from selfsight.data.sources.open import open_source
 from selfsight.data.sources.shards import Shards, expand
 from selfsight.data.sources.tar import members
 from selfsight.errors import UserError
@@ -357,7 +358,10 @@ def test_a_shard_that_shrinks_while_it_is_read(tmp_path):
     path = write_tar(tmp_path / "0.tar", samples(0, 3))
     source = Shards([path])
     os.truncate(path, 600)
-    with pytest.raises(BadImage, match="has become shorter"):
+    with pytest.raises(UserError, match=r"0\.tar: this shard has become shorter") as error:
+        source.read(2)
+    assert not isinstance(error.value, BadImage)  # others in it are gone, too
+    with pytest.raises(UserError, match="has become shorter"):
         source.read(2)
 
 

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from selfsight.data.config import DataConfig
 from selfsight.data.source import notes
-from selfsight.data.sources.open import DataConfig, open_source
+from selfsight.data.sources.open import open_source
 from selfsight.data.sources.splits import split_of
 from selfsight.errors import UserError
 

@@ -9,7 +9,8 @@ import scipy.io
 import torchvision.datasets as datasets
 from PIL import Image
 
-from selfsight.data.sources.open import DataConfig, open_source
+from selfsight.data.config import DataConfig
+from selfsight.data.sources.open import open_source
 from selfsight.data.sources.torchvision_sets import MORE, REFUSED, SPLITS, Torchvision
 from selfsight.errors import UserError
 

@@ -9,7 +9,8 @@ import pytest
 from PIL import Image
 
 import selfsight
-from selfsight.data.sources.open import DataConfig, open_source
+from selfsight.data.config import DataConfig
+from selfsight.data.sources.open import open_source
 from selfsight.errors import UserError
 from selfsight.evaluate.protocols import trained_classifier
 from selfsight.evaluate.protocols.results import read_results

@@ -12,8 +12,9 @@ from torch import nn
 
 from selfsight import randomness
 from selfsight.batch import Normalization, SampleKey
+from selfsight.data.config import DataConfig
 from selfsight.data.images import Images
-from selfsight.data.sources.open import DataConfig, open_source
+from selfsight.data.sources.open import open_source
 from selfsight.encoders.artifact import weights_hash
 from selfsight.evaluate.classifiers import FineTuned, LinearHeads, depths
 from selfsight.evaluate.predict import accuracy

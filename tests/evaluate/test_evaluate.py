@@ -20,8 +20,9 @@ from torch import nn
 import selfsight
 from selfsight import metrics
 from selfsight.batch import Normalization
+from selfsight.data.config import DataConfig
 from selfsight.data.images import Images
-from selfsight.data.sources.open import DataConfig, open_source
+from selfsight.data.sources.open import open_source
 from selfsight.encoders.artifact import read_network, tensors_hash, weights_hash
 from selfsight.encoders.encoder import load_encoder
 from selfsight.errors import UserError

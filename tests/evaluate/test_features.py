@@ -15,8 +15,9 @@ from torch import nn
 
 from selfsight import randomness
 from selfsight.batch import Normalization
+from selfsight.data.config import DataConfig
 from selfsight.data.images import Images
-from selfsight.data.sources.open import DataConfig, open_source
+from selfsight.data.sources.open import open_source
 from selfsight.errors import UserError
 from selfsight.evaluate import features as module
 from selfsight.evaluate import knn as knn_module

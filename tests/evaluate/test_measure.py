@@ -15,9 +15,10 @@ from PIL import Image
 from safetensors.torch import save_file
 
 import selfsight
+from selfsight.data.config import DataConfig
 from selfsight.data.images import Images
 from selfsight.data.sources.folder import Folder
-from selfsight.data.sources.open import DataConfig, open_source
+from selfsight.data.sources.open import open_source
 from selfsight.encoders.artifact import Network, weights_hash
 from selfsight.errors import UserError
 from selfsight.evaluate.classifiers import LinearHeads

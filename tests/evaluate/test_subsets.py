@@ -9,9 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from selfsight.data.config import DataConfig
 from selfsight.data.images import Images
 from selfsight.data.source import Subset
-from selfsight.data.sources.open import DataConfig, open_source
+from selfsight.data.sources.open import open_source
 from selfsight.errors import UserError
 from selfsight.evaluate.overlap import compare, fingerprints
 from selfsight.evaluate.subsets import draw, hold_out, listed

@@ -102,7 +102,7 @@ def test_a_stopped_grid_goes_on(tmp_path):
         time.sleep(0.05)
     process.send_signal(signal.SIGTERM)
     done = process.wait(120)
-    assert done.returncode == 130
+    assert done.returncode == 128 + signal.SIGTERM
     assert "Resume with: python -m selfsight bench" in done.stderr.splitlines()[-1]
     assert "Traceback" not in done.stderr
     selfsight(*command, cwd=tmp_path)

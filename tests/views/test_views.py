@@ -14,8 +14,9 @@ from selfsight import randomness
 from selfsight.batch import Normalization, SampleKey
 from selfsight.config import validate
 from selfsight.data.bad import BadImages
+from selfsight.data.config import DataConfig
 from selfsight.data.images import Images
-from selfsight.data.sources.open import DataConfig, open_source
+from selfsight.data.sources.open import open_source
 from selfsight.errors import UserError
 from selfsight.methods import METHODS
 from selfsight.train.loader import ViewLoader

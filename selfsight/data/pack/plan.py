@@ -15,6 +15,7 @@ from pydantic import Field
 
 from selfsight import distributed
 from selfsight.config import Config, differences
+from selfsight.data.config import LOADING_KEYS, DataConfig
 from selfsight.data.decode import decoded, read
 from selfsight.data.pack.journal import RECORD, begun, is_complete
 from selfsight.data.pack.read import (
@@ -34,7 +35,6 @@ from selfsight.data.source import (
     origins,
     stamp,
 )
-from selfsight.data.sources.open import LOADING_KEYS, DataConfig
 from selfsight.errors import UserError
 from selfsight.files import write_json
 

@@ -1,7 +1,12 @@
-"""Packs: images in a few memory-mapped files. `docs/data.md` describes the format."""
+"""Packs: images in a few files. `docs/data.md` describes the format.
 
+Images are read, not mapped into memory: if a file is cut short meanwhile, a read is an error, but
+touching a mapped page that is gone kills the process.
+"""
+
+import functools
 import json
-import mmap
+import math
 import os
 import warnings
 from concurrent.futures import Executor
@@ -10,10 +15,17 @@ from typing import Any
 
 import numpy as np
 
-from selfsight.data.packed_strings import PackedStrings
 from selfsight.data.source import ChangedImage, content_hash
 from selfsight.errors import UserError
-from selfsight.files import Damaged, file_hash, open_plain, parse_json, read_text, unsealed
+from selfsight.files import (
+    Damaged,
+    file_hash,
+    open_plain,
+    parse_json,
+    read_at,
+    read_text,
+    unsealed,
+)
 
 DESCRIPTION = "pack.json"
 FORMAT, VERSION = "selfsight-pack", 1
@@ -41,7 +53,7 @@ class Pack:
     def __init__(self, folder: Path, labels: bool = True) -> None:
         self._folder, about = folder, read_description(folder)
         try:
-            self._map(folder, about)
+            self._open(folder, about)
         except (UserError, MemoryError):
             raise
         except Exception as error:  # on damaged files NumPy raises more kinds than it documents
@@ -50,26 +62,44 @@ class Pack:
         if not labels:
             self.classes = self.labels = None
 
-    def _map(self, folder: Path, about: dict[str, Any]) -> None:
-        """Map all files into memory. Raises: UserError, or another exception, if one does not match
-        the description."""
+    def _open(self, folder: Path, about: dict[str, Any]) -> None:
+        """Open all files. Raises: UserError, or another exception, if one does not match the
+        description."""
         _compare(folder, about)
         self._count = n = about["count"]
         self.classes, self.labels, self._kind = about["classes"], None, about["kind"]
         if self.classes is not None:
-            self.labels = _array(folder / "labels.npy", np.int64, (n,))
+            self.labels = _Table(folder / "labels.npy", np.int64, (n,)).load()
             if self.labels.min() < 0 or self.labels.max() >= len(self.classes):
                 raise ValueError("labels.npy contains labels of no class")
-        self.hashes = _array(folder / "hashes.npy", np.uint8, (n, 16))
-        self.origins = _array(folder / "source_hashes.npy", np.uint8, (n, 16))
-        ends = _offsets(folder / "name_offsets.npy", n)
-        self._names = PackedStrings(_bytes(folder / "names.bin", int(ends[-1])), ends)
+        self._hashes = _Table(folder / "hashes.npy", np.uint8, (n, 16))
+        self._origins = _Table(folder / "source_hashes.npy", np.uint8, (n, 16))
+        self._name_ends = _Table(folder / "name_offsets.npy", np.uint64, (n + 1,))
+        self._last_name = int(_ascending(self._name_ends)[-1])
+        self._names = _File(folder / "names.bin", self._last_name)
         if self._kind == "raw":
-            side = about["size"]
-            self._images = _array(folder / BLOB["raw"], np.uint8, (n, side, side, 3))
+            self._shape = (about["size"], about["size"], 3)
+            self._images = _Table(folder / BLOB["raw"], np.uint8, (n, *self._shape))
+            self._start, self._length = self._images.start, math.prod(self._shape)
         else:
-            self._ends = _offsets(folder / "offsets.npy", n)
-            self._images = _bytes(folder / BLOB["jpeg"], int(self._ends[-1]))
+            self._ends = _ascending(_Table(folder / "offsets.npy", np.uint64, (n + 1,)))
+            self._images = _File(folder / BLOB["jpeg"], int(self._ends[-1]))
+
+    @functools.cached_property
+    def hashes(self) -> np.ndarray:
+        """(N, 16) uint8, the content hash of each image as it is stored here."""
+        return self._loaded(self._hashes)
+
+    @functools.cached_property
+    def origins(self) -> np.ndarray:
+        """(N, 16) uint8, the content hash of the image that each image was made from."""
+        return self._loaded(self._origins)
+
+    def _loaded(self, table: "_Table") -> np.ndarray:
+        try:
+            return table.load()
+        except (OSError, ValueError) as error:
+            raise _damaged(self._folder, " ".join(str(error).split())) from None
 
     def __len__(self) -> int:
         return self._count
@@ -90,15 +120,33 @@ class Pack:
 
     def _stored(self, i: int) -> bytes | np.ndarray:
         if self._kind == "raw":
-            return self._images[i]
-        return self._images[self._ends[i] : self._ends[i + 1]]
+            data = self._images.read(self._length, self._start + i * self._length)
+            if len(data) == self._length:
+                return np.frombuffer(data, np.uint8).reshape(self._shape)
+        else:
+            start, end = self._ends[i : i + 2].tolist()
+            data = self._images.read(end - start, start)
+            if len(data) == end - start:
+                return data
+        raise self._shorter(self._images)
+
+    def _shorter(self, file: "_File") -> UserError:
+        return _damaged(self._folder, f"{file.name} has become shorter since it was opened")
 
     def files(self) -> list[Path]:
         return sorted(self._folder.iterdir())
 
     def name(self, i: int) -> str:
         """The image's name in the source that was packed."""
-        return self._names[i]
+        ends = self._name_ends
+        both = ends.read(16, ends.start + 8 * i)
+        if len(both) < 16:
+            raise self._shorter(ends)
+        start, end = np.frombuffer(both, np.uint64).tolist()
+        name = self._names.read(end - start, start) if start <= end <= self._last_name else b""
+        if len(name) != end - start:
+            raise self._shorter(self._names)
+        return os.fsdecode(name)
 
 
 def read_description(folder: Path) -> dict[str, Any]:
@@ -183,27 +231,53 @@ def verify(folder: Path, pool: Executor) -> list[str]:
     return problems
 
 
-def _offsets(file: Path, count: int) -> np.ndarray:
-    """(count + 1,) where names or images begin and end in their file."""
-    ends = _array(file, np.uint64, (count + 1,))
+def _ascending(table: "_Table") -> np.ndarray:
+    """(N + 1,) where names or images begin and end in their file."""
+    ends = table.load()
     if ends[0] != 0 or (ends[1:] < ends[:-1]).any():
-        raise ValueError(f"{file.name} does not ascend from 0")
+        raise ValueError(f"{table.name} does not ascend from 0")
     return ends
 
 
-def _array(file: Path, kind: type, shape: tuple[int, ...]) -> np.ndarray:
-    open_plain(file).close()  # a pipe would be waited for
-    # a plain array on the mapped memory, since slicing a np.memmap takes microseconds
-    array = np.asarray(np.load(file, mmap_mode="r", allow_pickle=False))
-    if array.dtype != kind or array.shape != shape:
-        found = f"{array.dtype} {array.shape}"
-        raise ValueError(f"{file.name} contains {found} instead of {np.dtype(kind)} {shape}")
-    return array
+class _File:
+    """A file that stays open; many threads read from it.
+
+    Raises: ValueError if its size is wrong.
+    """
+
+    def __init__(self, path: Path, size: int | None) -> None:
+        self.name, self._path, self._file = path.name, path, open_plain(path)
+        self._descriptor = self._file.fileno()
+        found = os.fstat(self._descriptor).st_size
+        if size is not None and found != size:
+            raise ValueError(f"{path.name} is {found:,} bytes long instead of {size:,}")
+
+    def read(self, size: int, place: int) -> bytes:
+        """The bytes from there on; fewer at the end of the file."""
+        return read_at(self._descriptor, size, place)
 
 
-def _bytes(file: Path, size: int) -> mmap.mmap:
-    with open_plain(file) as stream:
-        found = os.fstat(stream.fileno()).st_size
-        if found != size:
-            raise ValueError(f"{file.name} is {found:,} bytes long instead of {size:,}")
-        return mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
+class _Table(_File):
+    """A .npy file.
+
+    Attributes:
+        start: where its numbers begin, in bytes.
+    Raises: ValueError if it holds other numbers than these, or not all of them.
+    """
+
+    def __init__(self, path: Path, kind: type, shape: tuple[int, ...]) -> None:
+        super().__init__(path, None)
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+        if array.dtype != kind or array.shape != shape or not array.flags.c_contiguous:
+            found = f"{array.dtype} {array.shape}"
+            raise ValueError(f"{path.name} contains {found} instead of {np.dtype(kind)} {shape}")
+        self.start = array.offset
+
+    def load(self) -> np.ndarray:
+        """All its numbers, in memory."""
+        try:
+            array = np.load(self._path, allow_pickle=False)
+        except (EOFError, ValueError) as error:
+            raise ValueError(f"{self.name}: {error}") from None
+        array.flags.writeable = False
+        return array

@@ -20,6 +20,7 @@ import simplejpeg
 
 from selfsight import __version__
 from selfsight.data.bad import BadImages
+from selfsight.data.config import DataConfig
 from selfsight.data.decode import JPEG, decoded, orientation, read
 from selfsight.data.images import center_box, resize
 from selfsight.data.pack.journal import BROKEN, RECORD, Journal, Made
@@ -39,17 +40,12 @@ from selfsight.data.pack.plan import (
 )
 from selfsight.data.pack.read import BLOB, DESCRIPTION
 from selfsight.data.packed_strings import PackedStrings
+from selfsight.data.patience import Patience
 from selfsight.data.source import BadImage, Source, Watch, content_hash
-from selfsight.data.sources.open import DataConfig, open_source, relocated, with_range
+from selfsight.data.sources.open import open_source, relocated, with_range
 from selfsight.errors import UserError
-from selfsight.files import (
-    file_hash,
-    locked,
-    rename_durably,
-    sealed,
-    write_atomically,
-    write_json,
-)
+from selfsight.files import file_hash, rename_durably, sealed, write_atomically, write_json
+from selfsight.locks import locked
 
 IMAGES, BAD = "images.part", "bad_images.txt"
 AHEAD = 8  # images per thread that are being encoded or wait to be written
@@ -109,7 +105,7 @@ def _pack_split(
         header = _header(0, config.size) if config.raw else b""
         with Journal(work / IMAGES, work / RECORDS, header) as journal:
             rows = range(journal.count, len(source))
-            with contextlib.closing(_made(source, rows, config, threads(data))) as images:
+            with contextlib.closing(_made(source, rows, config, data)) as images:
                 for made in images:
                     if isinstance(made, BadImage):
                         bad.note(made)
@@ -126,15 +122,16 @@ def _pack_split(
 
 
 def _made(
-    source: Source, rows: range, config: PackConfig, threads: int
+    source: Source, rows: range, config: PackConfig, data: DataConfig
 ) -> Iterator[Made | BadImage]:
     """The encoded images in order, made by all threads; a few are in memory at a time."""
-    with ThreadPoolExecutor(threads, "pack") as pool:
+    count, patience = threads(data), Patience.of(data)
+    with ThreadPoolExecutor(count, "pack") as pool:
         waiting: deque[Future] = deque()
         try:
             for i in rows:
-                waiting.append(pool.submit(_make, source, i, config))
-                if len(waiting) >= AHEAD * threads:
+                waiting.append(pool.submit(_make, source, i, config, patience))
+                if len(waiting) >= AHEAD * count:
                     yield waiting.popleft().result()
             while waiting:
                 yield waiting.popleft().result()
@@ -142,10 +139,10 @@ def _made(
             pool.shutdown(cancel_futures=True)
 
 
-def _make(source: Source, i: int, config: PackConfig) -> Made | BadImage:
+def _make(source: Source, i: int, config: PackConfig, patience: Patience) -> Made | BadImage:
     try:
-        data = read(source, i)
-        pixels = decoded(source, i, data)
+        data = read(source, i, patience)
+        pixels = decoded(source, i, data, patience)
     except BadImage as error:
         return error
     origin = origin_of(source, i, data)

@@ -13,7 +13,8 @@ from urllib.request import Request, urlopen
 
 from selfsight.data.source import first_line
 from selfsight.errors import UserError
-from selfsight.files import appending, rename_durably
+from selfsight.files import rename_durably
+from selfsight.locks import appending
 
 CHUNK = 2**20  # bytes
 PATIENCE = 60.0  # seconds without data after which a download has failed

@@ -1,6 +1,7 @@
 """Hugging Face's image tables: parquet files, and data sets of the `datasets` library."""
 
 import json
+import os
 import threading
 from functools import cache, lru_cache, partial
 from importlib import import_module
@@ -10,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from selfsight.data.labels import as_classes
-from selfsight.data.source import TEST_NAMES, TRAIN_NAMES, BadImage, first_line
+from selfsight.data.source import TEST_NAMES, TRAIN_NAMES, BadImage, Unreachable, first_line
 from selfsight.errors import UserError
 
 KEPT = 2**31  # bytes of images in memory; a smaller data set is read once
@@ -70,7 +71,12 @@ class Parquet:
         try:
             with self._turns[group]:  # so that only one thread reads the row group
                 column = self._column(group)
+        except MemoryError:
+            raise
         except (_pyarrow().ArrowException, OSError) as error:
+            if getattr(error, "errno", None) is not None:  # of the disk, not of the content
+                path = str(self._files[self._places[group][0]])
+                raise Unreachable(error.errno, os.strerror(error.errno), path) from None
             raise BadImage(self.name(i), first_line(error)) from None
         value = column[i - int(self._ends[group])].as_py()  # counted from the group's end
         if value is None:

@@ -18,11 +18,12 @@ from typing import NamedTuple
 import numpy as np
 
 from selfsight.data.packed_strings import PackedStrings, load_index, save_index
-from selfsight.data.source import BadImage
+from selfsight.data.source import Unreachable
 from selfsight.data.sources.download import fetch
 from selfsight.data.sources.files import ENDINGS
 from selfsight.data.sources.tar import members
 from selfsight.errors import UserError
+from selfsight.files import read_at
 
 IMAGES = ENDINGS  # the first found in a sample is used
 LABELS = ("label", "class", "target", "cls", "category")  # keys of a .json, the first found
@@ -118,10 +119,18 @@ class Shards:
         return len(self._offsets)
 
     def read(self, i: int) -> bytes:
-        file = self._opened(self._file(i))  # Python closes it when nothing refers to it
-        data = os.pread(file.fileno(), int(self._sizes[i]), int(self._offsets[i]))
-        if len(data) < self._sizes[i]:
-            raise BadImage(self.name(i), "the shard has become shorter since it was opened")
+        """As every source. Raises: UserError if the shard has become shorter."""
+        path, size = self._file(i), int(self._sizes[i])
+        try:
+            file = self._opened(path)  # Python closes it when nothing refers to it
+            data = read_at(file.fileno(), size, int(self._offsets[i]))
+        except OSError as error:
+            raise Unreachable(error.errno, error.strerror, str(path)) from None
+        if len(data) < size:
+            raise UserError(
+                f"data.path={path}: this shard has become shorter since it was opened, at "
+                f"{self._keys[i]}; make or download it again"
+            )
         return data
 
     def name(self, i: int) -> str:
@@ -178,7 +187,7 @@ def _scan(file: int, labels: bool) -> Index:
         elif labels and ending in (b"cls", b"json"):
             if size > LONGEST_LABEL:
                 raise ValueError(f"'{name.decode(errors='replace')}' is too long for a label")
-            text = _label(name, ending, os.pread(file, size, offset))
+            text = _label(name, ending, read_at(file, size, offset))
             if text is not None and (ending == b"cls" or key not in texts):
                 texts[key] = text
     classes: dict[str, int] = {}

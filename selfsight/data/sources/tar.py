@@ -7,6 +7,8 @@ import os
 import zlib
 from collections.abc import Iterator
 
+from selfsight.files import read_at
+
 BLOCK = 512  # bytes: headers and contents begin at multiples of it
 PADDING = 2**20  # bytes of zeros allowed at the end; tar never writes more, a damaged disk may
 LONGEST_HEADER, MOST_HEADERS = 2**20, 16  # bytes of a description, and how many one member has
@@ -25,7 +27,7 @@ def members(file: int) -> Iterator[tuple[bytes, int, int]]:
     Raises: ValueError with the reason if the file is not a tar, is damaged or is cut short.
     """
     end, place, described, headers = os.fstat(file).st_size, 0, {}, 0
-    while any(header := os.pread(file, BLOCK, place)) or len(header) < BLOCK:
+    while any(header := read_at(file, BLOCK, place)) or len(header) < BLOCK:
         name, size, kind = _parse(header, place)
         if kind not in DESCRIPTIONS:
             name = described.get(b"path", name)
@@ -41,14 +43,14 @@ def members(file: int) -> Iterator[tuple[bytes, int, int]]:
         if headers and (headers > MOST_HEADERS or size > LONGEST_HEADER):
             raise ValueError(f"damaged: headers of one file are too many or too long at {place}")
         if kind == PAX:
-            described |= _records(os.pread(file, size, content))
+            described |= _records(read_at(file, size, content))
         elif kind == LONG_NAME:
-            described[b"path"] = os.pread(file, size, content).partition(b"\0")[0]
+            described[b"path"] = read_at(file, size, content).partition(b"\0")[0]
         elif kind in REGULAR:
             yield name, content, size
         if kind not in DESCRIPTIONS:
             described = {}
-    rest = os.pread(file, PADDING + 1, place)
+    rest = read_at(file, PADDING + 1, place)
     if len(rest) > PADDING or any(rest):
         raise ValueError(f"damaged: data follows the end mark of a tar at byte {place:,}")
 

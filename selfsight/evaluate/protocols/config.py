@@ -7,8 +7,8 @@ from pydantic import Field, model_validator
 
 from selfsight import config as layers
 from selfsight.config import Config, Tree, may_change, near
+from selfsight.data.config import DataConfig, with_source
 from selfsight.data.images import SMALL
-from selfsight.data.sources.open import DataConfig, with_source
 from selfsight.encoders.backbones import BackboneConfig
 from selfsight.errors import UserError
 from selfsight.evaluate.classifiers import FineTuned, LinearHeads

@@ -9,13 +9,14 @@ from typing import Any
 import torch
 
 from selfsight import __version__, distributed
+from selfsight.config import flatten
 from selfsight.encoders.backbones import accepts
 from selfsight.errors import UserError
 from selfsight.evaluate.protocols.config import Evaluation
 from selfsight.evaluate.protocols.results import VERSIONS, Result, store
 from selfsight.evaluate.protocols.splits import Splits, open_splits
 from selfsight.evaluate.protocols.target import EvaluationTarget
-from selfsight.files import locked
+from selfsight.locks import locked
 from selfsight.train.log import console, read_metrics
 from selfsight.train.precision import pick_device, pick_precision, prepare
 
@@ -73,13 +74,14 @@ class EvaluationContext:
 
     def keep(self, results: list[Result]) -> list[Result]:
         """Store them, by rank 0."""
-        if distributed.rank() == 0:
-            self.target.folder.mkdir(parents=True, exist_ok=True)
-            # Not the lock of a training, which may hold it for days: this one is held for moments.
-            with locked(self.target.folder, ".results.lock", wait=True):
-                store(self.target.folder, results)
-        distributed.barrier()
+        distributed.by_first(lambda: self._store(results))
         return results
+
+    def _store(self, results: list[Result]) -> None:
+        self.target.folder.mkdir(parents=True, exist_ok=True)
+        # Not the lock of a training, which may hold it for days: this one is held for moments.
+        with locked(self.target.folder, ".results.lock", wait=True):
+            store(self.target.folder, results)
 
 
 @contextmanager
@@ -90,7 +92,9 @@ def open_context(target: EvaluationTarget, config: Evaluation) -> Iterator[Evalu
         prepare(device)
         if target.loaded and distributed.rank() == 0:
             console.print(target.loaded, soft_wrap=True)
-        _check_size(target, config)
+        distributed.by_all(
+            lambda: _check_size(target, config), lambda _: dict(flatten(config.identity()))
+        )
         splits = open_splits(config, target, device)
         amp = pick_precision(config.precision, device) == "bf16"
         yield EvaluationContext(target, config, device, splits, amp)

@@ -11,9 +11,11 @@ import torch
 
 from selfsight import distributed
 from selfsight.data.bad import BadImages
+from selfsight.data.config import LOADING_KEYS, DataConfig
+from selfsight.data.fingerprint import fingerprint
 from selfsight.data.images import Images
-from selfsight.data.source import align, cache_beside, decoding
-from selfsight.data.sources.open import LOADING_KEYS, DataConfig, open_source, with_range
+from selfsight.data.source import Source, align, cache_beside, decoding
+from selfsight.data.sources.open import open_source, with_range
 from selfsight.errors import UserError
 from selfsight.evaluate import subsets
 from selfsight.evaluate.overlap import Fingerprints, Overlap, compare, fingerprints
@@ -51,7 +53,7 @@ class Splits:
     def describe(self, config: Evaluation) -> dict[str, Any]:
         """For the record: the keys of the data and the number of images."""
         counts = {"train": len(self.train), "test": len(self.test)}
-        return {**config.data.model_dump(mode="json"), **counts}
+        return {**config.data.model_dump(mode="json", exclude={"patience"}), **counts}
 
 
 def open_splits(config: Evaluation, target: EvaluationTarget, device: torch.device) -> Splits:
@@ -61,6 +63,29 @@ def open_splits(config: Evaluation, target: EvaluationTarget, device: torch.devi
     Raises: UserError if there are no labels, if classes differ, or for a shared image unless
         allow_overlap.
     """
+    train, test = distributed.by_all(
+        lambda: _open_both(config, target),
+        lambda both: {f"{k} {n}": v for n, s in enumerate(both) for k, v in fingerprint(s).items()},
+    )
+    if distributed.rank() == 0:
+        print_notes(train)
+    bad = BadImages(None, len(train), config.data.max_bad)
+    images = (
+        Images(train, config.data, device, bad, lazy=True),
+        Images(test, config.data, device, lazy=True),
+    )
+    digests, overlap, broken = distributed.by_first(
+        lambda: (*_compare(config, target, *images), images[0].broken())
+    )
+    if broken and distributed.rank() == 0:
+        example = bad.lines[0].replace("\t", ": ")
+        line = f"{len(broken)} broken training images are left out, such as {example}"
+        console.print(line, soft_wrap=True, markup=False)
+    return Splits(images[0].without(broken), images[1], digests, overlap)
+
+
+def _open_both(config: Evaluation, target: EvaluationTarget) -> tuple[Source, Source]:
+    """The train and the test split, their labels numbered alike."""
     where = _named(config.data)
     cache = cache_beside(target.folder)
     train = open_source(config.data, "train", cache)
@@ -87,22 +112,7 @@ def open_splits(config: Evaluation, target: EvaluationTarget, device: torch.devi
             f"{where}: train and test split have different classes "
             f"({len(train.classes)} and {len(test.classes)}); of the test split, {error}"
         ) from None
-    bad = BadImages(None, len(train), config.data.max_bad)
-    images = (
-        Images(train, config.data, device, bad, lazy=True),
-        Images(test, config.data, device, lazy=True),
-    )
-    digests, overlap, broken = None, None, {}
-    if distributed.rank() == 0:
-        print_notes(train)
-        digests, overlap = _compare(config, target, *images)
-        broken = images[0].broken()
-        if broken:
-            example = bad.lines[0].replace("\t", ": ")
-            line = f"{len(broken)} broken training images are left out, such as {example}"
-            console.print(line, soft_wrap=True, markup=False)
-    digests, overlap, broken = distributed.share((digests, overlap, broken))
-    return Splits(images[0].without(broken), images[1], digests, overlap)
+    return train, test
 
 
 def _named(data: DataConfig) -> str:

@@ -10,7 +10,8 @@ from pydantic import ConfigDict
 
 from selfsight import config as layers
 from selfsight.config import Tree
-from selfsight.data.sources.open import DataConfig, relocated
+from selfsight.data.config import DataConfig
+from selfsight.data.sources.open import relocated
 from selfsight.encoders.artifact import (
     DESCRIPTION,
     FILE,

@@ -182,9 +182,7 @@ def _train(
         metrics = test_classifier(context, network, folder, classes, images.validation, before)
         cost = {"train_seconds": seconds, "seconds": time.perf_counter() - began}
         record = {"metrics": metrics, "cost": cost, "weights_sha256": before}
-        if first:
-            write_json(done, sealed(record))
-    distributed.barrier()
+        distributed.by_first(lambda: write_json(done, sealed(record)))
     return metrics, cost, before
 
 

@@ -87,7 +87,8 @@ def translated(converted: "Converted") -> Iterator[None]:
         yield
     except UserError as error:
         lines = str(error).splitlines()
-        raise UserError("\n".join(_in_original_terms(converted, x) for x in lines)) from None
+        error.args = ("\n".join(_in_original_terms(converted, x) for x in lines),)
+        raise
 
 
 def _in_original_terms(converted: "Converted", line: str) -> str:

@@ -1,0 +1,79 @@
+"""The keys `data.*`."""
+
+from pydantic import Field, field_validator
+
+from selfsight.batch import Normalization
+from selfsight.config import Config, Tree, added, may_change
+
+# Keys of how images are read, not of which they are.
+LOADING_KEYS = ("mean", "std", "in_memory", "workers", "max_bad", "patience")
+PATHS = ("path", "test_path", "image_dir", "test_image_dir")
+PathSpec = str | tuple[str, ...]  # one path, or several
+
+
+class DataConfig(Config):
+    """Which images; see `open_source` for how a path is read."""
+
+    # auto, digits, folder, list, pack, parquet, arrays, webdataset, or a name of a library's:
+    # huggingface:NAME, torchvision:CIFAR10 and its like; a third part names the split to train on,
+    # where it is not "train": torchvision:STL10:unlabeled
+    source: str = "auto"
+    # file or folder, or several of them; of torchvision and huggingface where they keep theirs
+    path: PathSpec | None = None
+    test_path: PathSpec | None = None  # of the test images, where they are not beside the others
+    # of a list: where its paths start (default: the list's folder); of several lists, one each
+    image_dir: PathSpec | None = None
+    test_image_dir: PathSpec | None = None  # the same of test_path, where it is another
+    labels: bool = True  # false: read no labels even where there are some
+    limit: int | None = Field(None, ge=2)  # at most so many training images, drawn by coordinates
+    fraction: float = Field(1.0, gt=0, le=1)  # or this share of them
+    test_fraction: float = Field(0.2, gt=0, lt=1)  # held out of a labelled set without a test split
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)  # of pixels in [0, 1], subtracted
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)  # divided by
+    # (lowest, highest) value of images with more than 8 bits, which become 0 and 255 (default: what
+    # the bits of the training images allow)
+    range: tuple[float, float] | None = added(None)
+    max_pixels: int = added(89_478_485, ge=1)  # larger images are refused: decompression bombs
+    in_memory: bool | None = None  # decode once and keep (default: equal images up to 96 px)
+    workers: int | None = may_change(None, ge=1)  # decoding threads (default: one for each core)
+    # the share of images that may be broken; training replaces them, and stops if there are more
+    max_bad: float = may_change(0.001, ge=0, le=1)
+    patience: float = may_change(60.0, ge=0)  # seconds to wait while a disk or network fails
+
+    @field_validator("mean")
+    @classmethod
+    def _mean(cls, mean: tuple[float, ...]) -> tuple[float, ...]:
+        if not all(0 <= value <= 1 for value in mean):
+            raise ValueError("pixels are from 0 to 1, and so is their mean; divide 0 to 255 by 255")
+        return mean
+
+    @field_validator("std")
+    @classmethod
+    def _std(cls, std: tuple[float, ...]) -> tuple[float, ...]:
+        if not all(0 < value <= 1 for value in std):
+            raise ValueError(
+                "pixels, from 0 to 1, are divided by it: each must be above 0 and at most 1; "
+                "divide 0 to 255 by 255"
+            )
+        return std
+
+    @field_validator("range")
+    @classmethod
+    def _range(cls, range: tuple[float, float] | None) -> tuple[float, float] | None:
+        if range is not None and not range[0] < range[1]:
+            raise ValueError("give the lowest value, then the highest")
+        return range
+
+    @property
+    def normalization(self) -> Normalization:
+        return Normalization(self.mean, self.std)
+
+
+def with_source(layer: Tree) -> Tree:
+    """The keys `data.*` of a layer; if it sets a path, data.source becomes "auto" by default."""
+    return {"source": "auto", **layer} if layer.get("path") is not None else layer
+
+
+def several(paths: PathSpec | None) -> list[str]:
+    """A list of one path, of several, or of none."""
+    return [paths] if isinstance(paths, str) else list(paths or [])
