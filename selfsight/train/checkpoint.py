@@ -138,8 +138,8 @@ def read_checkpoint(path: Path, device: torch.device, key: str) -> tuple[int, di
     try:
         return Checkpoints.step_of(path), _read(path, device)
     except Damaged as error:
-        reason = f"this file is damaged: {error.reason}"
-        raise UserError(f"{key}: {reason}; take an earlier one") from None
+        reason = f"this file is damaged; take an earlier one ({error.reason})"
+        raise UserError(f"{key}: {reason}") from None
 
 
 def _write(state: dict[str, Any], path: Path) -> None:
