@@ -112,7 +112,7 @@ def _options(config: BackboneConfig) -> Arguments:
     for key, harmless, remedy in NOT_OPTIONS:
         if options.pop(key, harmless) != harmless:
             raise UserError(f"backbone.options.{key}={config.options[key]}: {remedy}")
-    if options.get("in_chans", 3) not in (1, 3):
+    if options.get("in_chans") not in (None, 1, 3):
         raise UserError(
             f"backbone.options.in_chans={options['in_chans']}: images have three channels; leave "
             f"it out, or set 1 for an encoder that sees the mean of the three"
@@ -147,7 +147,8 @@ def _build(
                 if isinstance(error, TypeError) and refused:
                     more = {key: value for key, value in more.items() if key not in refused}
                     continue
-                given = ", ".join(f"{k}={v}" for k, v in {**options, **more}.items())
+                asked = options if isinstance(error, TypeError) else {**options, **more}
+                given = ", ".join(f"{k}={v}" for k, v in asked.items())
                 given = f" with {given}" if given else ""
                 raise UserError(f"backbone.name={config.name}{given}: {_line(error)}") from None
         if config.small_images:

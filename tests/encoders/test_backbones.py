@@ -153,6 +153,7 @@ def test_whether_an_encoder_takes_another_size():
         ("test_vit", {"global_pool": ""}, r"gives \(1, 17, 64\) "),
         ("test_resnet", {"global_pool": "sum"}, "global_pool=sum: "),
         ("test_resnet", {"img_size": 64}, "img_size=64: .*unexpected keyword"),
+        ("test_resnet", {"out_indices": [1]}, r"with out_indices=\[1\]: .*unexpected keyword"),
         (
             "vit_tiny_patch16_224",
             {"img_size": 32},
