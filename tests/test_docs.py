@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from selfsight import cli
+from selfsight.cli.app import app
 from selfsight.pretraining.config import compose
 from tests.conftest import ROOT
 from tests.losses.test_losses import compare as equal_losses
@@ -105,7 +106,7 @@ def test_the_files_that_a_page_names_exist(page):
 
 def test_the_readme_lists_every_command():
     cli.register_all()
-    known = {command.name or command.callback.__name__ for command in cli.app.registered_commands}
+    known = {command.name or command.callback.__name__ for command in app.registered_commands}
     listed = set(re.findall(r"^\|.*?`selfsight ([\w-]+)", README, re.MULTILINE))
     listed |= set(re.findall(r"`selfsight ([\w-]+)`", README))
     assert listed == {name.replace("_", "-") for name in known}

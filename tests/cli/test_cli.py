@@ -12,6 +12,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from selfsight import __version__, cli
+from selfsight.cli.app import app
 from selfsight.methods import METHODS
 from selfsight.train.log import Progress
 from tests.conftest import ROOT, TINY, heads, in_process, selfsight
@@ -140,16 +141,14 @@ def test_show_recipes_schema(monkeypatch, capsys):
 
 def test_help_names_every_command_in_a_panel():
     cli.register_all()
-    help_text = CliRunner().invoke(cli.app, ["--help"], env={"COLUMNS": "200"}).output
+    help_text = CliRunner().invoke(app, ["--help"], env={"COLUMNS": "200"}).output
     panels, panel = {}, None
     for line in help_text.splitlines():
         if title := re.match(r"╭─ ([\w ]+?) ─", line):
             panel = title[1]
         elif row := re.match(r"│ ([a-z][\w-]*) ", line):
             panels[row[1]] = panel
-    commands = {
-        c.name or c.callback.__name__.replace("_", "-") for c in cli.app.registered_commands
-    }
+    commands = {c.name or c.callback.__name__.replace("_", "-") for c in app.registered_commands}
     assert len(commands) == 19
     assert panels.keys() == commands
     assert list(dict.fromkeys(panels.values())) == [
