@@ -263,7 +263,7 @@ def test_ranks_with_other_keys_or_data_do_not_train(tmp_path):
     moved = {"data.path=images": [tmp_path / "a", tmp_path / "b"]}
     for odd, cwd, said in (
         (["seed=5"], [tmp_path] * 2, "differs from process 0: seed=5 instead of 0;"),
-        ([], moved["data.path=images"], "differs from process 0: images=56 instead of 64;"),
+        ([], moved["data.path=images"], "differs from process 0: images=57 instead of 64;"),
     ):
         own = [] if odd else ["data.path=images"]
         ranks = two_ranks_of(

@@ -4,10 +4,12 @@ import os
 import shlex
 import sys
 
+from selfsight.errors import printable
+
 
 def say(text: str) -> None:
     """A line for each problem; lines that begin with spaces belong to the one before."""
-    for line in text.splitlines():
+    for line in printable(text).splitlines():
         print(line if line.startswith("  ") else f"selfsight: {line}", file=sys.stderr)
 
 

@@ -31,6 +31,8 @@ def found_range(source: Source) -> tuple[int, int] | None:
 
 def _deep_values(source: Source, i: int) -> np.ndarray | None:
     """The values of image i, if they are whole numbers of more than 8 bits."""
+    if source.name(i).lower().endswith((".jpg", ".jpeg")):
+        return None
     try:
         data = source.read(i)
         if isinstance(data, np.ndarray) or data.startswith(JPEG):

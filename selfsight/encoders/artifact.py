@@ -80,6 +80,7 @@ def describe(
         "head_dim": backbone.num_features if kept_head else None,
         "fixed_positions": positions is not None and not positions.requires_grad,
         "num_features": backbone.num_features,
+        "backbone_features": (backbone.backbone if kept_head else backbone).num_features,
         "image_size": image_size,
         "mean": list(data.mean),
         "std": list(data.std),
@@ -219,7 +220,8 @@ class Network:
         described = self.description
         config = validate(BackboneConfig, described["backbone"])
         config = config.model_copy(update={"drop_path": drop_path})
-        backbone = build_backbone(config, self.image_size, described["seed"])
+        width = described.get("backbone_features")
+        backbone = build_backbone(config, self.image_size, described["seed"], width)
         if described.get("fixed_positions") and hasattr(backbone, "pos_embed"):
             vit.fix_positions(backbone)
         if described.get("head_dim"):

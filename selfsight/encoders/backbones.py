@@ -46,7 +46,9 @@ class BackboneConfig(Config):
     options: dict[str, Any] = Field({})  # further arguments of the timm model
 
 
-def build_backbone(config: BackboneConfig, sizes: int | Mapping[str, int], seed: int) -> nn.Module:
+def build_backbone(
+    config: BackboneConfig, sizes: int | Mapping[str, int], seed: int, width: int | None = None
+) -> nn.Module:
     """An encoder (B, 3, s, s) -> (B, num_features); its weights are a function of the seed.
 
     `num_features` is measured, since for some models timm's number is not the width of the output.
@@ -54,6 +56,7 @@ def build_backbone(config: BackboneConfig, sizes: int | Mapping[str, int], seed:
     Args:
         sizes: side of the images in pixels; or several sides, by the key that sets each. A model
             that must know its size is built for the largest, and interpolates for the others.
+        width: D, if it was measured before; then the model is not tried.
     Raises: UserError for a name or an option that timm does not know, and for a model that does
         not give one vector of an image of each size.
     """
@@ -64,7 +67,7 @@ def build_backbone(config: BackboneConfig, sizes: int | Mapping[str, int], seed:
         raise UserError(f"backbone.name={config.name}: timm has no such model.{hint}")
     sizes = {"image_size": sizes} if isinstance(sizes, int) else sizes
     largest = dict([max(sizes.items(), key=lambda item: item[1])])
-    build = functools.partial(_build, config, _options(config), seed)
+    build = functools.partial(_build, config, _options(config), seed, measured=width is None)
     first, second = _attempts(config, *largest.values(), len(set(sizes.values())) > 1)
     try:
         taken, backbone = first, build(first, largest)
@@ -74,7 +77,7 @@ def build_backbone(config: BackboneConfig, sizes: int | Mapping[str, int], seed:
         except UserError as error:  # the one that was built for this size says more
             raise (refused if "img_size" in first else error) from None
     try:
-        width = _measured(backbone, config.name, sizes)
+        width = width or _measured(backbone, config.name, sizes)
     except UserError:
         if len(sizes) == 1:
             raise
@@ -127,7 +130,12 @@ def _options(config: BackboneConfig) -> Arguments:
 
 
 def _build(
-    config: BackboneConfig, options: Arguments, seed: int, more: Arguments, sizes: Mapping[str, int]
+    config: BackboneConfig,
+    options: Arguments,
+    seed: int,
+    more: Arguments,
+    sizes: Mapping[str, int],
+    measured: bool,
 ) -> nn.Module:
     """The model with these options and with those of the further arguments that it takes.
 
@@ -160,7 +168,8 @@ def _build(
         for entrance in (backbone, getattr(backbone, "patch_embed", None)):
             if entrance is not None:  # methods on patches call the second
                 entrance.register_forward_pre_hook(_to_gray)
-    _measured(backbone, config.name, sizes)
+    if measured:
+        _measured(backbone, config.name, sizes)
     return backbone
 
 

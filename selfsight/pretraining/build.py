@@ -38,6 +38,20 @@ def build_method(config: RunConfig) -> Method:
     return method
 
 
+def check_part(config: RunConfig, method: Method) -> None:
+    """Losses that compare images, and batch norm, need two images at a time or more."""
+    ranks = distributed.world_size()
+    normed = any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in method.modules())
+    alone = config.batch_size == ranks * config.accumulate and not config.sync_batchnorm
+    if alone and (normed or method.couples_images):
+        raise UserError(
+            f"batch_size={config.batch_size}, accumulate={config.accumulate}: each of {ranks} "
+            f"processes would compute one image at a time, of which batch norm and the loss of "
+            f"{config.method.name} have no statistics; set a smaller accumulate or a larger "
+            f"batch_size"
+        )
+
+
 def without_weights(config: RunConfig) -> RunConfig:
     """The same configuration with an encoder that starts at random."""
     return config.model_copy(update={"weights": None})

@@ -32,7 +32,13 @@ from selfsight.evaluate.knn import knn_accuracy
 from selfsight.files import sealed, write_json
 from selfsight.locks import watched
 from selfsight.methods import METHODS, Method
-from selfsight.pretraining.build import build_method, image_size, with_hash, without_weights
+from selfsight.pretraining.build import (
+    build_method,
+    check_part,
+    image_size,
+    with_hash,
+    without_weights,
+)
 from selfsight.pretraining.config import RunConfig
 from selfsight.train.engine import check_sync_batchnorm, fit
 from selfsight.train.folder import (
@@ -167,7 +173,7 @@ def assemble(config: RunConfig, device: torch.device, images: Images | None = No
     loader = make_loader(config, images)
     _check_labels(config.method, images.classes)
     method, probe = build_method(config), None
-    _check_part(config, method)
+    check_part(config, method)
     if config.evaluate.probe and images.classes is not None:
         probe = OnlineProbe(method.backbone.num_features, len(images.classes))
     evaluation = _knn(config, images, device)
@@ -212,20 +218,6 @@ def untrained(config: RunConfig) -> Path:
         claim(folder, config)
         save_encoder(folder, job.method.backbone, description)
     return folder
-
-
-def _check_part(config: RunConfig, method: Method) -> None:
-    """Losses that compare images, and batch norm, need two images at a time or more."""
-    ranks = distributed.world_size()
-    normed = any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in method.modules())
-    alone = config.batch_size == ranks * config.accumulate and not config.sync_batchnorm
-    if alone and (normed or method.couples_images):
-        raise UserError(
-            f"batch_size={config.batch_size}, accumulate={config.accumulate}: each of {ranks} "
-            f"processes would compute one image at a time, of which batch norm and the loss of "
-            f"{config.method.name} have no statistics; set a smaller accumulate or a larger "
-            f"batch_size"
-        )
 
 
 def _check_labels(method: Config, classes: list[str] | None) -> None:

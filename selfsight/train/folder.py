@@ -45,7 +45,7 @@ def owned(folder: Path, config: TrainConfig, extend: bool = False) -> Iterator[N
 
 @contextlib.contextmanager
 def _made_and_locked(folder: Path) -> Iterator[None]:
-    new = not folder.exists()
+    new = [place for place in (folder, *folder.parents) if not place.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -59,7 +59,8 @@ def _made_and_locked(folder: Path) -> Iterator[None]:
             with contextlib.suppress(OSError):
                 if new and [p.name for p in folder.iterdir()] == [LOCK]:
                     (folder / LOCK).unlink()
-                    folder.rmdir()
+                    for place in new:  # those above it only if nothing else is in them
+                        place.rmdir()
 
 
 def claim(folder: Path, config: TrainConfig) -> None:

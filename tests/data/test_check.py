@@ -90,7 +90,8 @@ def test_the_command(tmp_path, command):
     assert "1 problems" in bad.stdout
     missing = command("check", "nowhere", cwd=tmp_path)
     assert missing.returncode == 2
-    assert missing.stderr == "selfsight: data.path=nowhere: no such file or folder\n"
+    reason = "no such file or folder; give the path where it is now"
+    assert missing.stderr == f"selfsight: data.path=nowhere: {reason}\n"
 
 
 @pytest.mark.parametrize("raw", [False, True])

@@ -17,6 +17,7 @@ from selfsight import randomness
 from selfsight.batch import Normalization
 from selfsight.data.config import DataConfig
 from selfsight.data.images import Images
+from selfsight.data.labels import hold_out
 from selfsight.data.sources.open import open_source
 from selfsight.errors import UserError
 from selfsight.evaluate import features as module
@@ -32,7 +33,7 @@ from selfsight.evaluate.features import (
 )
 from selfsight.evaluate.knn import knn_accuracy, neighbours
 from selfsight.evaluate.linear import STRENGTHS, linear_probe
-from selfsight.evaluate.subsets import draw, hold_out
+from selfsight.evaluate.subsets import draw
 from tests.processes import in_ranks
 
 CPU = torch.device("cpu")

@@ -11,11 +11,12 @@ from PIL import Image
 
 from selfsight.data.config import DataConfig
 from selfsight.data.images import Images
+from selfsight.data.labels import hold_out
 from selfsight.data.source import Subset
 from selfsight.data.sources.open import open_source
 from selfsight.errors import UserError
 from selfsight.evaluate.overlap import compare, fingerprints
-from selfsight.evaluate.subsets import draw, hold_out, listed
+from selfsight.evaluate.subsets import draw, listed
 
 CPU = torch.device("cpu")
 labels_of = st.lists(st.integers(0, 4), min_size=6, max_size=200).map(lambda x: np.array(x))

@@ -36,7 +36,7 @@ def test_control_codes_are_shown(code, capsys, monkeypatch, tmp_path):
     def refuse(**_):
         raise UserError(f"'{code}': no such file")
 
-    monkeypatch.setattr(cli, "app", refuse)
+    monkeypatch.setattr("selfsight.cli.app.app", refuse)
     monkeypatch.setattr(cli, "register_all", lambda: None)
     with pytest.raises(SystemExit):
         cli.main()

@@ -190,6 +190,7 @@ def _foreign(path: Path, overrides: list[str], folder: Path) -> EvaluationTarget
     description = {
         "backbone": keys.backbone.model_dump(mode="json"),
         "num_features": backbone.num_features,
+        "backbone_features": backbone.num_features,
         "image_size": size,
         "seed": keys.seed,
         "data": {},
