@@ -67,6 +67,7 @@ def test_a_model_of_every_family_trains_and_gives_features(module, name, size, w
     assert output.loss.isfinite()
     assert any(not torch.equal(a, b) for a, b in zip(before, backbone.parameters(), strict=True))
     description = {"backbone": {"name": name}, "image_size": size, "seed": 1}
+    description["backbone_features"] = width
     tensors = {key: value.contiguous() for key, value in backbone.state_dict().items()}
     again = Network(description, tensors, "file").build().eval()
     assert again.num_features == width

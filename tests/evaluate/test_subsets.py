@@ -80,7 +80,7 @@ def names(source, subset) -> list[str]:
 
 
 def test_a_list_names_images_in_any_of_the_usual_ways(folder):
-    source = open_source(DataConfig(path=str(folder)), "train")
+    source = open_source(DataConfig(path=str(folder), labels=False), "train")
     path = folder / "list.txt"
     whole = folder / "train" / "dog" / "dog_2.png"
     path.write_text(f"cat_1.png\n\ncat/same.png 0\n./dog/same.png\n{whole}\n")
@@ -104,7 +104,7 @@ def test_a_list_names_images_in_any_of_the_usual_ways(folder):
 )
 def test_a_list_that_is_wrong_is_refused(folder, text, message):
     (folder / "list.txt").write_text(text)
-    source = open_source(DataConfig(path=str(folder)), "train")
+    source = open_source(DataConfig(path=str(folder), labels=False), "train")
     with pytest.raises(UserError, match=message):
         listed(source, str(folder / "list.txt"))
     with pytest.raises(UserError, match="cannot be read"):

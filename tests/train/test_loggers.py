@@ -77,7 +77,8 @@ def test_wandb_has_one_run_for_a_folder(tmp_path, monkeypatch):
 
 
 def ids(folder) -> list[str]:
-    return sorted(p.name.rsplit("-", 1)[1] for p in (folder / "wandb").glob("offline-run-*-*"))
+    """Those of the runs below wandb/; a second folder of one second has a number at its end."""
+    return sorted(p.name.split("-")[3] for p in (folder / "wandb").glob("offline-run-*-*"))
 
 
 def test_wandbs_id_belongs_to_the_run_and_not_to_its_path(tmp_path, monkeypatch):

@@ -32,9 +32,13 @@ def is_content(line: bytes) -> bool:
 
 def is_table(line: bytes) -> bool:
     """Whether a first line has several cells, of which one is an image or the name of a column."""
-    cells = line.strip().split(_delimiter(line).encode())
-    named = any(cell.strip().decode(errors="replace").lower() in IMAGE_KEYS for cell in cells)
-    return len(cells) > 1 and (named or any(is_image(cell.strip()) for cell in cells[:-1]))
+    sign = _delimiter(line)
+    cells = [cell.strip() for cell in line.strip().split(sign.encode())]
+    names = {cell.decode(errors="replace").lower() for cell in cells}
+    named = not names.isdisjoint(IMAGE_KEYS)
+    if sign == "\t":  # between path and label it is a space as any other, unless both are named
+        return named and not names.isdisjoint(LABEL_KEYS)
+    return len(cells) > 1 and (named or any(map(is_image, cells[:-1])))
 
 
 def _delimiter(line: bytes) -> str:
