@@ -87,15 +87,19 @@ def _expanded(node: yaml.Node | None, known: dict[int, int], name: str) -> int:
     return count
 
 
-def read_yaml(path: Path) -> Tree:
-    """The mapping in a YAML file; an empty file is an empty mapping."""
+def read_user_text(path: Path) -> str:
+    """The text of a file that a user wrote. Raises: UserError if it cannot be read."""
     try:
-        text = read_text(path)
+        return read_text(path)
     except Damaged as error:
         raise UserError(f"Cannot read '{path}': {error.reason}") from None
     except OSError as error:
         raise UserError(f"Cannot read '{path}': {error.strerror}") from None
-    tree = parse_yaml(text, str(path))
+
+
+def read_yaml(path: Path) -> Tree:
+    """The mapping in a YAML file; an empty file is an empty mapping."""
+    tree = parse_yaml(read_user_text(path), str(path))
     if tree is None:
         return {}
     if not isinstance(tree, dict):

@@ -36,6 +36,19 @@ def identity(source: Source, broken: Collection[str] = ()) -> dict[str, Any]:
     }
 
 
+def fingerprint(source: Source) -> dict[str, Any]:
+    """The number of images and three short hashes, of the names, the labels and the contents that
+    `identity` finds: what two processes compare before they train on one source together."""
+    found = identity(source)
+    parts = {
+        "names": found["names"],
+        "labels": (found["classes"], found["labels"]),
+        "contents": (found["contents"], found["sample"]),
+    }
+    hashes = {f"data's {key}": _hash(repr(part).encode())[:8] for key, part in parts.items()}
+    return {"images": found["images"]} | hashes
+
+
 def changes(before: dict[str, Any], now: dict[str, Any], source: Source) -> list[str]:
     """What differs between two identities, a few words each; what only one of them holds does not.
 

@@ -8,7 +8,7 @@ import yaml
 from selfsight import config as layers
 from selfsight.config import Tree
 from selfsight.errors import UserError
-from selfsight.files import Damaged, read_text
+from selfsight.yaml_text import read_user_text
 
 
 @dataclass
@@ -22,12 +22,7 @@ class Document:
 
 def read_document(path: Path) -> Document:
     """Raises: UserError with file, line and reason if the file is not a YAML mapping."""
-    try:
-        text = read_text(path)
-    except Damaged as error:
-        raise UserError(f"Cannot read '{path}': {error.reason}") from None
-    except OSError as error:
-        raise UserError(f"Cannot read '{path}': {error.strerror}") from None
+    text = read_user_text(path)
     for number, line in enumerate(text.splitlines(), 1):
         if line.strip() == "...":  # left out on UP's page
             raise UserError(

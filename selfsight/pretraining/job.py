@@ -13,7 +13,7 @@ from torch import nn
 from selfsight import __version__, distributed, randomness
 from selfsight.config import Config, flatten
 from selfsight.data.bad import BadImages, read_bad
-from selfsight.data.fingerprint import fingerprint
+from selfsight.data.identity import fingerprint
 from selfsight.data.images import Images
 from selfsight.data.source import cache_beside
 from selfsight.data.sources.open import open_source, with_range

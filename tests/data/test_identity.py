@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from selfsight.data.config import DataConfig
-from selfsight.data.identity import SAMPLE, changes, identity
+from selfsight.data.identity import SAMPLE, changes, fingerprint, identity
 from selfsight.data.pack.write import PackConfig, pack
 from selfsight.data.sources.open import open_source
 
@@ -196,3 +196,43 @@ def test_a_sample_reads_few_of_many_images(tmp_path, monkeypatch):
     identity(source)
     assert len(seen) == SAMPLE
     assert {0, 2 * SAMPLE - 1} <= set(seen)
+
+
+class Pixels:
+    def __init__(self, images, labels, names="digit"):
+        self.images, self.labels, self.names = images, np.array(labels), names
+        self.classes = [str(n) for n in range(int(self.labels.max()) + 1)]
+
+    def __len__(self):
+        return len(self.images)
+
+    def read(self, i):
+        return self.images[i]
+
+    def name(self, i):
+        return f"{self.names} {i}"
+
+
+def test_a_fingerprint_names_what_two_processes_have_differently():
+    images = np.arange(5 * 12, dtype=np.uint8).reshape(5, 2, 2, 3)
+    whole = fingerprint(Pixels(images, [0, 1, 2, 1, 0]))
+    assert whole["images"] == 5
+    assert whole == fingerprint(Pixels(images.copy(), [0, 1, 2, 1, 0]))
+    for key, other in {
+        "data's labels": Pixels(images, [0, 1, 2, 1, 1]),
+        "data's names": Pixels(images, [0, 1, 2, 1, 0], "letter"),
+        "data's contents": Pixels(images + 1, [0, 1, 2, 1, 0]),
+    }.items():
+        found = fingerprint(other)
+        assert [name for name in whole if whole[name] != found[name]] == [key]
+    fewer = fingerprint(Pixels(images[:4], [0, 1, 2, 1]))
+    assert all(whole[name] != fewer[name] for name in whole)
+
+
+def test_fingerprints_of_the_same_folder_at_two_places_are_equal(folder, tmp_path):
+    before = fingerprint(opened(path=str(folder)))
+    shutil.copytree(folder, tmp_path / "copy")
+    assert fingerprint(opened(path=str(tmp_path / "copy"))) == before
+    (tmp_path / "copy/train/a/0.png").write_bytes(b"damaged")
+    now = fingerprint(opened(path=str(tmp_path / "copy")))
+    assert [key for key in now if now[key] != before[key]] == ["data's contents"]

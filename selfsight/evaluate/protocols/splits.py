@@ -12,7 +12,7 @@ import torch
 from selfsight import distributed
 from selfsight.data.bad import BadImages
 from selfsight.data.config import LOADING_KEYS, DataConfig
-from selfsight.data.fingerprint import fingerprint
+from selfsight.data.identity import fingerprint
 from selfsight.data.images import Images
 from selfsight.data.source import Source, align, cache_beside, decoding
 from selfsight.data.sources.open import open_source, with_range
