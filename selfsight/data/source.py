@@ -17,6 +17,7 @@ GRANULARITY = 2 * 10**9  # nanoseconds: the coarsest resolution of file times (F
 TRAIN_NAMES = ("train", "training")
 # Of several, the first that has labels is used.
 TEST_NAMES = ("test", "testing", "val", "valid", "validation", "dev")
+TEST_NAMES += ("eval", "evaluation", "holdout")
 
 
 class Decoding(NamedTuple):

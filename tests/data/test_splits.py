@@ -24,8 +24,9 @@ def make(root: Path, tree: str) -> Path:
     return root
 
 
-def opened(root: Path, **keys) -> tuple:
-    config = DataConfig(path=str(root), **keys)
+def opened(root: Path | list[Path], **keys) -> tuple:
+    path = [str(r) for r in root] if isinstance(root, list) else str(root)
+    config = DataConfig(path=path, **keys)
     return open_source(config, "train"), open_source(config, "test")
 
 
@@ -77,6 +78,11 @@ LAYOUTS = {
         *((2, "test_tube train_station"), None),
     ),
     "train and val with years": ("train2017/a*2 train2017/b val2017/a", (3, "a b"), (1, "a"), None),
+    "holdout": ("train/a*2 train/b holdout/a", (3, "a b"), (1, "a"), None),
+    "a set of persons": (
+        "bounding_box_train*4 bounding_box_test*2 query*2",
+        *((4, None), (2, None), "'query'"),
+    ),
     "dev": ("train/a*2 dev/a*2", (2, "a"), (2, "a"), "only one class"),
     "splits in a wrapper": (
         "outer/inner/train/a*2 outer/inner/train/b outer/inner/test/a",
@@ -141,6 +147,29 @@ def test_layouts_of_folders(tmp_path, name):
     assert (shape(found[0]), shape(found[1])) == (split(train), split(test))
     text = "\n".join(notes(found[0]))
     assert said in text if said else not text
+
+
+@pytest.mark.parametrize(
+    "tree",
+    [
+        "cat/train*2 cat/test dog/train*2 dog/test",
+        "set1/train/a set1/val/a set2/train/a set2/val/a",
+        "top/one/train2017*3 top/one/val2017 top/two*4",
+    ],
+)
+def test_splits_inside_of_classes_are_not_mixed(tmp_path, tree):
+    make(tmp_path, tree)
+    with pytest.raises(UserError, match=r"holds splits of its own, 'train.* would be mixed"):
+        opened(tmp_path)
+
+
+def test_sets_with_splits_of_their_own_are_joined_as_the_message_says(tmp_path):
+    make(tmp_path, "one/train/a*2 one/test/a two/train/b*3 two/test/b*2")
+    train, test = opened(
+        [tmp_path / "one/train", tmp_path / "two/train"],
+        test_path=[str(tmp_path / "one/test"), str(tmp_path / "two/test")],
+    )
+    assert (shape(train), shape(test)) == ((5, ["a", "b"]), (3, ["a", "b"]))
 
 
 def test_only_test_images_is_a_mistake_but_not_of_a_test_path(tmp_path):

@@ -29,7 +29,7 @@ ANNOTATIONS += ("groundtruth", "segmentation", "segmentationclass", "segmentatio
 ANNOTATIONS += ("imagesets", "bbox", "bboxes", "trimaps", "labelstxt", "panoptic", "instances")
 # Words that may stand beside the name of a split: train_images, test-set, val2017, train-64x64.
 NEUTRAL = ("set", "sets", "split", "data", "dataset", "full", "small", "cropped", "crops", "of")
-NEUTRAL += (*PICTURES, "px", "resized", "part", "shard", "shards", "x", "a", "b")
+NEUTRAL += (*PICTURES, "px", "resized", "part", "shard", "shards", "x", "a", "b", "bounding", "box")
 DEPTH = 4  # wrapper folders that are opened, one inside the other
 
 Where = Path | list[Path] | list[str] | Any  # what `sources.open` opens
@@ -173,15 +173,40 @@ def _image_folders(path: Path, where: str) -> tuple[list[Path], list[list[Path]]
     notes: list[str] = []
     root = path
     for _ in range(DEPTH):
-        inside = [f for f in folders_in(root) if f.name[0] != "." and holds_images(f)]
+        inside = _with_images(root)
         found = _splits_in(root, inside, where, notes)
         if found:
             return *found, notes
         pictures = _pictures_in(root, inside, where, notes) or _wrapped(root, inside, where)
         if pictures is None:
+            _refuse_inner_splits(inside, where)
             break
         root = pictures
     return [root], [], notes
+
+
+def _with_images(root: Path) -> list[Path]:
+    """The folders in it that hold images, at any depth."""
+    return [f for f in folders_in(root) if f.name[0] != "." and holds_images(f)]
+
+
+def _refuse_inner_splits(classes: list[Path], where: str) -> None:
+    """Raises: UserError if a folder that would be a class holds splits: their images would mix."""
+    for _ in range(DEPTH):
+        if len(classes) != 1 or has_images(classes[0]):
+            break
+        classes = _with_images(classes[0])
+    for folder in sorted(classes):
+        if has_images(folder):
+            continue
+        named = _by_word(_with_images(folder))
+        if named["train"] and named["test"]:
+            train, test = named["train"][0].name, named["test"][0].name
+            raise UserError(
+                f"{where}: '{folder.name}' holds splits of its own, '{train}' and '{test}', which "
+                f"would be mixed; name all folders for training with data.path=[...] and those for "
+                f"testing with data.test_path=[...], or list images and labels in two files"
+            )
 
 
 def _wrapped(root: Path, inside: list[Path], where: str) -> Path | None:
@@ -191,7 +216,7 @@ def _wrapped(root: Path, inside: list[Path], where: str) -> Path | None:
         if len(inside) != 1 or has_images(root):
             return None
         root = inside[0]
-        inside = [f for f in folders_in(root) if f.name[0] != "." and holds_images(f)]
+        inside = _with_images(root)
         if _splits_in(root, inside, where, []) or _pictures_in(root, inside, where, []):
             return root
     return None
@@ -241,7 +266,7 @@ def _are_alike(folders: list[Path]) -> bool:
 
 def _content(folder: Path, where: str, notes: list[str]) -> Path:
     """The folder, or that of its pictures: train/images beside train/labels."""
-    inside = [f for f in folders_in(folder) if f.name[0] != "." and holds_images(f)]
+    inside = _with_images(folder)
     return _pictures_in(folder, inside, where, notes) or folder
 
 
