@@ -252,6 +252,7 @@ def test_a_table_as_a_list(tmp_path):
         ("e.json", '[{"path": "a.png", "label": [1, 2]}]', r"\[1, 2\] is neither a whole number"),
         ("f.json", "[" * 9999, "nested too deeply"),
         ("g.json", "[1]", "item 1 is not an object"),
+        ("i.json", '[["a.png", 0], ["b.png", 1, 2]]', "item 2 is not an object"),
         ("h.csv", b"path,label\na.png,1\n\xff.png,2\n", r"h\.csv:3: is not UTF-8"),
     ],
 )
@@ -261,8 +262,15 @@ def test_mistakes_of_tables_are_named(tmp_path, name, text, message):
         open_source(DataConfig(path=str(tmp_path / name)), "train")
 
 
+@pytest.mark.parametrize("text", ['["a.png", "b.png"]', '[["a.png"], ["b.png"]]'])
+def test_a_list_of_paths_alone_has_no_labels(tmp_path, text):
+    (tmp_path / "x.json").write_text(text)
+    train = open_source(DataConfig(path=str(tmp_path / "x.json")), "train")
+    assert (len(train), train.labels) == (2, None)
+
+
 def test_a_table_without_a_column_of_labels_says_so(tmp_path):
-    (tmp_path / "x.csv").write_text("image,age,sex\na.png,30,f\n" * 1 + "b.png,31,m\n")
+    (tmp_path / "x.csv").write_text("image,age,sex\na.png,30,f\nb.png,31,m\n")
     train = open_source(DataConfig(path=str(tmp_path / "x.csv")), "train")
     assert shape(train) == (2, None)
     assert "no column of labels among age, sex" in notes(train)[0]

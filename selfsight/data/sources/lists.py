@@ -212,8 +212,9 @@ def _json_rows(text: bytes) -> Iterator[Row]:
     if not isinstance(found, list):
         raise ValueError('is neither a list of {"path": ..., "label": ...} nor {path: label}')
     for number, item in enumerate(found, 1):
-        if isinstance(item, (list, tuple)) and 1 <= len(item) <= 2:
-            item = dict(zip(("path", "label"), item, strict=False))
+        if isinstance(item, list) and len(item) in (1, 2):
+            path, label = (*item, None)[:2]
+            item = {"path": path, "label": label}
         if isinstance(item, str):
             item = {"path": item}
         if not isinstance(item, dict):
