@@ -20,6 +20,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from scipy.optimize import minimize
 from threadpoolctl import threadpool_limits
 from torch import Tensor
 
@@ -92,7 +93,8 @@ def linear_probe(
     names, places = np.unique(y, return_inverse=True)
     truth = np.searchsorted(names, y_test).clip(max=len(names) - 1)
     truth[names[truth] != y_test] = -1
-    # scipy's vectors are short: threads of its BLAS would only fight with torch's for the cores
+    # scipy's vectors are short: threads of its BLAS would only fight with torch's for the cores.
+    # The limit holds for libraries that are loaded by now.
     with exact_products(), threadpool_limits(1, user_api="blas"):
         space = _Space(train, train.device if device is None else device)
         data = _Labelled(space, train, places, len(names))
@@ -206,8 +208,6 @@ class _Labelled:
             few: the rows are too few to curve the loss as the training split does; half as many
                 steps lead there without its spread.
         """
-        from scipy.optimize import minimize  # takes 0.8 s to import, which kNN need not wait for
-
         space, penalty = self.space, 1 / (strength * len(self.labels))
         spread = torch.zeros_like(space.spread) if few else space.spread
         scale = (spread / self.classes + penalty).rsqrt()  # (D,)

@@ -1,6 +1,9 @@
 """Features on disk and over ranks, and what is read from them, against oracles."""
 
 import math
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -512,3 +515,32 @@ def test_reading_leaves_the_encoder_and_products_as_they_were():
     finally:
         torch.set_float32_matmul_precision("highest")
     assert weights_hash(net) == before
+
+
+ALONE = """
+import numpy, torch
+from threadpoolctl import threadpool_info, threadpool_limits
+from selfsight.evaluate import linear
+
+threads, loss = set(), linear._Labelled._loss
+
+def spied(*args):
+    threads.update(lib["num_threads"] for lib in threadpool_info() if lib["user_api"] == "blas")
+    return loss(*args)
+
+linear._Labelled._loss = spied
+if CONTROL:
+    linear.threadpool_limits = lambda *args, **keys: threadpool_limits(None)
+x, y = torch.randn(60, 4), torch.arange(60) % 3
+linear.linear_probe(x, y, x, y, 0, shots=())
+print(sorted(threads))
+"""
+
+
+@pytest.mark.parametrize("control", [False, True])
+def test_the_solver_uses_one_thread_of_each_blas(control):
+    """In a process of its own: a library that is loaded after the limit was set escapes it."""
+    env = os.environ | {"OPENBLAS_NUM_THREADS": "2"}
+    command = [sys.executable, "-c", ALONE.replace("CONTROL", str(control))]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == ("[2]" if control else "[1]")

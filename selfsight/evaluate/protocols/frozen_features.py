@@ -19,7 +19,6 @@ from selfsight.data.source import cache_beside
 from selfsight.encoders.artifact import Network
 from selfsight.evaluate.features import extract, raw_pixels, read_features, scale_of
 from selfsight.evaluate.knn import knn_accuracy
-from selfsight.evaluate.linear import linear_probe
 from selfsight.evaluate.protocols.config import KnnConfig, LinearConfig, compose_cached
 from selfsight.evaluate.protocols.context import EvaluationContext, open_context
 from selfsight.evaluate.protocols.results import VERSIONS, Result
@@ -84,6 +83,8 @@ def linear(
         and top-5. Then with 1 and 5 labels per class: mean and standard deviation over 10 draws.
     With fraction, shots or images: the same on these labels alone.
     """
+
+    from selfsight.evaluate.linear import linear_probe  # scipy takes 0.8 s: kNN need not wait
 
     def measure(x: _Features, y: Tensor, y_test: Tensor, context: EvaluationContext) -> Metrics:
         how = {"shots": ()} if context.config.which() else {}
