@@ -19,7 +19,7 @@ endif
 
 setup: $(VENV)/.installed
 
-test: $(VENV)/.installed-test   ## every test; about five minutes on two cores
+test: $(VENV)/.installed-test   ## every test; about eight minutes on two cores
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: $(VENV)/.installed-test

@@ -601,10 +601,14 @@ def test_a_pack_is_compared_with_its_images_only_if_their_files_changed(tmp_path
     reads.clear()
     packed(root, tmp_path / "out")
     assert not reads
-    for cache in (tmp_path / ".cache").glob("pack-*.json"):
-        cache.write_bytes(b"{")
-    packed(root, tmp_path / "out")
-    assert len(reads) == 15, "a damaged cache: both splits are compared"
+    caches = sorted((tmp_path / ".cache").glob("pack-*.json"))
+    assert len(caches) == 2
+    for damage in (b"{", b"[" * 100_000, b"\xff"):
+        for cache in caches:
+            cache.write_bytes(damage)
+        packed(root, tmp_path / "out")
+        assert len(reads) == 15, "a damaged cache: both splits are compared"
+        reads.clear()
 
 
 def test_a_pack_does_not_go_on_with_changed_images(tmp_path):

@@ -124,6 +124,12 @@ def test_a_classifier_is_tested_on_its_own_classes(run, trained_run, tmp_path):
     np.savez(trained_run[0].parent / "in.npz", **more)
     with pytest.raises(UserError, match=r"--classifier .*other classes \(0 -> 1\)"):
         retest(folder, home)
+    whole = (home / "data.json").read_text()
+    for damage in ("{", "[]", "{}", whole.replace('"0"', '"1"')):
+        assert damage != whole
+        (home / "data.json").write_text(damage)
+        with pytest.raises(UserError, match=r"data\.json' is damaged"):
+            retest(folder, home)
     (home / "data.json").unlink()  # as in 0.1.0, which recorded their number alone
     fifth = np.where(np.arange(len(more["train_y"])) == 0, 9, more["train_y"])
     np.savez(trained_run[0].parent / "in.npz", **{**more, "train_y": fifth})

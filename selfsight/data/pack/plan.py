@@ -2,7 +2,6 @@
 
 import contextlib
 import hashlib
-import json
 import os
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -36,7 +35,7 @@ from selfsight.data.source import (
     stamp,
 )
 from selfsight.errors import UserError
-from selfsight.files import write_json
+from selfsight.files import Damaged, read_json, sealed, write_json
 
 PLAN, RECORDS = "plan.json", "records.bin"
 STAMP = "stamp"  # key of plan.json and of the cache: the state of the source's files
@@ -164,7 +163,7 @@ def remember(folder: Path, state: str | None) -> None:
     if state is None:
         return
     with contextlib.suppress(OSError):  # a full disk, a read-only folder: they are read again
-        write_json(_cache_file(folder), {STAMP: [state, _identity(folder)]})
+        write_json(_cache_file(folder), sealed({STAMP: [state, _identity(folder)]}))
 
 
 def _cache_file(folder: Path) -> Path:
@@ -180,8 +179,8 @@ def _identity(folder: Path) -> str:
 
 def _stored_stamp(file: Path) -> Any:
     try:
-        return json.loads(file.read_text(encoding="utf-8")).get(STAMP)
-    except (OSError, ValueError, AttributeError):  # none, or damaged: the images are compared
+        return read_json(file).get(STAMP)
+    except (OSError, Damaged):  # none: the images are compared
         return None
 
 

@@ -1,6 +1,5 @@
 """Testing a classifier that `linear-augmented` or `finetune` has trained, without training one."""
 
-import json
 import time
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from selfsight.evaluate.protocols.context import open_context
 from selfsight.evaluate.protocols.results import Result
 from selfsight.evaluate.protocols.target import open_target
 from selfsight.evaluate.protocols.trained_classifier import test_classifier
+from selfsight.files import Damaged, read_json
 from selfsight.train.checkpoint import Checkpoints
 from selfsight.train.folder import DATA
 
@@ -66,7 +66,9 @@ def _same_classes(home: Path, classes: list[str], named: str) -> None:
     """
     file = home / DATA
     if file.is_file():
-        trained = json.loads(file.read_text(encoding="utf-8"))["classes"]
+        trained = read_json(file).get("classes")
+        if not isinstance(trained, list):
+            raise Damaged(file, "it does not name the classes")
         fits = trained == classes
         one, other = _differing(trained, classes)
     else:
