@@ -27,8 +27,8 @@ def register_all() -> None:
 
 
 def main() -> None:
-    """Entry point. A mistake of the user, a signal, a full disk: one line in stderr for each, no
-    traceback; exit code 2, of a signal 128 + its number."""
+    """Entry point. A user's mistake, a signal or a full disk gives one line on stderr and no
+    traceback; the exit code is 2, after a signal 128 + its number."""
     try:
         with stopped_by_signals(_say_stopped):
             sys.exit(_run())
@@ -58,7 +58,8 @@ def _run() -> int:
     except OSError as error:  # a folder that cannot be written, a full disk
         say(f"{described(error)}. Remove the cause and run the same command again")
     except MemoryError as error:
-        say(f"not enough memory{f' ({error})' if str(error) else ''}; free some, or ask for less")
+        detail = f" ({error})" if str(error) else ""
+        say(f"not enough memory{detail}; free some, or reduce batch_size")
     except RuntimeError as error:
         if not _is_of_another_process(error):
             raise

@@ -1,4 +1,4 @@
-"""What the commands share: the application, their common arguments, how they speak."""
+"""What the commands share: the application, common arguments, messages."""
 
 import sys
 from collections.abc import Callable, Iterator

@@ -26,7 +26,7 @@ Target = Annotated[
 Results = Annotated[str | None, typer.Option("--run", help="folder of the results")]
 Classifier = Annotated[
     Path | None,
-    typer.Option(help="train none, only test this one: a folder below RUN/evaluations/"),
+    typer.Option(help="test this classifier (a folder below RUN/evaluations/) and train none"),
 ]
 Protocol = Annotated[
     str, typer.Option(help="a shipped protocol (see `selfsight protocols`) or a YAML file")

@@ -49,7 +49,7 @@ class ConfigFile(Protocol):
         """
 
     def start_processes(self, device: str) -> None:
-        """Return in each process that is to work; raises typer.Exit in one that only started
+        """Return in each worker process; raise typer.Exit in the process that only started
         them."""
 
     def evaluate(self, command: str, run: str | None = None) -> "list[Result]":
@@ -90,20 +90,20 @@ def plugins() -> list[Any]:
     for entry in entries:
         try:
             module = entry.load()
-        except Exception as error:  # any error of a stranger's code
+        except Exception as error:  # the plug-in's code may raise anything
             raise UserError(
-                f"plug-in {entry.name}={entry.value}: cannot be imported: {error}; mend or "
+                f"plug-in {entry.name}={entry.value}: cannot be imported: {error}; repair or "
                 f"uninstall its package"
             ) from None
         if modules.setdefault(entry.name, module) is not module:
-            raise UserError(f"plug-in {entry.name}: two packages have one; uninstall either")
+            raise UserError(f"plug-in {entry.name}: two packages define it; uninstall one of them")
     return list(modules.values())
 
 
 def open_foreign(
     path: str | Path, keys: list[str] | None = None, opts: bool = False
 ) -> ConfigFile | None:
-    """The file as the first plug-in reads it that knows its format; None for another file.
+    """Read a file with the first plug-in that knows its format; None if no plug-in knows it.
 
     Args:
         keys: key=value in the file's own keys; with opts also keys and values in turn.

@@ -1,4 +1,4 @@
-"""Commands that list what there is."""
+"""Commands that list recipes, protocols, grids, methods and keys."""
 
 from selfsight.cli.app import COMPARE, LISTS, Overrides, What, app, list_names
 from selfsight.cli.files import composed

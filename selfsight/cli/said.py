@@ -1,4 +1,4 @@
-"""What every command says in stderr, and which process says it. Imports nothing that takes long."""
+"""Messages on stderr, and which process prints them. Imports nothing that takes long."""
 
 import os
 import shlex
@@ -14,11 +14,11 @@ def say(text: str) -> None:
 
 
 def is_first_rank() -> bool:
-    """Whether this is the only process, or the one of torchrun's that speaks."""
+    """Whether this process prints: the only one, or rank 0 under torchrun."""
     return int(os.environ.get("RANK", "0")) == 0
 
 
 def this_command() -> str:
-    """What was typed, so that it can be typed again."""
+    """The command line as the user typed it, for `Continue with:`."""
     program = "python -m selfsight" if sys.argv[0].endswith("__main__.py") else "selfsight"
     return f"{program} {shlex.join(sys.argv[1:])}"

@@ -1,1 +1,1 @@
-"""A grid of pretrainings and evaluations: what is run, and what may be said about its results."""
+"""Grids of pretrainings and evaluations: their cells, and the processes that run them."""

@@ -1,4 +1,4 @@
-"""Run a grid: what is missing, on all devices, whatever happens to single cells; then its table."""
+"""Run the cells of a grid that have no result yet, on all devices; a failed cell stops no other."""
 
 import json
 import os
@@ -27,7 +27,7 @@ PACKAGES = ("selfsight", "torch", "timm", "scikit-learn")
 
 
 class Interrupted(Exception):
-    """A signal ended the grid; finished cells stay, unfinished ones are saved."""
+    """A signal stopped the grid; finished cells are kept, unfinished ones saved a checkpoint."""
 
     def __init__(self, signal_number: int) -> None:
         super().__init__(signal_number)
@@ -41,17 +41,18 @@ def bench(
     device: str = "auto",
     say: Callable[[str], None] = print,
 ) -> tuple[list[Cell], dict[str, Any]]:
-    """Run what is missing of a grid.
+    """Run the cells of a grid that have no result yet.
 
-    Returns: the cells, finished or with the reason why not; how they were measured.
+    Returns: all cells, each with its results or the reason why it has none; and the test images,
+        hardware and versions for the table.
 
     Args:
         folder: of the grid; each cell has a folder below cells/, named after its configuration, so
-            that a changed grid keeps what is still asked for.
+            that a changed grid keeps the cells that it still contains.
         jobs: cells at a time (default: the grid's, else one a GPU or one a core).
         device: auto, cpu, cuda, or cuda:1 and its like.
-        say: takes a line of progress.
-    Raises: UserError before anything runs for a grid that does not fit; Interrupted.
+        say: prints a line of progress.
+    Raises: UserError before anything runs, for a grid with a mistake; Interrupted after a signal.
     """
     asked = plan(grid)
     folder.mkdir(parents=True, exist_ok=True)
@@ -79,7 +80,7 @@ def _key(tree: dict[str, Any]) -> str:
 
 
 def worker_devices(device: str, jobs: int | None, cells: int) -> tuple[list[str], int]:
-    """A device for each cell that runs at a time, and the threads that each may use."""
+    """The devices of the cells that run at the same time, and the threads of each cell."""
     if device == "auto" and torch.cuda.is_available():
         devices = [f"cuda:{n}" for n in range(torch.cuda.device_count())]
     else:
@@ -98,7 +99,7 @@ def _run(
     threads: int,
     say: Callable[[str], None],
 ) -> dict[str, str]:
-    """Each cell in a process; {cell's folder: reason} of those that failed."""
+    """Run each cell in a process of its own. Returns: {cell folder: reason} of the failed cells."""
     free: queue.SimpleQueue[str] = queue.SimpleQueue()
     for slot in slots:
         free.put(slot)
@@ -122,7 +123,7 @@ def _run(
                     errors[job.folder] = error
                 text = error or _summary(grid, job, folder)
                 say(f"[{number}/{len(missing)}] {job.title}: {text}")
-        except (Stopped, KeyboardInterrupt) as stopped:  # the second without the command line
+        except (Stopped, KeyboardInterrupt) as stopped:  # KeyboardInterrupt: called from Python
             stop.set()
             for process in list(alive):
                 process.terminate()  # it saves its state and ends
@@ -138,16 +139,16 @@ def _cell(
     threads: int,
     alive: set[subprocess.Popen],
 ) -> str | None:
-    """Run one cell; why it failed, or None. What it prints goes to log.txt in its folder."""
+    """Run one cell, with its output in log.txt. Returns: the reason if it failed, else None."""
     home = folder / "cells" / job.folder
     write_json(
         home / "job.json", {"job": vars(job), "device": device, "protocols": _protocols(grid)}
     )
-    # -P: else a file random.py in the current folder would be imported for Python's own
+    # -P: a file random.py in the current folder would replace Python's module
     command = [sys.executable, "-P", "-m", "selfsight.grid.cell", str(home)]
-    environment = {"OMP_NUM_THREADS": str(threads), **os.environ}  # one's own choice counts
+    environment = {"OMP_NUM_THREADS": str(threads), **os.environ}  # the user's value has precedence
     with (home / "log.txt").open("w", encoding="utf-8") as log:
-        # in a session of its own, so that Ctrl-C reaches it once, as SIGTERM from here
+        # in a session of its own: Ctrl-C then reaches it only through this process, as SIGTERM
         process = subprocess.Popen(
             command, stdout=log, stderr=log, env=environment, start_new_session=True
         )
@@ -164,7 +165,7 @@ def _cell(
 
 
 def _summary(grid: GridConfig, job: Job, folder: Path) -> str:
-    """What a finished cell has, in a few words."""
+    """The accuracies and minutes of a finished cell, in one line."""
     cell = read_cells(grid, job, folder, {})[0]
     minutes = "" if cell.minutes is None else f"  {cell.minutes:.1f} min"
     values = [(name, value) for name, value in cell.metrics.items() if value is not None]
@@ -172,7 +173,7 @@ def _summary(grid: GridConfig, job: Job, folder: Path) -> str:
 
 
 def read_cells(grid: GridConfig, job: Job, folder: Path, errors: dict[str, str]) -> list[Cell]:
-    """The table's cells of a job: its encoder and, of an untrained one, the pixels."""
+    """The cells of one job for the table: the encoder's, and the pixels' if it measured them."""
     home = folder / "cells" / job.folder
     outcome = read_outcome(home)
     cost = outcome["cost"]
@@ -207,7 +208,7 @@ def read_cells(grid: GridConfig, job: Job, folder: Path, errors: dict[str, str])
 
 
 def _about(asked: list[Job], folder: Path) -> dict[str, Any]:
-    """What the table says of how it was measured."""
+    """Test images, hardware and versions, for the notes below the table."""
     images, devices = {}, set()
     for job in asked:
         outcome = read_outcome(folder / "cells" / job.folder)

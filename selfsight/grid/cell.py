@@ -28,7 +28,7 @@ MEASURES = {
 
 
 def work(folder: Path) -> None:
-    """Pretrain and evaluate what job.json asks for; what is done before is not done again.
+    """Pretrain and evaluate as job.json says; what outcome.json lists as done is not repeated.
 
     outcome.json grows with each protocol: {"done": {protocol: {evaluated: metrics}}, ...}.
     """
@@ -36,7 +36,7 @@ def work(folder: Path) -> None:
     try:
         job, device, trees = Job(**asked["job"]), asked["device"], list(asked["protocols"])
     except (KeyError, TypeError) as error:
-        raise Damaged(folder / "job.json", f"it describes no cell ({error})") from None
+        raise Damaged(folder / "job.json", f"not a description of a cell ({error})") from None
     home = str(folder / "run")
     config = compose(job.what, [*job.keys, f"device={device}"], run=home).config
     outcome = read_outcome(folder)
@@ -58,7 +58,7 @@ def work(folder: Path) -> None:
 
 
 def read_outcome(folder: Path) -> dict[str, Any]:
-    """What is done so far; after damage nothing, and all but the pretraining is done again."""
+    """Read outcome.json; if it is damaged, start an empty one: all evaluations are repeated."""
     nothing = {"done": {}, "online": None, "cost": {}, "test_images": None}
     return read_or_set_aside(folder / "outcome.json", _is_outcome, say) or nothing
 
@@ -77,7 +77,7 @@ def _cost(folder: Path) -> dict[str, Any]:
 
 
 def _online(folder: Path) -> float | None:
-    """The online probe's accuracy, the mean of what the last epoch logged."""
+    """The online probe's mean accuracy over the lines of metrics.jsonl from the last epoch."""
     records = [
         r for r in read_metrics(folder / "metrics.jsonl") if {"probe_top1", "epoch"} <= r.keys()
     ]

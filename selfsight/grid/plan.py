@@ -1,4 +1,4 @@
-"""A grid as data: data sets x methods x backbones x seeds x protocols, and the cells it means."""
+"""A grid: data sets x methods x backbones x seeds x protocols, and its list of cells."""
 
 import json
 import re
@@ -23,7 +23,8 @@ from selfsight.pretraining.config import RunConfig, compose, recipe_file, recipe
 
 GRIDS = Path(__file__).parent / "shipped"
 UNTRAINED = "untrained"
-PERCENT = {0.01: "1", 0.1: "10", None: "100"}  # labels of fine-tuning that a table has columns for
+# label fractions of fine-tuning that have a column in the table
+PERCENT = {0.01: "1", 0.1: "10", None: "100"}
 Kind = Literal["knn", "linear", "linear-augmented", "finetune"]
 
 
@@ -55,7 +56,7 @@ class Protocol(Config):
 
 
 class GridConfig(Config):
-    """The content of a grid's file."""
+    """The content of a grid file."""
 
     data: dict[str, DataSet] = Field(min_length=1)
     methods: list[str] = Field(min_length=1)
@@ -73,19 +74,19 @@ class GridConfig(Config):
         for name in methods:
             if name not in METHODS:
                 raise ValueError(
-                    f"{name} is no method.{near(name, METHODS)} See: selfsight methods"
+                    f"{name} is not a method.{near(name, METHODS)} See: selfsight methods"
                 )
         return list(dict.fromkeys(methods))
 
     @field_validator("data", "backbones")
     @classmethod
     def _part_of_a_folder(cls, named: dict[str, Any]) -> dict[str, Any]:
-        """These names are part of a cell's folder, which must not lead out of the grid's."""
+        """These names become part of a cell's folder, which must stay inside the grid's folder."""
         for name in named:
             if not re.fullmatch(r"\w[\w .,+=@-]{0,63}", name):
                 raise ValueError(
-                    f"{name!r:.80} is no name for a folder: take up to 64 letters, digits, spaces "
-                    f"and . , + = @ _ -, the first a letter or a digit"
+                    f"{name!r:.80} cannot be part of a folder name: use up to 64 letters, digits, "
+                    f"spaces and . , + = @ _ -, the first a letter or a digit"
                 )
         return named
 
@@ -104,7 +105,7 @@ class GridConfig(Config):
                 )
             columns = set(protocol.columns().values())
             if taken & columns:
-                raise ValueError(f"two of them would fill the column {min(taken & columns)}")
+                raise ValueError(f"two protocols give the same column {min(taken & columns)}")
             taken |= columns
         return protocols
 
@@ -114,7 +115,7 @@ class Job:
     """One pretraining and its evaluations.
 
     Attributes:
-        folder: its name below cells/, another for every other configuration.
+        folder: its name below cells/, different for every configuration.
         what, keys: the recipe or file and the overrides that `compose` takes.
     """
 
@@ -163,15 +164,15 @@ def title(name: str) -> str:
 
 
 def arguments(keys: Tree) -> list[str]:
-    """A tree of keys as key=value."""
+    """Nested keys as a list of key=value."""
     return [f"{key}={json.dumps(value)}" for key, value in layers.flatten(keys)]
 
 
 def plan(grid: GridConfig) -> list[Job]:
-    """All cells, seed by seed, so that a stopped grid has whole rows of the first seeds; the
-    untrained encoders first, since every other row is read beside them.
+    """All cells, ordered by seed, so that a stopped grid has complete results of the first seeds;
+    the untrained encoders first, since every other row is compared with them.
 
-    Raises: UserError for any key of any cell or protocol that does not fit.
+    Raises: UserError for a wrong key or value of any cell or protocol.
     """
     jobs = []
     for seed in grid.seeds:
@@ -200,7 +201,7 @@ def _job(grid: GridConfig, data: str, method: str, backbone: str, seed: int) -> 
 
 
 def check(protocol: Protocol, config: RunConfig) -> Any:
-    """The configuration that the protocol would have for this encoder: all of its keys fit."""
+    """The protocol's configuration for this encoder. Raises: UserError for a wrong key or value."""
     base = {"data": config.data.tree(), "seed": config.seed}
     if protocol.kind in ("knn", "linear"):
         cls = {"knn": KnnConfig, "linear": LinearConfig}[protocol.kind]

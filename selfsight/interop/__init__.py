@@ -1,4 +1,4 @@
-"""Configuration files of the systems that Selfsight takes over from, read as native ones.
+"""Read configuration files of United Perception and Lightweight-SSL as native ones.
 
 A reader's module maps the keys of its format to Selfsight's and runs nothing. It has two functions:
 `recognises(path, text)`, whether a file's content is of its format, which raises nothing, and

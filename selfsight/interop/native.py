@@ -1,4 +1,4 @@
-"""What was converted as a file: a recipe, or an evaluation with the keys of `HEAD` first."""
+"""Write a converted file: a recipe, or an evaluation that begins with the keys of `HEAD`."""
 
 import json
 from pathlib import Path
@@ -47,7 +47,7 @@ def read(path: Path, overrides: list[str]) -> Converted | None:
     known = [phase for phase in get_args(Phase) if phase != "pretrain"]
     if head["phase"] not in known:
         hint = layers.near(str(head["phase"]), known) or f" Known: {', '.join(known)}"
-        raise UserError(f"{path}: phase={head['phase']}: is no evaluation.{hint}")
+        raise UserError(f"{path}: phase={head['phase']}: is not an evaluation.{hint}")
     if head["subject"] is None:
         raise UserError(f"{path}: Missing key 'subject': the encoder to measure")
     return Converted(NAME, tree=tree, **head)

@@ -1,4 +1,4 @@
-"""The result of a conversion: the native configuration, and what became of each original key."""
+"""The result of a conversion: the native configuration, and the result for each original key."""
 
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -10,7 +10,7 @@ Phase = Literal["pretrain", "linear", "linear-augmented", "finetune"]  # command
 
 
 class Fate(StrEnum):
-    """What became of a key. A refused key has no fate: the conversion fails and lists it."""
+    """The result for a key. A refused key has none: the conversion fails and lists it."""
 
     TAKEN = "taken over"  # the native key means the same
     REPLACED = "replaced"  # a native key or value with a similar meaning takes its place

@@ -1,4 +1,4 @@
-"""Read another system's file key by key, and record what becomes of each key.
+"""Read another system's file key by key, and record the result for each key.
 
 Most keys are rows of tables, which `Section.read` applies.
 """
@@ -72,7 +72,7 @@ class Section(Generic[Out]):
         return bool(self.tree)
 
     def _ask(self, key: str) -> str:
-        """Note that the format has this key; returns its dotted name."""
+        """Record that the format has this key. Returns: its dotted name."""
         self._log.asked[self.prefix].add(key)
         return f"{self.prefix}{key}"
 
@@ -132,7 +132,7 @@ class Section(Generic[Out]):
     # What becomes of keys -----------------------------------------------------------------------
 
     def record(self, key: str, fate: Fate, by: str = "", why: str = "") -> None:
-        """Record what became of a key; does nothing for a key that the file does not have."""
+        """Record the result for a key; does nothing for a key that the file does not have."""
         path = self._ask(key)
         if key in self.tree:
             self._log.pending.pop(path, None)
@@ -185,7 +185,7 @@ class Section(Generic[Out]):
             self.record(key, UNUSED, why=why)
 
     def skip(self) -> None:
-        """Read nothing of an entry that is refused."""
+        """Skip all keys of a refused entry."""
         self.ignore("the entry is refused", *self.tree)
 
     def read(self, rows: Rows) -> None:

@@ -1,1 +1,1 @@
-"""Results as people read them: tables, comparisons, statistics, contact sheets."""
+"""Results for people: tables, comparisons, statistics, contact sheets."""

@@ -18,18 +18,18 @@ from selfsight.pretraining.config import RunConfig, read_run_config
 from selfsight.report.render import ABSENT, is_accuracy, number, table
 from selfsight.train.log import read_metrics
 
-# Keys that change what a loss and an online probe are a number of.
+# If one of these keys differs, losses and online probes cannot be compared.
 TASK = ("method.", "views.", "data.", "batch_size")
 
 
 @dataclass(frozen=True)
 class Line:
-    """One quantity of every run; None where a run has none.
+    """One metric of all runs; None for a run that does not have it.
 
     Attributes:
-        what: protocol and metric, with what sets it apart from other lines of this protocol.
+        what: protocol and metric, with the settings that differ between the protocol's lines.
         spreads: standard deviations over draws, where the protocol draws.
-        comparable: whether a difference to the first run means anything.
+        comparable: whether differences to the first run are meaningful.
     """
 
     what: str
@@ -46,7 +46,7 @@ class Comparison:
     Attributes:
         config: (key, a value for each run) of the keys that differ; `run` aside.
         lines: pretraining first, then the evaluations of the encoder.
-        notes: what a reader must know, a sentence each.
+        notes: warnings and conclusions, one sentence each.
     """
 
     runs: tuple[Path, ...]
@@ -56,9 +56,9 @@ class Comparison:
 
 
 def compare(runs: list[Path]) -> Comparison:
-    """What differs between runs that were measured.
+    """Compare configurations and results of runs.
 
-    Raises: UserError for fewer than two runs, for a folder that is no run, and for a run without
+    Raises: UserError for fewer than two runs, for a folder that is not a run, and for a run without
         results.
     """
     runs = [Path(run) for run in runs]
@@ -85,14 +85,14 @@ def _different_keys(trees: list[dict[str, Any]]) -> list[tuple[str, tuple[Any, .
 
 
 def _about_config(keys: set[str]) -> list[str]:
-    """What may be concluded, given the keys that differ and can move a result."""
+    """Which conclusions are valid, given the keys that differ and can change a result."""
     if not keys:
-        return ["The configurations are the same up to what changes a result by rounding at most."]
+        return ["The configurations differ at most in keys that change results by rounding alone."]
     if keys == {"seed"}:
         return ["The runs differ only in their seed: what differs in the results is seed noise."]
     if "seed" in keys:
-        return ["The seed differs too: a difference is that of the other keys plus seed noise."]
-    return ["The runs share one seed: how much of a difference is seed noise, they cannot tell."]
+        return ["The seed differs too: a difference comes from the other keys and from seed noise."]
+    return ["All runs have the same seed: they cannot show how much of a difference is seed noise."]
 
 
 # Results ------------------------------------------------------------------------------------------
@@ -115,7 +115,7 @@ def _pretraining(runs: list[Path], same_task: bool) -> list[Line]:
 
 
 def _newest(run: Path) -> dict[str, dict[str, Any]]:
-    """The encoder's records by what makes two of them comparable; of several, the last."""
+    """The encoder's newest record under each set of comparable conditions."""
     records = [r for r in read_results(run) if r["evaluated"] == "encoder"]
     if not records:
         raise UserError(f"'{run}' has no results; measure it with: selfsight knn {run}")
@@ -123,14 +123,14 @@ def _newest(run: Path) -> dict[str, dict[str, Any]]:
 
 
 def _conditions(record: Mapping[str, Any]) -> dict[str, Any]:
-    """Protocol, version, data and settings, flat: records that agree in all may be compared."""
+    """Protocol, version, data and settings as one flat dict; equal ones are comparable."""
     data = {k: v for k, v in record["data"].items() if k not in LOADING_KEYS}
     tree = {"protocol": record["protocol"], "version": record["version"], "data": data}
     return {**dict(layers.flatten(tree)), **dict(layers.flatten(record.get("settings") or {}))}
 
 
 def _evaluations(records: list[dict[str, dict[str, Any]]]) -> tuple[list[Line], list[str]]:
-    """A line for each metric under each set of conditions; and notes on what cannot be compared."""
+    """A line for each metric under each set of conditions, and notes about differing conditions."""
     lines, notes = [], []
     all_conditions = {key: json.loads(key) for by_key in records for key in by_key}
     images = sorted({c["data.test"] for c in all_conditions.values() if "data.test" in c})
@@ -147,13 +147,13 @@ def _evaluations(records: list[dict[str, dict[str, Any]]]) -> tuple[list[Line], 
         if partly and differing:
             notes.append(
                 f"{protocol}: measured under different {', '.join(differing)}; "
-                "on lines of their own, as they cannot be compared."
+                "on separate lines, since they cannot be compared."
             )
     return lines, notes
 
 
 def _overlaps(runs: list[Path], records: list[dict[str, dict[str, Any]]]) -> list[str]:
-    """Where test images are training images, which was allowed by the one who measured."""
+    """Warnings about results that were measured with test images among the training images."""
     counts = {
         (str(run), record["protocol"]): max(overlap.get("paths", 0), overlap.get("contents", 0))
         for run, by_key in zip(runs, records, strict=True)
@@ -161,7 +161,7 @@ def _overlaps(runs: list[Path], records: list[dict[str, dict[str, Any]]]) -> lis
         if (overlap := record.get("overlap"))
     }
     return [
-        f"{run}: {protocol}: {count} test images are training images, too."
+        f"{run}: {protocol}: {count} test images are also training images."
         for (run, protocol), count in counts.items()
         if count
     ]
@@ -183,7 +183,7 @@ def _lines(title: str, found: list[dict[str, float]]) -> list[Line]:
 
 
 def render(comparison: Comparison) -> Group:
-    """Two tables and the notes, for a rich console."""
+    """Print the two tables and the notes on a rich console."""
     names = _names(comparison.runs)
     parts: list[Any] = []
     if comparison.config:
@@ -200,7 +200,7 @@ def render(comparison: Comparison) -> Group:
 
 
 def _names(runs: tuple[Path, ...]) -> list[str]:
-    """The names of the folders; whole paths where two are the same."""
+    """The names of the folders; their whole paths if two names are equal."""
     names = [run.name or str(run) for run in runs]
     pairs = zip(runs, names, strict=True)
     return [str(run) if names.count(name) > 1 else name for run, name in pairs]

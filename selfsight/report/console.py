@@ -1,4 +1,4 @@
-"""Results as a person reads them."""
+"""Print results as tables."""
 
 from collections.abc import Callable
 from functools import partial
@@ -32,7 +32,7 @@ def print_results(results: list[Result]) -> None:
     rows = [[r.evaluated, *(_cell(r.metrics, name) for name in shown)] for r in results]
     caption = f"protocol {first.protocol} v{first.version}"
     caption += draws if "shots1" in first.metrics else ""
-    console().print(title, soft_wrap=True, markup=False)  # longer than a narrow table is wide
+    console().print(title, soft_wrap=True, markup=False)  # may be longer than the table is wide
     console().print(table(titles, rows, box=HEAVY_HEAD, fixed=1, right=True, caption=caption))
     for note in notes(results):
         console().print(note, soft_wrap=True, markup=False)
@@ -44,15 +44,15 @@ def print_columns(
     """Print a table without lines.
 
     Args:
-        fixed: the first columns, which are never folded.
-        dim: rows of less interest.
+        fixed: number of first columns whose text is never wrapped.
+        dim: rows in a fainter colour.
     """
     styles = ["dim" if less else None for less in dim or [False] * len(rows)]
     console().print(table(titles, rows, fixed=fixed, styles=styles))
 
 
 def print_profile(found: Profile) -> None:
-    """What `selfsight profile` measured."""
+    """Print what `selfsight profile` measured."""
     total = sum(found.seconds.values())
     rows = [
         [part, f"{1e3 * seconds / found.steps:.1f}", f"{seconds / total:.0%}"]
@@ -79,13 +79,13 @@ def print_profile(found: Profile) -> None:
 
 
 def print_check(report: Report) -> None:
-    """What `selfsight check` found."""
+    """Print what `selfsight check` found."""
     say = partial(console().print, soft_wrap=True, markup=False)
     for split in report.splits:
         _print_split(split, say)
     lines = [f"{test} is {train}" for test, train in report.shared]
     _print_list(say, lines, "test images that are among the training images, byte for byte")
-    _print_list(say, report.damaged, "parts of a pack that are not as they were packed")
+    _print_list(say, report.damaged, "parts of a pack that have changed since it was written")
     say(f"{report.problems:,} problems" if report.problems else "Nothing is wrong.")
 
 
@@ -122,7 +122,7 @@ def _print_list(say: Callable[[str], None], lines: list[str], title: str) -> Non
 
 
 def console(stderr: bool = False) -> Console:
-    """Wide enough in a pipe for every table."""
+    """A console that is wide enough for every table if the output is a pipe."""
     found = Console(stderr=stderr)
     return found if found.is_terminal else Console(width=120, stderr=stderr)
 

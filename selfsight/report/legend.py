@@ -1,4 +1,4 @@
-"""What a reader must know to read a table of results, in lines of plain text."""
+"""The notes below a table of results, as lines of plain text."""
 
 import math
 from collections.abc import Mapping
@@ -13,13 +13,13 @@ def measured(group: list[Row]) -> list[str]:
 
 
 def label(row: Row, group: list[Row]) -> str:
-    """The method; with its backbone where the data set has several."""
+    """The method, with its backbone if the data set has several."""
     backbones = {r.backbone for r in group if r.method != "pixels"}
     return row.name if len(backbones) > 1 else row.method
 
 
 def remarks(group: list[Row]) -> list[str]:
-    """Rows that are not above a floor, and cells that are unfinished, each with the reason."""
+    """Rows that are not better than a baseline, and unfinished cells with the reason."""
     lines = [f"* {label(row, group)}: {note}" for row in group for note in row.notes]
     for row in group:
         by_reason: dict[str, list[int]] = {}
@@ -31,13 +31,13 @@ def remarks(group: list[Row]) -> list[str]:
 
 
 def facts(group: list[Row], about: Mapping[str, Any]) -> str:
-    """Of one data set: test images, seeds, what ranks the rows, how many pairs were tested."""
+    """Notes for one data set: test images, seeds, ranking column, number of tested pairs."""
     main = group[0].main
     images = about.get("test_images", {}).get(group[0].data)
     text = f"{images:,} test images; " if images else ""
     text += _seeds(sorted({cell.seed for row in group for cell in row.cells})) + "; "
     if main is None:
-        return text + "not ranked, as no main column was measured."
+        return text + "not ranked, because none of the ranking columns was measured."
     text += f"ranked by {COLUMNS[main]}."
     if images:
         top = max(row.mean(main) for row in group if row.values(main))
@@ -50,7 +50,7 @@ def facts(group: list[Row], about: Mapping[str, Any]) -> str:
 
 
 def legend(found: list[Row], about: Mapping[str, Any]) -> list[str]:
-    """Of all data sets: what the columns and marks mean, where it was measured, with what."""
+    """Notes for all data sets: the columns, the marks, hardware and versions."""
     lines = [
         "Accuracy in %. n: finished seeds (2/3: of three). a ± b: mean, and half of its Student-t "
         "95 % interval over seeds; no ± for one seed; (k): only k seeds have this value."
@@ -62,15 +62,18 @@ def legend(found: list[Row], about: Mapping[str, Any]) -> list[str]:
     for names, what in (
         (("linear_top1", "linear_top5"), "lin.: linear probe on frozen features"),
         (("augmented_top1", "augmented_top5"), "aug.: linear probe on augmented images"),
-        (("finetune_1", "finetune_10", "finetune_100"), "% labels: fine-tuned on so many"),
+        (
+            ("finetune_1", "finetune_10", "finetune_100"),
+            "% labels: fine-tuned on this part",
+        ),
     ):
         if set(names) & set(measured(found)):
             lines.append(what + ".")
     if any(row.main for row in found):
         lines.append(
-            "best: highest mean. =: not told apart from it: the 95 % interval of the difference, "
-            "paired by seed and uncorrected, includes 0. ?: no claim: fewer than two common seeds, "
-            "or no spread. *: not clearly above untrained or pixels. "
+            "best: highest mean. =: not significantly different from it: the 95 % interval of the "
+            "difference, paired by seed and uncorrected, includes 0. ?: unknown: fewer than two "
+            "common seeds, or no spread. *: not clearly above untrained or pixels. "
             "table.json has p of every pair, also corrected by Holm over all pairs of rows of a "
             "data set and column."
         )

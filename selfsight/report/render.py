@@ -72,12 +72,12 @@ def table(
     styles: Sequence[StyleType | None] | None = None,
     caption: str | None = None,
 ) -> Table:
-    """A table of plain texts, in which brackets are no markup.
+    """A table of plain texts; square brackets are not read as markup.
 
     Args:
-        box: its lines; None: none.
-        fixed: the first columns, which are never folded.
-        right: numbers: all columns but the first are aligned to the right.
+        box: style of the lines; None: no lines.
+        fixed: number of first columns whose text is never wrapped.
+        right: align all columns but the first to the right, for numbers.
         styles: of each row.
     """
     frame: dict[str, Any] = {}

@@ -1,5 +1,5 @@
-"""From cells, one pretraining each, to rows: a method on a data set over its seeds, and what may be
-claimed about it."""
+"""Collect cells (one pretraining each) into rows (one method on one data set over its seeds), with
+means, intervals and paired differences."""
 
 import math
 from collections.abc import Iterable
@@ -13,7 +13,7 @@ from selfsight.report.statistics import SAME, Paired, holm, paired
 
 COLUMNS = {name: metric.title for name, metric in GRID.items()}
 MAIN = ("linear_top1", "augmented_top1", "knn")  # the first that was measured ranks the rows
-FLOORS = ("untrained", "pixels")  # no method, but what one must beat
+FLOORS = ("untrained", "pixels")  # baselines, not methods
 
 
 @dataclass(frozen=True)
@@ -23,8 +23,8 @@ class Cell:
     Attributes:
         method: its name, or 'untrained' (the encoder before its first step), or 'pixels', whose
             backbone is ''.
-        metrics: a name of COLUMNS -> accuracy in [0, 1]; None or absent if not measured. What is
-            there counts, also in a cell with an error: nothing of a half-done job belongs here.
+        metrics: a name of COLUMNS -> accuracy in [0, 1]; None or absent if not measured. All
+            values are used, also those of a cell with an error: give no value of an unfinished one.
         minutes, memory_mib, images_per_second: of pretraining; memory at its peak.
         error: why the cell is unfinished.
     """
@@ -42,7 +42,9 @@ class Cell:
     def __post_init__(self) -> None:
         for column, value in self.metrics.items():
             if column not in COLUMNS or not (value is None or 0 <= value <= 1):
-                raise ValueError(f"{self}: {column}={value} is no accuracy of a known column")
+                raise ValueError(
+                    f"{self}: {column}={value} is not an accuracy in [0, 1] of a known column"
+                )
 
 
 @dataclass(frozen=True)
@@ -50,13 +52,14 @@ class Row:
     """A method with a backbone on a data set, over its seeds.
 
     Attributes:
-        cells: one a seed, by seed.
+        cells: one for each seed, in the order of the seeds.
         main: the column that ranks the rows of this data set; None if none of MAIN was measured.
-        mark: by `main`: 'best' highest mean; '=' not told apart from it: the 95 % interval of the
-            paired difference includes 0; '?' no claim: fewer than two common seeds, or no spread;
+        mark: by `main`: 'best' highest mean; '=' not significantly different from the best: the
+            95 % interval of the paired difference includes 0; '?' unknown: fewer than two common
+            seeds, or no spread;
             '' below the best.
-        notes: where the row is not above the untrained encoder or the pixels.
-        points_per_minute: what pretraining gained in `main`, see `_points_per_minute`.
+        notes: a sentence if the row is not better than the untrained encoder, or than the pixels.
+        points_per_minute: gain of pretraining in `main`, see `_points_per_minute`.
     """
 
     data: str
@@ -101,7 +104,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Pair:
-    """The difference a - b of two rows in a column, with the p-value that all pairs together allow.
+    """The difference a - b of two rows in a column, with its p-value corrected for all pairs.
 
     Attributes:
         holm: p corrected over the `family` of all pairs of rows of this data set and column that
@@ -233,9 +236,9 @@ def _floor(row: Row, among: list[Row], name: str) -> Row | None:
 
 
 def _note(row: Row, floor: Row) -> str:
-    """What is to be said if the row is not clearly above the floor; else nothing."""
+    """A note if the row is not clearly better than the baseline, else None."""
     gap = paired(row.values(row.main), floor.values(row.main))
-    if gap.mean is None:  # no common seed: the means are all there is
+    if gap.mean is None:  # no common seed: only the means can be compared
         gap = replace(gap, mean=row.mean(row.main) - floor.mean(row.main))
     if gap.mean < SAME:
         return f"no better than {floor.method} ({points(gap)})"

@@ -20,7 +20,7 @@ MARGIN = 3  # gaps between the originals and the views
 def contact_sheet(loader: ViewLoader, rows: int, epochs: int = 1) -> Image.Image:
     """The first `rows` images of epoch 0 and their views in the first `epochs` epochs.
 
-    The view drawn is the very tensor that the method would get, without its normalisation.
+    A drawn view is the tensor that the method would get, before normalisation.
     """
     indices = loader.indices(0)[:rows]
     views = [view for e in range(epochs) for view in loader.batch_of(e, indices).views]

@@ -1,4 +1,4 @@
-"""What a few seeds can say: intervals of a mean, paired differences, many comparisons at once.
+"""Statistics over a few seeds: intervals of a mean, paired differences, multiple comparisons.
 
 The seeds of pretraining are the sample. Two methods that share a seed share the order of images,
 the initial weights of the encoder and the test images, so their difference is taken seed by seed,
@@ -39,7 +39,7 @@ def interval(values: Sequence[float]) -> tuple[float, float | None]:
     """Mean and half-width t(0.975, n - 1) s / sqrt(n) of its 95 % interval.
 
     Student, The Probable Error of a Mean, Biometrika 6 (1908): exact for normal values. The
-    half-width is None for one value, and 0 if all are equal (raw pixels, say, know no seed).
+    half-width is None for one value, and 0 if all are equal (raw pixels do not depend on the seed).
     Raises: ValueError without values.
     """
     if not values:

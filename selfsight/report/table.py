@@ -1,6 +1,6 @@
 """The results of a grid for a terminal, as Markdown, CSV and JSON; each says what its numbers mean.
 
-`about` describes the grid; it is stored whole, and these keys are shown where they are there:
+`about` describes the grid. It is stored as it is; these keys are shown if present:
 title (str), hardware (str, one line), versions ({package: version}), test_images ({data set: n}).
 """
 
@@ -44,7 +44,7 @@ Column = tuple[str, list[str]]  # title, and the text of each row
 
 @dataclass(frozen=True)
 class _Tables:
-    """Tables of the rows for a console; one that is too wide for it continues below itself."""
+    """Tables of the rows for a console; a table that is too wide is continued below."""
 
     found: list[Row]
     about: Mapping[str, Any]
@@ -61,7 +61,7 @@ class _Tables:
 
 
 def to_rich(found: list[Row], about: Mapping[str, Any] | None = None) -> ConsoleRenderable:
-    """A table for each data set, as wide as the console, with what the numbers mean below."""
+    """A table for each data set, as wide as the console, and below it the notes."""
     return _Tables(found, about or {})
 
 
@@ -80,7 +80,7 @@ def _wrapped(lines: list[str], width: int) -> Text:
 
 
 def to_markdown(found: list[Row], about: Mapping[str, Any] | None = None) -> str:
-    """A section for each data set: the table, unfinished cells and notes, what the numbers mean."""
+    """A section for each data set: the table, unfinished cells, notes."""
     about = about or {}
     lines = [f"# {_escaped(about.get('title', 'Results'))}", ""]
     for data, group in _by_data(found):
@@ -95,7 +95,7 @@ def to_markdown(found: list[Row], about: Mapping[str, Any] | None = None) -> str
 
 
 def to_csv(cells: Iterable[Cell]) -> str:
-    """One line for each cell with what was measured, unrounded: all that the tables follow from."""
+    """One line for each cell with its unrounded values, from which all tables are computed."""
     found = rows(cells)
     columns = measured(found)
     fixed = ("minutes", "memory_mib", "images_per_second", "error")
@@ -109,7 +109,7 @@ def to_csv(cells: Iterable[Cell]) -> str:
 
 
 def to_json(cells: Iterable[Cell], about: Mapping[str, Any] | None = None) -> str:
-    """Everything: about, cells, rows, all paired comparisons, what the numbers mean."""
+    """Everything: about, cells, rows, all paired comparisons, notes."""
     found = rows(cells)
     about = dict(about or {})
     comparisons, data_sets = [], {}
@@ -129,7 +129,7 @@ def to_json(cells: Iterable[Cell], about: Mapping[str, Any] | None = None) -> st
 
 
 def write_all(folder: Path, cells: Iterable[Cell], about: Mapping[str, Any]) -> None:
-    """table.md, table.csv and table.json in the folder, each the old one or the new one whole."""
+    """Write table.md, table.csv and table.json; each file is replaced in one step."""
     cells = list(cells)
     write_text(folder / "table.md", to_markdown(rows(cells), about))
     write_text(folder / "table.csv", to_csv(cells))
@@ -181,7 +181,7 @@ def _accuracy(row: Row, column: str) -> str:
 
 
 def _fitting(columns: list[Column], most: int) -> Iterator[list[Column]]:
-    """The columns in tables of at most so many characters, each beginning with the identity."""
+    """Split the columns into tables of at most `width` characters, each with the first columns."""
     identity, rest = columns[:IDENTITY], columns[IDENTITY:]
     start = sum(map(_width, identity))
     table, width = [], start
@@ -204,7 +204,7 @@ def _line(texts: Iterable[str]) -> str:
 
 
 def _escaped(text: str) -> str:
-    """Text that Markdown shows as it is, on one line."""
+    """Escape text for Markdown, on one line."""
     text = " ".join(text.split())
     for sign in "\\|*_<`[":
         text = text.replace(sign, "\\" + sign)

@@ -207,7 +207,7 @@ def test_a_damaged_job_is_one_line(tmp_path, what):
     with pytest.raises(Damaged):
         work(tmp_path)
     write_json(tmp_path / "job.json", {"job": {"x": 1}, "device": "cpu", "protocols": []})
-    with pytest.raises(Damaged, match="describes no cell"):
+    with pytest.raises(Damaged, match="not a description of a cell"):
         work(tmp_path)
 
 

@@ -91,7 +91,7 @@ def test_training_images_in_the_test_split_are_refused(run, tmp_path, protocol):
     results = EVALUATIONS[protocol](run, [data, "allow_overlap=true"])
     assert results[0].overlap["contents"] == 1
     assert results[0].overlap["allowed"]
-    assert any("1 test images are training images, too" in note for note in notes(results))
+    assert any("1 test images are also training images" in note for note in notes(results))
 
 
 def test_an_encoder_pretrained_on_the_test_images_is_refused(tmp_path):

@@ -114,13 +114,13 @@ def test_a_stopped_grid_goes_on(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"methods": ["simcrl"]}, "simcrl is no method. Did you mean"),
+        ({"methods": ["simcrl"]}, "simcrl is not a method. Did you mean"),
         ({"methods": []}, "methods"),
         ({"seed": [0]}, "Unknown key 'seed'. Did you mean 'seeds'"),
         ({"protocols": [{"kind": "lin"}]}, "protocols.0.kind=lin"),
         (
             {"protocols": [{"kind": "knn"}, {"kind": "knn"}]},
-            "two of them would fill the column",
+            "two protocols give the same column",
         ),
         ({"protocols": [{"kind": "finetune", "keys": {"fraction": 0.3}}]}, "fraction 0.01"),
         ({"protocols": [{"kind": "finetune", "keys": {"epoch": 3}}]}, "Unknown key 'epoch'"),
@@ -192,7 +192,7 @@ def test_places(monkeypatch):
 def test_a_name_that_would_leave_the_grids_folder_is_refused(tmp_path, where, name):
     value = GRID["data"]["digits"] if where == "data" else {}
     (tmp_path / "grid.yaml").write_text(json.dumps({**GRID, where: {name: value}}))
-    with pytest.raises(UserError, match="is no name for a folder"):
+    with pytest.raises(UserError, match="cannot be part of a folder name"):
         read_grid(str(tmp_path / "grid.yaml"))
 
 

@@ -58,7 +58,7 @@ def test_only_keys_that_differ_and_not_run(make):
     runs = [make("a"), make("b", ["method.temperature=0.2", "epochs=3"]), make("c")]
     found = compare(runs)
     assert dict(found.config) == {"epochs": (50, 3, 50), "method.temperature": (0.5, 0.2, 0.5)}
-    assert "The runs share one seed" in found.notes[0]
+    assert "All runs have the same seed" in found.notes[0]
     text = text_of(found)
     assert re.search(r"method.temperature +0\.5 +0\.2 +0\.5", text)
 
@@ -73,7 +73,7 @@ def test_seed_alone_is_named_and_same_configurations_too(make):
     a, b, c = make("a"), make("b", ["seed=1"]), make("c", ["seed=2", "epochs=3"])
     assert compare([a, b]).notes[0].startswith("The runs differ only in their seed")
     assert compare([a, c]).notes[0].startswith("The seed differs too")
-    assert compare([a, a]).notes[0].startswith("The configurations are the same")
+    assert compare([a, a]).notes[0].startswith("The configurations differ at most")
     assert compare([a, make("d", ["data.workers=2"])]).notes[0].startswith("The configurations")
 
 
@@ -156,7 +156,7 @@ def test_the_newest_of_two_records_counts(make):
 def test_shared_images_are_told(make):
     shared = record(overlap={"allowed": True, "paths": 3, "contents": 7})
     found = compare([make("a"), make("b", records=[shared])])
-    assert found.notes[-1].endswith("b: knn: 7 test images are training images, too.")
+    assert found.notes[-1].endswith("b: knn: 7 test images are also training images.")
 
 
 def test_mistakes_are_one_line(make, tmp_path):

@@ -365,7 +365,11 @@ def test_clipping_bounds_the_gradient(tmp_path, monkeypatch):
     assert max(norms) <= 0.01 * 1.001
 
 
-def test_compiled_networks_train(tmp_path):
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
+def test_compiled_networks_train(tmp_path, monkeypatch, backend):
+    """Traced forwards and backwards; generating code for them takes inductor half a minute."""
+    compile = torch.nn.Module.compile
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self: compile(self, backend=backend))
     config = config_of(tmp_path / "run", "max_steps=2", "compile=true", method="simclr")
     plain = config_of(tmp_path / "plain", "max_steps=2", method="simclr")
     jobs.pretrain(config, quiet=True)

@@ -140,7 +140,7 @@ def notes(results: list[Result]) -> list[str]:
     if shared.get("allowed") and (shared.get("paths") or shared.get("contents")):
         count = max(shared["paths"], shared["contents"])
         lines.append(
-            f"{encoder.protocol}: {count} test images are training images, too "
+            f"{encoder.protocol}: {count} test images are also training images "
             f"(allow_overlap=true): this is no measure of generalisation"
         )
     return lines

@@ -57,7 +57,7 @@ def convert(
         Path | None, typer.Option("--output", "-o", help="YAML file for `selfsight run`")
     ] = None,
 ) -> None:
-    """Say what becomes of each key of another system's file, and write the native one."""
+    """Convert another system's file to a native one, and print the result for each key."""
     from selfsight import interop as dialects
     from selfsight.files import write_text
     from selfsight.interop import native
@@ -67,12 +67,15 @@ def convert(
     converted = dialects.convert(file, paired(keys, opts))
     validate_converted(converted)
     if output is not None and output.exists() and not native.is_converted(output):
-        raise UserError(f"--output {output}: is there already, and not by `selfsight convert`")
+        raise UserError(
+            f"--output {output}: exists and was not written by `selfsight convert`; choose "
+            f"another name"
+        )
     rows = [
         [entry.key, shown(entry.value), str(entry.fate), entry.by, entry.why]
         for entry in converted.entries
     ]
-    print_columns(("key", "value", "is", "here", "why"), rows, 1)
+    print_columns(("key", "value", "result", "native key", "reason"), rows, 1)
     if output is None:
         print(f"Run it with: selfsight run {shlex.quote(str(file))}", file=sys.stderr)
         return

@@ -103,7 +103,7 @@ def _in_original_terms(converted: "Converted", line: str) -> str:
 
 
 def _gave(entry: "Entry", line: str) -> bool:
-    """Whether a problem is with what this key became, with a part of it, or with what holds it."""
+    """Whether a problem is about this entry's native key, a part of it, or its parent."""
     if line.startswith((f"{entry.by}: ", f"'{entry.by}': ")):
         return True
     native, key = entry.by.partition("=")[0], re.match(r"(?:Missing key ')?([\w.]*)", line)[1]
@@ -113,7 +113,7 @@ def _gave(entry: "Entry", line: str) -> bool:
 
 
 def validate_converted(converted: "Converted") -> None:
-    """Raises: UserError for a value that the conversion takes over and no run would."""
+    """Check the native configuration. Raises: UserError for a value that no run would accept."""
     from selfsight.evaluate.protocols.config import compose_trained
     from selfsight.interop import native
     from selfsight.pretraining.config import compose
@@ -154,7 +154,7 @@ def _is_ours(path: Path) -> bool:
 
 
 def _without_encoder(converted: "Converted") -> dict[str, Any]:
-    """Selfsight's own files say themselves which encoder they hold and for which size.
+    """Compare the encoder in a file of Selfsight with the encoder that the file describes.
 
     Raises: UserError if it is another than the file describes.
     """

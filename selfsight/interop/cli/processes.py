@@ -19,8 +19,8 @@ GRACE = 30  # seconds for the others to end, once one has failed
 
 
 def share_out(count: int, device: str) -> None:
-    """Go on only as one of so many processes: if this is the only one, start them, wait for them,
-    and end with their exit code. With fewer GPUs, fewer share the same batch."""
+    """Return in each of `count` worker processes. The first call starts them, waits, and exits with
+    their exit code. With fewer GPUs, fewer processes share the same whole batch."""
     if count == 1 or "WORLD_SIZE" in os.environ:
         return
     if device != "cpu":
@@ -57,7 +57,7 @@ def _launch(count: int) -> int:
 
 
 def _start(errors: list[IO[str] | None]) -> Iterator[Popen]:
-    """A process for each of these places for its messages, with the variables that torchrun sets.
+    """Start one process for each output file in the list, with the variables that torchrun sets.
     Each has a session of its own, so that Ctrl-C reaches it through this process only."""
     count = len(errors)
     with socket.socket() as free:
@@ -72,7 +72,7 @@ def _start(errors: list[IO[str] | None]) -> Iterator[Popen]:
 
 
 def _first_failure(ranks: list[Popen]) -> int:
-    """Which process failed first, once all have ended; 0 if none did."""
+    """Wait until all have ended. Returns: the index of the first that failed; 0 if none did."""
     while not (failed := [n for n, rank in enumerate(ranks) if rank.poll()]):
         if all(rank.returncode == 0 for rank in ranks):
             return 0
@@ -88,7 +88,7 @@ def _first_failure(ranks: list[Popen]) -> int:
 
 @contextmanager
 def _passed_on(ranks: list[Popen]) -> Iterator[list[int]]:
-    """Signals that arrive are listed, and end all processes: the first lets them save."""
+    """Collect signals in a list and pass them on: the first lets the processes save and end."""
     caught: list[int] = []
 
     def pass_on(number: int, _frame: object) -> None:
