@@ -11,7 +11,7 @@ memory, on a GPU that of the allocator. Each call is done --repeats times, the m
     Barlow Twins 2 x (B, 8192): selfsight.losses.barlow_twins against BarlowTwinsLoss
 
 Then NT-Xent against its plain form, with the whole matrix of logits, in value and gradient; and one
-update of a ViT-B teacher: methods.ema.Teacher.ema_update against update_momentum, in turns.
+update of a ViT-B teacher: methods.ema.EMA.ema_update against update_momentum, in turns.
 """
 
 import argparse
@@ -36,7 +36,7 @@ from benchmarks.common import machine, report
 from selfsight import losses
 from selfsight.encoders.backbones import BackboneConfig, build_backbone
 from selfsight.errors import UserError
-from selfsight.methods.ema import Teacher
+from selfsight.methods.ema import EMA
 from selfsight.train.precision import pick_device
 
 TEMPERATURE = 0.1
@@ -185,7 +185,7 @@ def gradients(case: dict) -> dict:
 def teachers(device: torch.device, model: str, calls: int) -> None:
     """Milliseconds of moving a teacher of this architecture, in turns."""
     student = build_backbone(BackboneConfig(name=model), 224, seed=0).to(device)
-    ours, theirs = Teacher(student), copy.deepcopy(student)
+    ours, theirs = EMA(student), copy.deepcopy(student)
 
     def milliseconds(work: Callable[[], None]) -> float:
         _wait(device)

@@ -3,9 +3,10 @@
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
-from selfsight import randomness
+from selfsight import distributed, randomness
 
 
 class Normalization(NamedTuple):
@@ -62,3 +63,34 @@ class Batch:
     def index(self) -> Tensor:
         """(B,) int64, each image's index in its source."""
         return self.keys.index
+
+
+def batch_of(
+    *views: Tensor,
+    labels: Tensor | None = None,
+    seed: int | None = None,
+    epoch: int = 0,
+    index: Tensor | None = None,
+    step: int = 0,
+) -> Batch:
+    """A batch for a method outside of the engine.
+
+    Args:
+        views: of the same images in the same order, (B, 3, s, s) each.
+        labels: (B,) int64.
+        seed, epoch, index: the coordinates of the images, from which masks are drawn: the same
+            ones give the same masks. Without a seed, one is drawn from torch's global generator, as
+            dropout does; without an index, images are numbered through the batch of all ranks.
+        step: of training, from 0.
+
+    >>> images = torch.rand(4, 3, 32, 32)
+    >>> batch_of(images, seed=0).index
+    tensor([0, 1, 2, 3])
+    """
+    if seed is None:
+        seed = int(torch.randint(2**62, ()))
+    count, device = len(views[0]), views[0].device
+    if index is None:
+        first = count * distributed.rank()
+        index = torch.arange(first, first + count)
+    return Batch(list(views), labels, SampleKey(seed, epoch, index.to(device)), step)

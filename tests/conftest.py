@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 from hypothesis import settings
-from torch import nn
 
 from selfsight import cli
 from selfsight.methods import METHODS
+from selfsight.testing import TinyEncoder, tiny_vit  # noqa: F401 (for the tests)
 from tests.processes import Started
 
 ROOT = Path(__file__).parent.parent
@@ -40,21 +40,6 @@ def photographs() -> Path:
     return shared_data("imagenet-sample")
 
 
-class TinyEncoder(nn.Module):
-    """A small convolutional encoder without batch statistics, so that ranks cannot differ."""
-
-    num_features = 24
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.layers = nn.Sequential(
-            nn.Conv2d(3, 16, 4, 2, 1), nn.GELU(), nn.Conv2d(16, 24, 4, 2, 1), nn.GELU()
-        )
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.layers(x).mean((2, 3))
-
-
 def selfsight(*arguments: str, cwd: Path, check: bool = True) -> subprocess.CompletedProcess:
     """Run a command as a user would."""
     done = Started(*arguments, cwd=cwd).wait()
@@ -77,22 +62,6 @@ TINY = [
     "device=cpu",
 ]
 TINY_VIT = {"embed_dim": 24, "depth": 2, "num_heads": 2, "class_token": False}
-
-
-def tiny_vit(size: int = 16) -> nn.Module:
-    """16 patches of a 16 px view, pooled; other sizes go through it as well."""
-    import timm
-
-    return timm.create_model(
-        "vit_tiny_patch16_224",
-        img_size=size,
-        patch_size=4,
-        num_classes=0,
-        dynamic_img_size=True,
-        global_pool="avg",
-        fc_norm=False,
-        **TINY_VIT,
-    )
 
 
 def heads(name: str) -> list[str]:

@@ -16,7 +16,7 @@ import pytest
 import selfsight
 from selfsight.evaluate.protocols.config import protocols
 from selfsight.grid.plan import grids
-from selfsight.pretraining.config import recipes
+from selfsight.pretraining.recipes import recipes
 from tests.conftest import ROOT, TINY, heads
 
 BUILD = "from setuptools import build_meta; build_meta.build_wheel({!r})"

@@ -46,9 +46,11 @@ def _run() -> int:
         end_with_parent()
     try:
         register_all()
+        from selfsight import own
         from selfsight.cli.app import app
 
-        app(prog_name="selfsight")
+        with own.named_in(sys.argv[1:]):
+            app(prog_name="selfsight")
         return 0
     except UserError as error:
         if not error.everywhere or is_first_rank():

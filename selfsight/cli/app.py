@@ -3,7 +3,6 @@
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -42,16 +41,16 @@ def options(
 
 
 def complete_recipe(incomplete: str) -> list[str]:
-    """The shipped recipes that begin like this, for completion in a shell."""
-    recipes = Path(__file__).parent.parent / "recipes"
-    names = (p.relative_to(recipes).with_suffix("").as_posix() for p in recipes.rglob("*.yaml"))
-    return sorted(name for name in names if name.startswith(incomplete))
+    """The recipes that begin like this, for completion in a shell."""
+    from selfsight.pretraining.recipes import recipes
+
+    return [name for name in recipes() if name.startswith(incomplete)]
 
 
 What = Annotated[
     str,
     typer.Argument(
-        help="a shipped recipe (see `selfsight recipes`) or a YAML file",
+        help="a recipe (see `selfsight recipes`) or a YAML file",
         autocompletion=complete_recipe,
     ),
 ]

@@ -17,10 +17,10 @@ def show(what: What, overrides: Overrides = None) -> None:
 
 @app.command(rich_help_panel=LISTS)
 def recipes() -> None:
-    """List the shipped recipes."""
-    from selfsight.pretraining import config as run_config
+    """List the recipes, shipped ones and your own."""
+    from selfsight.pretraining import recipes as found
 
-    list_names(run_config.recipes(), run_config.recipe_title)
+    list_names(found.recipes(), found.recipe_title)
 
 
 @app.command(rich_help_panel=LISTS)
@@ -42,17 +42,21 @@ def grids() -> None:
 @app.command(rich_help_panel=LISTS)
 def methods() -> None:
     """List the methods: paper, year, what each needs, its recipes."""
+    from selfsight import own
     from selfsight.methods import METHODS
-    from selfsight.pretraining import config as run_config
+    from selfsight.pretraining import recipes as found
+    from selfsight.pretraining.own_parts import find_method
     from selfsight.report.console import print_columns
 
-    shipped = [name.partition("/") for name in run_config.recipes()]
+    known = [name.rpartition("/") for name in found.recipes()]
     rows = []
-    for name, method in METHODS.items():
+    for name in (*METHODS, *own.registered("method")):
+        method = find_method(name)
         paper = method.paper()
-        where = ", ".join(folder for folder, _, recipe in shipped if recipe == name)
-        needs = ", ".join(method.needs)
-        rows.append([name, str(paper.year), paper.arxiv, paper.title, needs, where])
+        about = ["", "", method.__name__] if paper is None else [str(paper.year), paper.arxiv]
+        about += [] if paper is None else [paper.title]
+        where = ", ".join(folder for folder, _, recipe in known if recipe == name)
+        rows.append([name, *about, ", ".join(method.needs), where])
     print_columns(("method", "year", "arXiv", "paper", "needs", "recipes"), rows, 3)
 
 

@@ -16,7 +16,7 @@ class DataConfig(Config):
 
     # auto, digits, folder, list, pack, parquet, arrays, webdataset, or a name of a library's:
     # huggingface:NAME, torchvision:CIFAR10 and its like; a third part names the split to train on,
-    # where it is not "train": torchvision:STL10:unlabeled
+    # where it is not "train": torchvision:STL10:unlabeled; or a data set of your own: FILE.py:NAME
     source: str = "auto"
     # file or folder, or several of them; of torchvision and huggingface where they keep theirs
     path: PathSpec | None = None

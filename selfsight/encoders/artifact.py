@@ -33,6 +33,7 @@ from selfsight.methods.heads import EncoderWithProjection
 FILE = "encoder.safetensors"
 DESCRIPTION = "encoder.json"
 BEST = "best.safetensors"
+INITIAL = "initial.safetensors"  # before the first step, of an encoder of the user's own
 STARTED_IN = "working_directory"  # key of encoder.json alone: equal runs write equal encoders
 METADATA = ("selfsight", "tacit")  # its key in the file; the second until the package was renamed
 NAMED_BY = ("epoch", "step", "loss", "probe", "knn")  # the last two in percent
@@ -78,7 +79,7 @@ def describe(
         "method": method,
         "backbone": config.model_dump(mode="json"),
         "head_dim": backbone.num_features if kept_head else None,
-        "fixed_positions": positions is not None and not positions.requires_grad,
+        "fixed_positions": isinstance(positions, Tensor) and not positions.requires_grad,
         "num_features": backbone.num_features,
         "backbone_features": (backbone.backbone if kept_head else backbone).num_features,
         "image_size": image_size,

@@ -8,8 +8,10 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from selfsight import randomness
+from selfsight import own, randomness
 from selfsight.config import Config, near
+from selfsight.encoders.given import build_part
+from selfsight.encoders.stems import adapt_stem, skip_before, to_gray
 from selfsight.errors import UserError
 
 Arguments = dict[str, Any]
@@ -31,7 +33,8 @@ NOT_OPTIONS: tuple[tuple[str, Any, str], ...] = (
 class BackboneConfig(Config):
     """Which encoder; it always starts from random weights drawn from the seed."""
 
-    name: str = Field("resnet18", max_length=200)  # any name of timm.list_models()
+    # any name of timm.list_models(), or an encoder of your own: FILE.py:NAME
+    name: str = Field("resnet18", max_length=200)
     small_images: bool = False  # ResNets: 3x3 stem of stride 1 and no max-pool, as for 32 px
     stem_stride: int = Field(
         1, ge=1, le=4
@@ -62,10 +65,11 @@ def build_backbone(
     """
     import timm  # one second: only commands that build an encoder pay for it
 
-    if not timm.is_model(config.name):
-        hint = near(config.name, timm.list_models()) or " List them with timm.list_models()."
-        raise UserError(f"backbone.name={config.name}: timm has no such model.{hint}")
     sizes = {"image_size": sizes} if isinstance(sizes, int) else sizes
+    if not timm.is_model(config.name):
+        backbone = _own(config, sizes if width is None else {}, seed)
+        backbone.num_features = width or _measured(backbone, config.name, sizes)
+        return backbone
     largest = dict([max(sizes.items(), key=lambda item: item[1])])
     build = functools.partial(_build, config, _options(config), seed, measured=width is None)
     first, second = _attempts(config, *largest.values(), len(set(sizes.values())) > 1)
@@ -85,6 +89,32 @@ def build_backbone(
         width = _measured(backbone, config.name, sizes)
     backbone.num_features = width
     return backbone
+
+
+def is_own(config: BackboneConfig) -> bool:
+    """Whether the encoder is not one of timm's."""
+    import timm
+
+    return not timm.is_model(config.name)
+
+
+def _own(config: BackboneConfig, sizes: Mapping[str, int], seed: int) -> nn.Module:
+    """An encoder of the user's own. Raises: UserError for a name that nobody knows."""
+    part = own.find("backbone", config.name)
+    if part is None:
+        import timm
+
+        names = [*timm.list_models(), *own.registered("backbone")]
+        hint = near(config.name, names) or " List them with timm.list_models()."
+        raise UserError(f"backbone.name={config.name}: timm has no such model.{hint}")
+    allowed = BackboneConfig(name=config.name, options=config.options)
+    for key in config.model_fields_set:
+        if getattr(config, key) != getattr(allowed, key):
+            raise UserError(
+                f"backbone.{key}={getattr(config, key)}: only for timm's models; arguments of "
+                f"{config.name} are backbone.options"
+            )
+    return build_part(part, config.options, sizes, seed)
 
 
 def _attempts(config: BackboneConfig, size: int, sizes_vary: bool) -> tuple[Arguments, Arguments]:
@@ -160,40 +190,18 @@ def _build(
                 given = f" with {given}" if given else ""
                 raise UserError(f"backbone.name={config.name}{given}: {_line(error)}") from None
         if config.small_images:
-            _adapt_stem(backbone, config)
+            stem = config.stem_stride, config.stem_padding, config.stem_relu
+            adapt_stem(backbone, config.name, *stem)
     for module in backbone.modules():
         if isinstance(module, nn.Conv2d):
-            _skip_before(module)
+            skip_before(module)
     if options.get("in_chans") == 1:
         for entrance in (backbone, getattr(backbone, "patch_embed", None)):
             if entrance is not None:  # methods on patches call the second
-                entrance.register_forward_pre_hook(_to_gray)
+                entrance.register_forward_pre_hook(to_gray)
     if measured:
         _measured(backbone, config.name, sizes)
     return backbone
-
-
-def _skip_before(conv: nn.Conv2d) -> None:
-    """Let a 1x1 convolution of an image skip pixels before it and not by its stride.
-
-    The result is the same. The backward pass of such a stride over 3 or 4 channels in
-    channels_last writes past its memory on a CPU (torch 2.15): it hangs, or crashes.
-    """
-    if conv.kernel_size == (1, 1) and conv.in_channels < 8 and conv.stride != (1, 1):
-        down, across = conv.stride
-        conv.stride = (1, 1)
-        conv.register_forward_pre_hook(functools.partial(_skip, down, across))
-
-
-def _skip(down: int, across: int, module: nn.Module, inputs: tuple[Tensor]) -> Tensor:
-    """The rows and columns of the pixels at multiples of these numbers."""
-    return inputs[0][:, :, ::down, ::across]
-
-
-def _to_gray(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """(B, 3, s, s) -> (B, 1, s, s): the mean of the channels, which are equal in a gray image."""
-    x, *rest = inputs
-    return (x.mean(1, keepdim=True) if x.shape[1] == 3 else x, *rest)
 
 
 def _measured(backbone: nn.Module, name: str, sizes: Mapping[str, int]) -> int:
@@ -252,26 +260,3 @@ def accepts(backbone: nn.Module, size: int) -> bool:
 def _line(error: Exception) -> str:
     """The text of an error as one line of at most 200 characters."""
     return " ".join(str(error).split())[:200] or type(error).__name__
-
-
-def _adapt_stem(backbone: nn.Module, config: BackboneConfig) -> None:
-    """Put a small stem in place of 7x7, stride 2 and max-pool, which leave 8x8 of 32x32 pixels."""
-    stem = getattr(backbone, "conv1", None)
-    if not isinstance(stem, nn.Conv2d) or not hasattr(backbone, "maxpool"):
-        raise UserError(
-            f"backbone.small_images=true: only for ResNets with one stem convolution, not "
-            f"{config.name}; ViTs take backbone.patch_size instead"
-        )
-    kernel = 3 if config.stem_stride == 1 else 2 * config.stem_stride
-    backbone.conv1 = nn.Conv2d(
-        stem.in_channels,
-        stem.out_channels,
-        kernel,
-        config.stem_stride,
-        config.stem_padding,
-        bias=False,
-    )
-    nn.init.kaiming_normal_(backbone.conv1.weight, mode="fan_out", nonlinearity="relu")
-    backbone.maxpool = nn.Identity()
-    if not config.stem_relu:
-        backbone.act1 = nn.Identity()

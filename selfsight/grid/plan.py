@@ -19,7 +19,8 @@ from selfsight.evaluate.protocols.config import (
 )
 from selfsight.methods import METHODS
 from selfsight.pretraining.build import image_size
-from selfsight.pretraining.config import RunConfig, compose, recipe_file, recipes
+from selfsight.pretraining.config import RunConfig, compose
+from selfsight.pretraining.recipes import recipe_file, recipes
 
 GRIDS = Path(__file__).parent / "shipped"
 UNTRAINED = "untrained"

@@ -1,4 +1,5 @@
-"""The methods by name. A new method needs its file, a line here, a recipe and an oracle test."""
+"""The methods by name. A new method of the package needs its file, a line here, a recipe and an
+oracle test; one of your own needs only its file."""
 
 from selfsight.methods.barlow_twins import BarlowTwins
 from selfsight.methods.byol import BYOL
@@ -8,7 +9,7 @@ from selfsight.methods.ibot import IBOT
 from selfsight.methods.ijepa import IJEPA
 from selfsight.methods.lejepa import LeJEPA
 from selfsight.methods.mae import MAE
-from selfsight.methods.method import Method
+from selfsight.methods.method import Batch, Method, MethodConfig, Output
 from selfsight.methods.moco import MoCoV1, MoCoV2
 from selfsight.methods.moco_v3 import MoCoV3
 from selfsight.methods.nnclr import NNCLR
@@ -43,3 +44,5 @@ METHODS: dict[str, type[Method]] = {
     "ibot": IBOT,
     "lejepa": LeJEPA,
 }
+__all__ = ["METHODS", "Batch", "Method", "MethodConfig", "Output"]
+__all__ += [method.__name__ for method in METHODS.values()]

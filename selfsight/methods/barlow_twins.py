@@ -24,7 +24,8 @@ class BarlowTwins(Method):
         off_diagonal_weight: float = Field(0.005, ge=0)  # lambda in eq. 1
         loss_scale: float = Field(1.0, gt=0)  # factor on the loss (the paper's code: 0.024 or 1)
 
-    def __init__(self, backbone: nn.Module, config: Config) -> None:
+    def __init__(self, backbone: nn.Module, config: Config | None = None) -> None:
+        config = config or self.Config()
         super().__init__(backbone, config)
         hidden, output = config.hidden_dim, config.output_dim
         self.projector = mlp(backbone.num_features, hidden, hidden, output, last="no bias")

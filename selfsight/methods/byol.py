@@ -6,7 +6,7 @@ from pydantic import Field
 from torch import nn
 
 from selfsight.losses import negative_cosine
-from selfsight.methods.ema import Teacher
+from selfsight.methods.ema import EMA
 from selfsight.methods.heads import mlp
 from selfsight.methods.method import Batch, Method, MethodConfig, Output
 from selfsight.schedules import cosine
@@ -25,12 +25,13 @@ class BYOL(Method):
         output_dim: int = Field(256, ge=1)  # width of z and p
         momentum: float = Field(0.996, ge=0, le=1)  # tau_base; rises to 1 by half a cosine
 
-    def __init__(self, backbone: nn.Module, config: Config) -> None:
+    def __init__(self, backbone: nn.Module, config: Config | None = None) -> None:
+        config = config or self.Config()
         super().__init__(backbone, config)
         hidden, output = config.hidden_dim, config.output_dim
         self.projector = mlp(backbone.num_features, hidden, output)
         self.predictor = mlp(output, hidden, output)
-        self.teacher = Teacher(self.backbone, self.projector)
+        self.teacher = EMA(self.backbone, self.projector)
 
     def forward(self, batch: Batch) -> Output:
         x1, x2 = batch.views

@@ -7,7 +7,7 @@ from pydantic import Field
 from torch import nn
 
 from selfsight.losses import centred_softmax, swapped_prediction
-from selfsight.methods.ema import Center, Teacher
+from selfsight.methods.ema import EMA, Center
 from selfsight.methods.heads import CosinePrototypes, encode, mlp
 from selfsight.methods.method import Batch, Method, MethodConfig, Output
 from selfsight.schedules import cosine, linear
@@ -37,10 +37,11 @@ class DINO(Method):
         momentum: float = Field(0.996, ge=0, le=1)  # the teacher's; rises to 1 by half a cosine
         freeze_last_layer: float = Field(0.01, ge=0, le=1)  # until this progress: 1 of 100 epochs
 
-    def __init__(self, backbone: nn.Module, config: Config) -> None:
+    def __init__(self, backbone: nn.Module, config: Config | None = None) -> None:
+        config = config or self.Config()
         super().__init__(backbone, config)
         self.head = dino_head(backbone.num_features, config)
-        self.teacher = Teacher(self.backbone, self.head)
+        self.teacher = EMA(self.backbone, self.head)
         self.center = Center(config.output_dim, config.center_momentum)
         self.register_buffer("teacher_temperature", torch.tensor(config.teacher_temperature))
 

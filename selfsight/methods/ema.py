@@ -9,12 +9,19 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from selfsight import distributed
 
 
-class Teacher(nn.Sequential):
+class EMA(nn.Sequential):
     """A sequence of modules whose weights are an exponential moving average of the students'.
 
-    Only parameters are averaged: buffers, such as the running statistics of batch normalisation,
-    are computed by the teacher itself. It has no gradients, and dropout and stochastic depth are
-    off. Source: mean teacher (arXiv 1703.01780), momentum encoder of MoCo (arXiv 1911.05722).
+    It starts as a copy of them. Only parameters are averaged: buffers, such as the running
+    statistics of batch normalisation, are computed by the teacher itself. It has no gradients, and
+    dropout and stochastic depth are off. Source: mean teacher (arXiv 1703.01780), momentum encoder
+    of MoCo (arXiv 1911.05722).
+
+    >>> student = nn.Linear(8, 2)
+    >>> teacher = EMA(student)
+    >>> teacher(torch.rand(4, 8)).requires_grad
+    False
+    >>> teacher.ema_update(student, momentum=0.99)
     """
 
     def __init__(self, *students: nn.Module) -> None:
@@ -25,7 +32,7 @@ class Teacher(nn.Sequential):
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x)
 
-    def train(self, mode: bool = True) -> "Teacher":
+    def train(self, mode: bool = True) -> "EMA":
         """Set the mode of batch normalisation; all other modules stay in evaluation mode."""
         super().train(mode)
         for module in self.modules():

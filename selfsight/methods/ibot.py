@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from selfsight.losses import centred_softmax, masked_cross_entropy, swapped_prediction
 from selfsight.methods import vit
 from selfsight.methods.dino import DINO, dino_head
-from selfsight.methods.ema import Center, Teacher
+from selfsight.methods.ema import EMA, Center
 from selfsight.methods.heads import encode
 from selfsight.methods.method import Batch, Method, Output
 from selfsight.schedules import cosine, linear
@@ -34,12 +34,13 @@ class IBOT(Method):
         mask_ratio: tuple[float, float] = (0.1, 0.5)  # fraction of its patches, uniform
         patch_weight: float = Field(1.0, ge=0)  # weight of the patches' loss; the images' has 1
 
-    def __init__(self, backbone: nn.Module, config: Config) -> None:
+    def __init__(self, backbone: nn.Module, config: Config | None = None) -> None:
+        config = config or self.Config()
         super().__init__(backbone, config)
         vit.require_plain_vit(backbone, config.name)
         self.mask_token = nn.Parameter(torch.zeros(backbone.embed_dim))
         self.head = dino_head(backbone.num_features, config)
-        self.teacher = Teacher(self.backbone, self.head)
+        self.teacher = EMA(self.backbone, self.head)
         self.center = Center(config.output_dim, config.center_momentum)
         self.patch_center = Center(config.output_dim, config.center_momentum)
         self.register_buffer("teacher_temperature", torch.tensor(config.teacher_temperature))

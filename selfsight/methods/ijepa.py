@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from selfsight.losses import masked_smooth_l1
 from selfsight.methods import vit
-from selfsight.methods.ema import Teacher
+from selfsight.methods.ema import EMA
 from selfsight.methods.method import Batch, Method, MethodConfig, Output
 from selfsight.schedules import linear
 from selfsight.views.masks import context_and_targets, masked_positions
@@ -47,12 +47,13 @@ class IJEPA(Method):
                 )
             return self
 
-    def __init__(self, backbone: nn.Module, config: Config) -> None:
+    def __init__(self, backbone: nn.Module, config: Config | None = None) -> None:
+        config = config or self.Config()
         super().__init__(backbone, config)
         vit.require_plain_vit(backbone, config.name, pooled=True)
         vit.fix_positions(backbone)
         self.predictor = Predictor(backbone, config)
-        self.teacher = Teacher(backbone)
+        self.teacher = EMA(backbone)
 
     def forward(self, batch: Batch) -> Output:
         (x,) = batch.views

@@ -38,7 +38,8 @@ class LeJEPA(Method):
                 raise ValueError(f"knots={knots} is not odd")
             return knots
 
-    def __init__(self, backbone: nn.Module, config: Config) -> None:
+    def __init__(self, backbone: nn.Module, config: Config | None = None) -> None:
+        config = config or self.Config()
         super().__init__(backbone, config)
         hidden, output = config.hidden_dim, config.output_dim
         self.projector = mlp(backbone.num_features, hidden, hidden, output)

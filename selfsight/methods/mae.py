@@ -39,7 +39,8 @@ class MAE(Method):
                 )
             return self
 
-    def __init__(self, backbone: nn.Module, config: Config) -> None:
+    def __init__(self, backbone: nn.Module, config: Config | None = None) -> None:
+        config = config or self.Config()
         super().__init__(backbone, config)
         vit.require_plain_vit(backbone, config.name)
         vit.fix_positions(backbone)

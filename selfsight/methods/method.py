@@ -3,18 +3,18 @@
 import re
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from selfsight.batch import Batch
+from selfsight.batch import Batch, batch_of
 from selfsight.config import Config
 
 __all__ = ["Batch", "Method", "MethodConfig", "Output", "Paper"]
 
 
 class MethodConfig(Config):
-    """Base class of the methods' configurations; each adds `name: Literal[...]`."""
+    """Base class of the methods' configurations; each of the package adds `name: Literal[...]`."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,15 @@ class Method(nn.Module, ABC):
     """A way to pretrain `self.backbone`, independent of loader, optimizer, rank and device.
 
     All parameters with requires_grad are optimised. Changes over time are made in the two hooks,
-    whose argument progress is the fraction of training done, in [0, 1].
+    whose argument progress is the fraction of training done, in [0, 1]. A method also works in a
+    loop of your own: call it with a `Batch`, or with the tensors of the views.
+
+    >>> import timm, torch
+    >>> from selfsight.methods import BYOL
+    >>> byol = BYOL(timm.create_model("resnet18", num_classes=0))
+    >>> x1, x2 = torch.rand(2, 8, 3, 32, 32)
+    >>> byol(x1, x2).loss.backward()
+    >>> byol.after_step(progress=0.1)
 
     Class attributes:
         default_views: the preset with the views of the paper.
@@ -55,8 +63,11 @@ class Method(nn.Module, ABC):
         constant_lr: names of members whose learning rate does not follow the schedule.
         couples_images: the loss of an image depends on the other images of its batch.
         remedy: what to change if all embeddings become equal; None: the monitor does not check.
+        Config: the hyperparameters, with the paper's values as defaults.
     """
 
+    Config: ClassVar[type[MethodConfig]] = MethodConfig
+    config: Any
     default_views: ClassVar[str] = "simclr"
     view_count: ClassVar[tuple[int, int | None]] = (2, 2)
     needs: ClassVar[tuple[str, ...]] = ()
@@ -64,10 +75,24 @@ class Method(nn.Module, ABC):
     couples_images: ClassVar[bool] = False
     remedy: ClassVar[str | None] = "lower optimizer.lr"
 
-    def __init__(self, backbone: nn.Module, config: MethodConfig) -> None:
+    def __init__(self, backbone: nn.Module, config: MethodConfig | None = None) -> None:
+        """Args:
+        backbone: (B, 3, s, s) -> (B, D), with D as its attribute `num_features`.
+        config: an instance of `Config` (default: its defaults).
+        """
         super().__init__()
         self.backbone = backbone
-        self.config = config
+        self.config = self.Config() if config is None else config
+
+    def __call__(self, *inputs: Any, **more: Any) -> Output:
+        """`forward` of a `Batch`, or of the views as tensors, with keywords as in `batch_of`."""
+        if not inputs or not isinstance(inputs[0], Tensor):
+            return super().__call__(*inputs, **more)
+        least, most = self.view_count
+        if len(inputs) < least or (most is not None and len(inputs) > most):
+            wanted = f"{least}" if least == most else f"{least} or more"
+            raise TypeError(f"{type(self).__name__} takes {wanted} views, found {len(inputs)}")
+        return super().__call__(batch_of(*inputs, **more))
 
     @abstractmethod
     def forward(self, batch: Batch) -> Output:
@@ -84,10 +109,11 @@ class Method(nn.Module, ABC):
         return 1.0
 
     @classmethod
-    def paper(cls) -> Paper:
-        """The paper, from the docstring's beginning: title (authors, venue, arXiv number)."""
+    def paper(cls) -> Paper | None:
+        """The paper, from the docstring's beginning: title (authors, venue, arXiv number); None for
+        a docstring without a number."""
         text = " ".join((cls.__doc__ or "").split())
         title, number = text.partition(" (")[0], re.search(r"\b(\d{2})\d{2}\.\d{4,5}\b", text)
         if not number:
-            raise TypeError(f"{cls.__name__}: its docstring contains no arXiv number")
+            return None
         return Paper(title, 2000 + int(number[1]), number[0])

@@ -6,7 +6,7 @@ from pydantic import Field
 from torch import nn
 
 from selfsight.losses import info_nce
-from selfsight.methods.ema import Teacher
+from selfsight.methods.ema import EMA
 from selfsight.methods.heads import mlp
 from selfsight.methods.method import Batch, Method, MethodConfig, Output
 from selfsight.methods.queue import Queue
@@ -32,11 +32,12 @@ class MoCoV2(Method):
         momentum: float = Field(0.999, ge=0, le=1)  # m in eq. 2
         queue_size: int = Field(65536, ge=1)  # K keys
 
-    def __init__(self, backbone: nn.Module, config: Config) -> None:
+    def __init__(self, backbone: nn.Module, config: Config | None = None) -> None:
+        config = config or self.Config()
         super().__init__(backbone, config)
         hidden = [config.hidden_dim] if config.hidden_dim else []
         self.projector = mlp(backbone.num_features, *hidden, config.output_dim, norm=False)
-        self.teacher = Teacher(self.backbone, self.projector)
+        self.teacher = EMA(self.backbone, self.projector)
         self.queue = Queue(config.queue_size, config.output_dim)
 
     def forward(self, batch: Batch) -> Output:

@@ -7,7 +7,7 @@ from torch import nn
 
 from selfsight.losses import batch_info_nce
 from selfsight.methods import vit
-from selfsight.methods.ema import Teacher
+from selfsight.methods.ema import EMA
 from selfsight.methods.heads import mlp
 from selfsight.methods.method import Batch, Method, MethodConfig, Output
 from selfsight.schedules import cosine
@@ -31,7 +31,8 @@ class MoCoV3(Method):
         momentum: float = Field(0.99, ge=0, le=1)  # m; rises to 1 by half a cosine
         freeze_patch_embed: bool = True  # for ViTs; section 4.2: makes training stable
 
-    def __init__(self, backbone: nn.Module, config: Config) -> None:
+    def __init__(self, backbone: nn.Module, config: Config | None = None) -> None:
+        config = config or self.Config()
         super().__init__(backbone, config)
         transformer = hasattr(backbone, "patch_embed")
         if transformer:
@@ -42,7 +43,7 @@ class MoCoV3(Method):
         self.projector = mlp(backbone.num_features, *hidden, output, last="norm")
         last = "norm" if transformer else "no bias"
         self.predictor = mlp(output, config.hidden_dim, output, last=last)
-        self.teacher = Teacher(self.backbone, self.projector)
+        self.teacher = EMA(self.backbone, self.projector)
 
     def forward(self, batch: Batch) -> Output:
         x1, x2 = batch.views

@@ -29,7 +29,8 @@ class NNCLR(Method):
         temperature: float = Field(0.1, gt=0)  # tau in eq. 3
         queue_size: int = Field(98304, ge=1)  # of the support set Q
 
-    def __init__(self, backbone: nn.Module, config: Config) -> None:
+    def __init__(self, backbone: nn.Module, config: Config | None = None) -> None:
+        config = config or self.Config()
         super().__init__(backbone, config)
         hidden, output = config.hidden_dim, config.output_dim
         self.projector = mlp(backbone.num_features, hidden, hidden, output, last="affine norm")

@@ -23,7 +23,8 @@ class SimCLR(Method):
         output_dim: int = Field(128, ge=1)  # width of z
         temperature: float = Field(0.1, gt=0)  # T in eq. 1
 
-    def __init__(self, backbone: nn.Module, config: Config) -> None:
+    def __init__(self, backbone: nn.Module, config: Config | None = None) -> None:
+        config = config or self.Config()
         super().__init__(backbone, config)
         self.projector = mlp(backbone.num_features, config.hidden_dim, config.output_dim)
 
@@ -43,5 +44,6 @@ class SimCLRV2(SimCLR):
     class Config(SimCLR.Config):
         name: Literal["simclr_v2"] = "simclr_v2"
 
-    def __init__(self, backbone: nn.Module, config: Config) -> None:
+    def __init__(self, backbone: nn.Module, config: Config | None = None) -> None:
+        config = config or self.Config()
         super().__init__(EncoderWithProjection(backbone, config.hidden_dim), config)

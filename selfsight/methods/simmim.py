@@ -26,7 +26,8 @@ class SimMIM(Method):
         mask_ratio: float = Field(0.6, gt=0, lt=1)  # fraction of units that are masked
         mask_size: int = Field(32, ge=1)  # side of a unit in pixels, a multiple of the patch's
 
-    def __init__(self, backbone: nn.Module, config: Config) -> None:
+    def __init__(self, backbone: nn.Module, config: Config | None = None) -> None:
+        config = config or self.Config()
         super().__init__(backbone, config)
         vit.require_plain_vit(backbone, config.name, pooled=True)
         self.grid = backbone.patch_embed.grid_size

@@ -23,7 +23,8 @@ class SimSiam(Method):
         output_dim: int = Field(2048, ge=1)  # width of z and p
         predictor_dim: int = Field(512, ge=1)  # the predictor's hidden layer: a bottleneck
 
-    def __init__(self, backbone: nn.Module, config: Config) -> None:
+    def __init__(self, backbone: nn.Module, config: Config | None = None) -> None:
+        config = config or self.Config()
         super().__init__(backbone, config)
         hidden, output = config.hidden_dim, config.output_dim
         self.projector = mlp(backbone.num_features, hidden, hidden, output, last="norm")

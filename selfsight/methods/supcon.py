@@ -24,7 +24,8 @@ class SupCon(Method):
         output_dim: int = Field(128, ge=1)  # width of z
         temperature: float = Field(0.1, gt=0)  # tau in eq. 2
 
-    def __init__(self, backbone: nn.Module, config: Config) -> None:
+    def __init__(self, backbone: nn.Module, config: Config | None = None) -> None:
+        config = config or self.Config()
         super().__init__(backbone, config)
         self.projector = mlp(backbone.num_features, config.hidden_dim, config.output_dim)
 

@@ -25,7 +25,8 @@ class Supervised(Method):
         classes: int = Field(1000, ge=2)  # number of classes of the data
         label_smoothing: float = Field(0.0, ge=0, lt=1)
 
-    def __init__(self, backbone: nn.Module, config: Config) -> None:
+    def __init__(self, backbone: nn.Module, config: Config | None = None) -> None:
+        config = config or self.Config()
         super().__init__(backbone, config)
         self.classifier = nn.Linear(backbone.num_features, config.classes)
 

@@ -39,7 +39,8 @@ class SwAV(Method):
         )  # progress from which it fills: epoch 15 of 200
         freeze_prototypes: float = Field(0.005, ge=0, le=1)  # until this progress: 1 of 200 epochs
 
-    def __init__(self, backbone: nn.Module, config: Config) -> None:
+    def __init__(self, backbone: nn.Module, config: Config | None = None) -> None:
+        config = config or self.Config()
         super().__init__(backbone, config)
         self.projector = mlp(backbone.num_features, config.hidden_dim, config.output_dim)
         self.prototypes = nn.Linear(config.output_dim, config.prototypes, bias=False)

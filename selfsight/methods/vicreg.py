@@ -25,7 +25,8 @@ class VICReg(Method):
         variance: float = Field(25.0, ge=0)
         covariance: float = Field(1.0, ge=0)
 
-    def __init__(self, backbone: nn.Module, config: Config) -> None:
+    def __init__(self, backbone: nn.Module, config: Config | None = None) -> None:
+        config = config or self.Config()
         super().__init__(backbone, config)
         hidden, output = config.hidden_dim, config.output_dim
         self.projector = mlp(backbone.num_features, hidden, hidden, output, last="no bias")

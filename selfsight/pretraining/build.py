@@ -1,20 +1,22 @@
 """The encoder and the method that a configuration describes."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from selfsight import distributed, randomness
-from selfsight.encoders.artifact import encoder_file, is_ours, read_network
+from selfsight.encoders.artifact import INITIAL, encoder_file, is_ours, read_network
 from selfsight.encoders.backbones import build_backbone
 from selfsight.encoders.foreign import load_foreign
 from selfsight.encoders.resample import resampled
 from selfsight.errors import UserError
 from selfsight.files import Damaged, file_hash
-from selfsight.methods import METHODS, Method
+from selfsight.methods import Method
 from selfsight.methods.heads import EncoderWithProjection
 from selfsight.pretraining.config import RunConfig
+from selfsight.pretraining.own_parts import find_method
 from selfsight.train.log import console
 from selfsight.views.recipe import ViewGroup
 
@@ -29,10 +31,13 @@ def build_method(config: RunConfig) -> Method:
     _check_view_count(name, sum(group.count for group in config.views))
     sizes = {f"views.{number}.size": group.size for number, group in enumerate(config.views)}
     backbone = build_backbone(config.backbone, sizes, config.seed)
+    initial = Path(config.run or "") / INITIAL
+    if config.run and initial.is_file():  # its own code may begin with other weights each time
+        read_network(initial).fill(backbone, config.backbone.name)
     head = {} if config.weights is None else _fill(backbone, config.weights, config.backbone.name)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(randomness.torch_seed(randomness.WEIGHTS, config.seed, 1))
-        method = METHODS[name](backbone, config.method)
+        method = find_method(name)(backbone, config.method)
     if head:
         _fill_head(method, head, config.weights)
     return method
@@ -59,7 +64,7 @@ def without_weights(config: RunConfig) -> RunConfig:
 
 def _check_view_count(name: str, count: int) -> None:
     """The method takes this number of views of an image."""
-    least, most = METHODS[name].view_count
+    least, most = find_method(name).view_count
     if count < least or (most is not None and count > most):
         wanted = f"{least}" if least == most else f"at least {least}"
         hint = "remove `views` for the method's own, or change views.0.count"

@@ -8,17 +8,18 @@ from typing import Annotated, Any, Union
 from pydantic import Field, field_validator, model_validator
 
 from selfsight import config as layers
-from selfsight.config import Config, Tree, is_inside, may_change, near
+from selfsight import own
+from selfsight.config import Config, Tree, added, is_inside, may_change
 from selfsight.data.config import with_source
 from selfsight.encoders.artifact import NAMED_BY, named
 from selfsight.encoders.backbones import BackboneConfig
 from selfsight.errors import UserError
 from selfsight.methods import METHODS
 from selfsight.methods.simclr import SimCLR
+from selfsight.pretraining import own_parts
+from selfsight.pretraining.recipes import recipe_file, recipe_name, recipes
 from selfsight.train.config import NAMED, TrainConfig, with_names
 from selfsight.views.recipe import PRESETS, preset
-
-RECIPES = Path(__file__).parent.parent / "recipes"
 
 MethodChoice = Annotated[
     Union[tuple(method.Config for method in METHODS.values())],  # noqa: UP007 (made at run time)
@@ -54,6 +55,8 @@ class RunConfig(TrainConfig):
     save_best: bool = may_change(False)
     # also keep the encoder under a name such as simclr-{epoch}-{probe:.1f}
     save_as: str | None = may_change(None)
+    # files of your own code that the run uses -> SHA-256; filled in when the run starts
+    code: dict[str, str] = added({})
 
     @field_validator("save_as")
     @classmethod
@@ -124,7 +127,9 @@ def compose(
         name = _default_views(tree)
         tree["views"] = preset(name)
         origins.record({"views": []}, f"default (preset {name})")
-    config = layers.validate(RunConfig, tree)
+    parts = own_parts.parts_of(tree)
+    code = own_parts.code_of(parts, tree.pop("code", None))
+    config = layers.validate(_class_of(tree), {**tree, "code": code} if code else tree)
     if config.run is None:
         keys = [key for key, _ in layers.flatten(layers.fold({}, overrides))]
         same = all(map(RunConfig.key_may_change, keys))
@@ -134,11 +139,22 @@ def compose(
     return Composed(config, origins)
 
 
+def _class_of(tree: Tree) -> type[RunConfig]:
+    """RunConfig; for a method of the user's own with the keys of that method."""
+    name = tree["method"].get("name") if isinstance(tree.get("method"), dict) else None
+    method = own_parts.own_method(name)
+    return RunConfig if method is None else own_parts.with_method(RunConfig, name, method)
+
+
 def _check_tag(config: RunConfig) -> None:
     """A new run names no pretrained weights of timm, for its encoder would not start from them. A
     run that began so before this was refused continues."""
     name, _, tag = config.backbone.name.partition(".")
-    if tag and not (Path(config.run) / "config.yaml").exists():
+    if (
+        tag
+        and not own.is_code(config.backbone.name)
+        and not (Path(config.run) / "config.yaml").exists()
+    ):
         raise UserError(
             f"backbone.name={name}.{tag}: '{tag}' names pretrained weights, and an encoder starts "
             f"at random; set backbone.name={name}, and weights=FILE to start from weights"
@@ -147,7 +163,7 @@ def _check_tag(config: RunConfig) -> None:
 
 def _lay(tree: Tree, layer: Tree, origin: str, origins: Origins) -> Tree:
     """One layer merged into those below it. Another method drops all keys of the method below it,
-    another backbone drops its options."""
+    another backbone drops its options, and one of the user's own all keys of timm's."""
     layer = with_names(layer)
     origin_of_views = origin
     if isinstance(layer.get("views"), str):
@@ -159,8 +175,10 @@ def _lay(tree: Tree, layer: Tree, origin: str, origins: Origins) -> Tree:
         tree = {k: v for k, v in tree.items() if k != "method"}
         origins.forget("method")
     if _renames("backbone", tree, layer):
-        tree = {**tree, "backbone": {k: v for k, v in tree["backbone"].items() if k != "options"}}
-        origins.forget("backbone.options")
+        ours = not own_parts.is_own("backbone", layer["backbone"]["name"])
+        kept = {k: v for k, v in tree["backbone"].items() if ours and k != "options"}
+        tree = {**tree, "backbone": kept}
+        origins.forget("backbone.options" if ours else "backbone")
     if isinstance(layer.get("views"), dict) and "views" not in tree:
         tree = {**tree, "views": preset(_default_views(layers.merge(tree, {**layer, "views": {}})))}
     origins.record({k: v for k, v in layer.items() if k != "views"}, origin)
@@ -182,54 +200,29 @@ def _default_views(tree: Tree) -> str:
     """The name of the method's preset of views; its small variant for backbone.small_images."""
     method = tree.get("method")
     name = method.get("name", "simclr") if isinstance(method, dict) else "simclr"
-    views = METHODS[name].default_views if name in METHODS else "simclr"
+    known = METHODS.get(name) or own_parts.own_method(name)
+    views = "simclr" if known is None else known.default_views
     backbone = tree.get("backbone")
     small = isinstance(backbone, dict) and backbone.get("small_images") is True
     return f"{views}-small" if small else views
 
 
-def _load(what: str | None) -> list[tuple[Tree, str]]:
+def _load(what: str | None, above: tuple[Path, ...] = ()) -> list[tuple[Tree, str]]:
     """(layer, origin) of a recipe or file, after those that it is based on."""
     if what is None:
         return []
     path = recipe_file(what)
-    origin = str(path)
-    if path.is_relative_to(RECIPES):
-        origin = f"recipe {path.relative_to(RECIPES).with_suffix('').as_posix()}"
+    name = recipe_name(path)
+    origin = str(path) if name is None else f"recipe {name}"
     tree = layers.read_yaml(path)
     base = tree.pop("base", None)
     if base is None:
         return [(tree, origin)]
-    if not isinstance(base, str) or not recipe_file(base).is_relative_to(RECIPES):
-        raise UserError(f"{path}: base={base} is not a shipped recipe. See: selfsight recipes")
-    return [*_load(base), (tree, origin)]
-
-
-def recipe_file(what: str) -> Path:
-    """The file of a shipped recipe, by its name; or the path of a file that exists."""
-    recipe = RECIPES / f"{what}.yaml"
-    if recipe.is_file():
-        return recipe
-    if Path(what).is_file():
-        return Path(what)
-    if what.endswith((".yaml", ".yml")):
-        raise UserError(f"'{what}': no such file")
-    raise UserError(
-        f"'{what}': no such recipe or file.{near(what, recipes())} See: selfsight recipes"
-    )
-
-
-def recipes() -> list[str]:
-    """The names of all shipped recipes."""
-    return sorted(
-        p.relative_to(RECIPES).with_suffix("").as_posix() for p in RECIPES.rglob("*.yaml")
-    )
-
-
-def recipe_title(name: str) -> str:
-    """The comment on the first line of a recipe."""
-    with recipe_file(name).open(encoding="utf-8") as file:
-        return file.readline().removeprefix("#").strip()
+    if not isinstance(base, str) or recipe_name(recipe_file(base)) is None:
+        raise UserError(f"{path}: base={base} is not a recipe. See: selfsight recipes")
+    if path in above:
+        raise UserError(f"{path}: base={base} leads back to this file")
+    return [*_load(base, (*above, path)), (tree, origin)]
 
 
 def _default_run(what: str | None, suffix: str) -> str:
@@ -237,8 +230,7 @@ def _default_run(what: str | None, suffix: str) -> str:
     name = "default"
     if what:
         path = recipe_file(what)
-        inside = path.relative_to(RECIPES) if path.is_relative_to(RECIPES) else Path(path.name)
-        name = "-".join(inside.with_suffix("").parts)
+        name = (recipe_name(path) or path.stem).replace("/", "-")
     return f"runs/{name}{suffix}"
 
 
@@ -247,7 +239,12 @@ def read_run_config(folder: Path) -> RunConfig:
     path = folder / "config.yaml"
     if not path.is_file():
         raise UserError(f"'{folder}' is not a run folder (no config.yaml in it)")
-    return layers.validate(RunConfig, layers.read_yaml(path))
+    tree = layers.read_yaml(path)
+    method = tree.get("method")
+    name = method.get("name") if isinstance(method, dict) else None
+    known = not isinstance(name, str) or name in METHODS
+    kind = RunConfig if known else own_parts.with_any_keys(RunConfig, name)
+    return layers.validate(kind, tree)
 
 
 def json_schema() -> Tree:

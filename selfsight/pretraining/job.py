@@ -3,14 +3,14 @@ views. The command line only calls them."""
 
 import contextlib
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
-from selfsight import __version__, distributed, randomness
+from selfsight import __version__, blame, distributed
 from selfsight.config import Config, flatten
 from selfsight.data.bad import BadImages, read_bad
 from selfsight.data.identity import fingerprint
@@ -21,17 +21,17 @@ from selfsight.encoders.artifact import (
     BEST,
     DESCRIPTION,
     FILE,
+    INITIAL,
     STARTED_IN,
     describe,
     save_copy,
     save_encoder,
 )
+from selfsight.encoders.backbones import is_own
 from selfsight.errors import UserError
-from selfsight.evaluate.features import extract
-from selfsight.evaluate.knn import knn_accuracy
 from selfsight.files import sealed, write_json
 from selfsight.locks import watched
-from selfsight.methods import METHODS, Method
+from selfsight.methods import Method
 from selfsight.pretraining.build import (
     build_method,
     check_part,
@@ -39,7 +39,9 @@ from selfsight.pretraining.build import (
     with_hash,
     without_weights,
 )
+from selfsight.pretraining.check_knn import periodic_knn
 from selfsight.pretraining.config import RunConfig
+from selfsight.pretraining.own_parts import find_method, parts_of
 from selfsight.train.engine import check_sync_batchnorm, fit
 from selfsight.train.folder import (
     BAD_IMAGES,
@@ -51,15 +53,15 @@ from selfsight.train.folder import (
     is_claimed,
     owned,
 )
+from selfsight.train.hooks import Hook
 from selfsight.train.loader import ViewLoader, make_loader
 from selfsight.train.log import console, print_notes, read_metrics
-from selfsight.train.optim import scaled_lr
+from selfsight.train.optim import check_optimizer, scaled_lr
 from selfsight.train.precision import pick_device, pick_precision
 from selfsight.train.probe import OnlineProbe
-from selfsight.train.session import PeriodicEvaluation
 
 
-def pretrain(config: RunConfig, quiet: bool = False) -> Path:
+def pretrain(config: RunConfig, quiet: bool = False, hooks: Sequence[Hook] = ()) -> Path:
     """Pretrain as configured, from the newest checkpoint in the run's folder if there is one.
 
     Returns: the run's folder.
@@ -77,9 +79,11 @@ def pretrain(config: RunConfig, quiet: bool = False) -> Path:
         check = lambda: check_sync_batchnorm(config.sync_batchnorm, device)  # noqa: E731
         distributed.by_all(check, lambda _: _alike(config))
         with owned(folder, config, extend), contextlib.ExitStack() as stack:
+            files = [file for part in parts_of(config.tree()) for file in part.files]
+            stack.enter_context(blame.blamed(files))
             images = training_images(config, device, folder / BAD_IMAGES)
             data = distributed.by_first(lambda: check_data(folder, config, images.source))
-            job = distributed.by_all(lambda: assemble(config, device, images))
+            job = distributed.by_all(lambda: assemble(config, device, images, hooks))
             distributed.by_first(lambda: _begin(job, data, extend))
             if first and not quiet:
                 _announce(config, job.images, device)
@@ -115,7 +119,7 @@ class Job:
     method: Method
     device: torch.device
     probe: OnlineProbe | None
-    evaluation: PeriodicEvaluation | None
+    hooks: tuple[Hook, ...]
 
     def description(self) -> dict[str, Any]:
         """What encoder.safetensors says of the encoder."""
@@ -142,7 +146,7 @@ class Job:
             "folder": Path(self.config.run),
             "device": self.device,
             "probe": self.probe,
-            "evaluation": self.evaluation,
+            "hooks": self.hooks,
             "resume": self.config.resume,
         }
 
@@ -160,11 +164,19 @@ def _begin(job: Job, data: dict[str, Any], extend: bool) -> None:
     claim(folder, job.config)
     if not has_trained(folder) or not (folder / DATA).exists():
         write_json(folder / DATA, sealed(data))
+    if is_own(job.config.backbone) and not (folder / INITIAL).exists():
+        start = job.description() | {"pretrained_on": {"images": 0, "epochs": 0}}
+        save_encoder(folder, job.method.backbone, start, INITIAL)
     if not (folder / FILE).exists():  # so that its checkpoints can be evaluated
         write_json(folder / DESCRIPTION, sealed(job.description() | {STARTED_IN: os.getcwd()}))
 
 
-def assemble(config: RunConfig, device: torch.device, images: Images | None = None) -> Job:
+def assemble(
+    config: RunConfig,
+    device: torch.device,
+    images: Images | None = None,
+    hooks: Sequence[Hook] = (),
+) -> Job:
     """Open the images, if they are not given, and build the method.
 
     Raises: UserError if they do not fit together.
@@ -174,12 +186,14 @@ def assemble(config: RunConfig, device: torch.device, images: Images | None = No
     _check_labels(config.method, images.classes)
     method, probe = build_method(config), None
     check_part(config, method)
+    check_optimizer(config.optimizer)
     if config.evaluate.probe and images.classes is not None:
         probe = OnlineProbe(method.backbone.num_features, len(images.classes))
-    evaluation = _knn(config, images, device)
+    check = periodic_knn(config, images, device)
     if config.save_best:
-        evaluation = replace(evaluation, after=lambda record: _keep_best(job, record))
-    job = Job(config, images, loader, method, device, probe, evaluation)
+        check = replace(check, after=lambda record: _keep_best(job, record))
+    hooks = hooks if check is None else (check, *hooks)
+    job = Job(config, images, loader, method, device, probe, tuple(hooks))
     return job
 
 
@@ -222,7 +236,7 @@ def untrained(config: RunConfig) -> Path:
 
 def _check_labels(method: Config, classes: list[str] | None) -> None:
     """A method that reads labels gets them, and as many classes as it expects."""
-    if "labels" not in METHODS[method.name].needs:
+    if "labels" not in find_method(method.name).needs:
         return
     if classes is None:
         raise UserError(
@@ -250,7 +264,7 @@ def training_images(
 
 def _announce(config: RunConfig, images: Images, device: torch.device) -> None:
     print_notes(images.source)
-    if config.accumulate > 1 and METHODS[config.method.name].couples_images:
+    if config.accumulate > 1 and find_method(config.method.name).couples_images:
         part = config.batch_size // config.accumulate
         console.print(
             f"accumulate={config.accumulate}: the loss of {config.method.name} compares the images "
@@ -269,26 +283,3 @@ def _announce(config: RunConfig, images: Images, device: torch.device) -> None:
         f"{lr} -> {config.run}",
         soft_wrap=True,
     )
-
-
-def _knn(config: RunConfig, images: Images, device: torch.device) -> PeriodicEvaluation | None:
-    """kNN accuracy within the training split: a fifth of its images is classified by the rest."""
-    if config.save_best and images.labels is None:
-        raise UserError("save_best=true: needs kNN accuracy, and these images have no labels")
-    if config.evaluate.every_epochs == 0 or images.labels is None:
-        return None
-    order = randomness.permutation(len(images), randomness.SPLIT, config.seed)
-    order = order[: config.evaluate.images]
-    cut = max(1, len(order) // 5)
-    amp = pick_precision(config.precision, device) == "bf16"
-
-    data, size = config.data, image_size(config.views)
-
-    def measure(backbone: nn.Module) -> dict[str, float]:
-        x = extract(backbone, images, size, data.normalization, order, amp)
-        shown = torch.from_numpy(images.replace_bad(order))  # others stand in for broken images
-        labels = images.labels[shown]
-        accuracy = knn_accuracy(x[cut:], labels[cut:], x[:cut], labels[:cut], ks=(20,))
-        return {"knn": accuracy[20]}
-
-    return PeriodicEvaluation(config.evaluate.every_epochs, measure)

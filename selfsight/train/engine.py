@@ -6,20 +6,22 @@ after_step -> probe, log, save
 
 import contextlib
 import inspect
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from selfsight import distributed, randomness
+from selfsight import blame, distributed, randomness
 from selfsight.batch import Batch
 from selfsight.compiler import can_compile
 from selfsight.errors import UserError
 from selfsight.methods.method import Method, Output
 from selfsight.train.config import TrainConfig
 from selfsight.train.events import SILENT, Events
+from selfsight.train.hooks import Hook
 from selfsight.train.loader import ViewLoader
 from selfsight.train.optim import (
     build_optimizer,
@@ -31,7 +33,7 @@ from selfsight.train.optim import (
 )
 from selfsight.train.precision import pick_precision, prepare
 from selfsight.train.probe import OnlineProbe
-from selfsight.train.session import PeriodicEvaluation, Session
+from selfsight.train.session import Session
 
 
 def fit(
@@ -42,7 +44,7 @@ def fit(
     device: torch.device,
     *,
     probe: OnlineProbe | None = None,
-    evaluation: PeriodicEvaluation | None = None,
+    hooks: Sequence[Hook] = (),
     resume: str | None = None,
     quiet: bool = False,
     events: Events = SILENT,
@@ -57,7 +59,7 @@ def fit(
     peak = scaled_lr(config.optimizer, config.batch_size)
     optimizer = build_optimizer(method, config.optimizer, peak, method.constant_lr, method.rate)
     probe = probe.to(device) if probe else None
-    session = Session(method, optimizer, loader, config, folder, probe, evaluation, resume, events)
+    session = Session(method, optimizer, loader, config, folder, probe, hooks, resume, events)
     steps, epochs = session.steps, session.steps / loader.steps_per_epoch
     trained = [p for p in method.parameters() if p.requires_grad]
     amp = pick_precision(config.precision, device) == "bf16"
@@ -153,6 +155,7 @@ def _forward_backward(
         with module.no_sync() if wait else contextlib.nullcontext():
             with torch.autocast(device, torch.bfloat16, enabled=amp):
                 output = module(batch)
+            _check(output, batch, module)
             events.mark("forward")
             (output.loss / len(parts)).backward()
             events.mark("backward")
@@ -164,3 +167,27 @@ def _forward_backward(
 def _seed_layers(seed: int, step: int) -> None:
     """Seed torch's generator, which dropout and stochastic depth draw from, for one step."""
     torch.manual_seed(randomness.torch_seed(randomness.STEP, seed, step, distributed.rank()))
+
+
+def _check(output: Any, batch: Batch, module: nn.Module) -> None:
+    """Raises: UserError for what `forward` of a method must not return."""
+    method = getattr(module, "module", module)  # inside DistributedDataParallel
+    if not isinstance(output, Output):
+        found, wanted = _kind(output), "return Output(loss, features)"
+    elif _kind(output.loss) != "a tensor ()" or not output.loss.requires_grad:
+        found = f"{_kind(output.loss)} as loss"
+        wanted = "it is the mean over the images, a tensor () with a gradient"
+    elif _kind(output.features) != (
+        right := f"a tensor ({len(batch.views[0])}, {method.backbone.num_features})"
+    ):
+        found = f"{_kind(output.features)} as features"
+        wanted = f"they are the encoder's features of a view, {right}"
+    else:
+        return
+    raise UserError(f"{blame.named(method)}: forward returned {found}; {wanted}")
+
+
+def _kind(value: Any) -> str:
+    if isinstance(value, Tensor):
+        return f"a tensor {tuple(value.shape)}"
+    return "nothing" if value is None else f"a {type(value).__name__}"

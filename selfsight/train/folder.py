@@ -14,7 +14,7 @@ from selfsight import config as layers
 from selfsight.data.bad import read_bad
 from selfsight.data.identity import changes, identity
 from selfsight.data.source import Source
-from selfsight.encoders.artifact import DESCRIPTION, FILE
+from selfsight.encoders.artifact import DESCRIPTION, FILE, INITIAL
 from selfsight.encoders.description import read_description
 from selfsight.errors import UserError
 from selfsight.files import Damaged, read_json, read_text, write_text
@@ -39,8 +39,14 @@ def owned(folder: Path, config: TrainConfig, extend: bool = False) -> Iterator[N
     distributed.by_first(lambda: is_claimed(folder, config, extend))
     with contextlib.ExitStack() as stack:
         distributed.by_first(lambda: stack.enter_context(_made_and_locked(folder)))
-        distributed.by_first(lambda: is_claimed(folder, config, extend))
+        distributed.by_first(lambda: _forget_failed(folder, config, extend))
         yield
+
+
+def _forget_failed(folder: Path, config: TrainConfig, extend: bool) -> None:
+    """Remove what another version of the user's code left before it learned anything."""
+    if not is_claimed(folder, config, extend):
+        (folder / INITIAL).unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
@@ -91,6 +97,8 @@ def is_claimed(folder: Path, config: TrainConfig, extend: bool = False) -> bool:
         length_only = {k: v for k, v in before.items() if k not in LENGTH} == {
             k: v for k, v in now.items() if k not in LENGTH
         }
+        if lines and not has_trained(folder) and all(x.startswith("code.") for x in lines):
+            return False  # it failed in its first step, and its code has been mended
         if lines and not (extend and length_only):
             _refuse(folder, lines, length_only)
         return True

@@ -1,21 +1,23 @@
 """Optimizer, parameter groups and learning rate."""
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 from torch import nn
 from torch.optim import Optimizer
 
 from selfsight import schedules
-from selfsight.config import Config
+from selfsight.config import Config, added, near
+from selfsight.train.timm_optim import PREFIX, build_timm, check_timm
 
 
 class OptimizerConfig(Config):
     """How weights are updated. Tensors with under two dimensions (biases, norms) do not decay."""
 
-    name: Literal["sgd", "adamw", "lars", "lamb"] = "sgd"
+    # sgd, adamw, lars, lamb, or any optimizer of timm: timm:muon, timm:lion, ...
+    name: Literal["sgd", "adamw", "lars", "lamb"] | str = "sgd"
     lr: float = Field(0.03, gt=0)  # the peak learning rate, before lr_scaling
     # none: lr as it is; linear, sqrt: lr is for a batch of 256, times batch_size / 256 or its root
     lr_scaling: Literal["none", "linear", "sqrt"] = "none"
@@ -25,6 +27,26 @@ class OptimizerConfig(Config):
     betas: tuple[float, float] = (0.9, 0.999)  # adamw, lamb
     trust_coefficient: float = Field(0.001, gt=0)  # lars
     clip_trust: bool = False  # lars: no tensor's rate is above lr, as in LARC
+    options: dict[str, Any] = added(
+        {}
+    )  # timm:NAME: further arguments, such as {betas: [0.9, 0.98]}
+
+    @field_validator("name")
+    @classmethod
+    def _name(cls, name: str) -> str:
+        known = ("sgd", "adamw", "lars", "lamb")
+        if name not in known and not name.startswith(PREFIX):
+            raise ValueError(
+                f"no such optimizer.{near(name, known)} Known: {', '.join(known)}, and timm's as "
+                f"timm:NAME"
+            )
+        return name
+
+    @model_validator(mode="after")
+    def _options(self) -> "OptimizerConfig":
+        if self.options and not self.name.startswith(PREFIX):
+            raise ValueError(f"options={self.options}: only for timm's optimizers, timm:NAME")
+        return self
 
     @model_validator(mode="after")
     def _betas(self) -> "OptimizerConfig":
@@ -124,6 +146,8 @@ def parameter_groups(
         }
         if config.name in ("lars", "lamb"):
             new["always_adapt"] = decay
+        elif config.name.startswith(PREFIX):
+            new["kind"] = config.name
         groups.setdefault((decay, constant, scale), new)["params"].append(parameter)
     return list(groups.values())
 
@@ -135,11 +159,14 @@ def build_optimizer(
     constant_lr: tuple[str, ...] = (),
     rate: Callable[[str], float] = lambda name: 1.0,
 ) -> Optimizer:
-    """torch's fused SGD or AdamW, timm's LARS (arXiv 1708.03888) or LAMB (arXiv 1904.00962).
+    """torch's fused SGD or AdamW, timm's LARS (arXiv 1708.03888) or LAMB (arXiv 1904.00962), or any
+    other optimizer of timm.
 
     Args: see `parameter_groups`.
     """
     groups = parameter_groups(module, config, constant_lr, rate)
+    if config.name.startswith(PREFIX):
+        return build_timm(config.name, groups, lr, config.options)
     if config.name == "adamw":
         return torch.optim.AdamW(groups, lr=lr, betas=config.betas, fused=True)
     momentum = {"momentum": config.momentum, "nesterov": config.nesterov and config.momentum > 0}
@@ -152,6 +179,12 @@ def build_optimizer(
         return Lamb(groups, lr=lr, betas=config.betas, max_grad_norm=None)
     trust = {"trust_coeff": config.trust_coefficient, "trust_clip": config.clip_trust}
     return Lars(groups, lr=lr, **momentum, **trust)
+
+
+def check_optimizer(config: OptimizerConfig) -> None:
+    """Raises: UserError for an optimizer of timm that a run could not continue exactly with."""
+    if config.name.startswith(PREFIX):
+        check_timm(config.name, config.options)
 
 
 def lr_factor(config: ScheduleConfig, progress: float, epochs: float, steps: int = 1) -> float:

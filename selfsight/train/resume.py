@@ -118,5 +118,7 @@ def load_optimizer(optimizer: Optimizer, saved: State) -> None:
 
 def kind(group: State) -> str:
     """The optimizer that a group of parameters is of, as `optimizer.name` calls it."""
+    if "kind" in group:
+        return group["kind"]
     adam, adapts = "betas" in group, "trust_clip" in group
     return {(0, 0): "sgd", (1, 0): "adamw", (0, 1): "lars", (1, 1): "lamb"}[adam, adapts]

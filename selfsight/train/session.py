@@ -4,13 +4,12 @@ checkpoints, react to signals."""
 import contextlib
 import math
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from selfsight import distributed
 from selfsight.errors import UserError
@@ -20,6 +19,7 @@ from selfsight.train.checkpoint import Checkpoints, Part, misfit
 from selfsight.train.collapse import CollapseMonitor
 from selfsight.train.config import TrainConfig
 from selfsight.train.events import SILENT, Events
+from selfsight.train.hooks import Hook, RunState
 from selfsight.train.loader import ViewLoader
 from selfsight.train.log import MetricsFile, TrainingProgress, console, say
 from selfsight.train.loggers import LogConfig, Logger, open_loggers
@@ -29,19 +29,6 @@ from selfsight.train.resume import fitting, load_optimizer, load_other, place_of
 from selfsight.train.signals import Interrupted, caught_signals
 
 ASK_EVERY = 10  # steps between two questions to the other processes whether one caught a signal
-
-
-@dataclass(frozen=True)
-class PeriodicEvaluation:
-    """A measurement, such as kNN accuracy, that rank 0 makes every few epochs and at the end.
-
-    Attributes:
-        after: called with the record of metrics.jsonl that holds the measured values.
-    """
-
-    every_epochs: int
-    measure: Callable[[nn.Module], dict[str, float]]
-    after: Callable[[dict[str, Any]], None] | None = None
 
 
 def is_cost(value: dict[str, Any]) -> bool:
@@ -67,7 +54,7 @@ class Session:
         config: TrainConfig,
         folder: Path,
         probe: OnlineProbe | None,
-        evaluation: PeriodicEvaluation | None,
+        hooks: Sequence[Hook] = (),
         resume: str | None = None,
         events: Events = SILENT,
     ) -> None:
@@ -75,7 +62,7 @@ class Session:
         resume: another run's folder or checkpoint, to continue if this folder has no checkpoint.
         """
         self.method, self.optimizer, self.loader, self.config = method, optimizer, loader, config
-        self.folder, self.probe, self.evaluation = folder, probe, evaluation
+        self.folder, self.probe, self.hooks = folder, probe, hooks
         self._events = events
         self.steps = config.steps(loader.steps_per_epoch)
         keep = config.checkpoint.keep
@@ -213,18 +200,20 @@ class Session:
             accuracy = self.probe.learn(output.features, labels)
         self._images += self.config.batch_size
         last = done == self.steps
-        evaluate = self.evaluation is not None and self._is_due(self.evaluation.every_epochs, done)
-        measured = self._measure() if evaluate else {}
-        # All ranks log at the same steps, since logging averages over them. So this looks at
-        # `evaluate` and not at `measured`, which is empty on all ranks but 0.
-        log = last or evaluate or done % self.config.log_every == 0 or done == self.start + 1
+        due = [h for h in self.hooks if h.is_due(done, self.steps, self.loader.steps_per_epoch)]
+        measured = self._measure(due, done) if due else {}
+        # All ranks log at the same steps, since logging averages over them. So this looks at `due`
+        # and not at `measured`, which is empty on all ranks but 0.
+        log = last or bool(due) or done % self.config.log_every == 0 or done == self.start + 1
         ask = log or done % ASK_EVERY == 0 or distributed.world_size() == 1
         stop = self._signal() if ask else 0
         if log:
             self._log(done, lr, output, accuracy, measured)
+            if self._metrics:
+                self._tell(due)
         every = self.config.checkpoint
-        due = last or self._is_due(every.every_epochs, done)
-        if stop or due or (every.every_steps and done % every.every_steps == 0):
+        save = last or self._is_due(every.every_epochs, done)
+        if stop or save or (every.every_steps and done % every.every_steps == 0):
             self._stop_if_not_finite()
             self.seconds = self._seconds_before + time.perf_counter() - self._began
             self._save(done)
@@ -241,20 +230,28 @@ class Session:
         """The signal that any rank has caught, or 0."""
         return round(distributed.maximum(max(self._signals, default=0), self._device))
 
-    def _measure(self) -> dict[str, float]:
-        """The evaluation's values on rank 0, {} on others. Its time is left out of images/s."""
+    def _measure(self, hooks: list[Hook], done: int) -> dict[str, float]:
+        """What the hooks return, on rank 0; {} on others. Their time is left out of images/s."""
         self._events.mark("log, save")
         began = time.perf_counter()
-        values = distributed.by_first(self._measure_alone)
+        values = distributed.by_first(lambda: self._measure_alone(hooks, done))
         self._since += time.perf_counter() - began
         self._events.mark("evaluation")
         return values if distributed.rank() == 0 else {}
 
-    def _measure_alone(self) -> dict[str, float]:
+    def _measure_alone(self, hooks: list[Hook], done: int) -> dict[str, float]:
+        epoch = done / self.loader.steps_per_epoch
+        state = RunState(done, self.steps, epoch, self.method, self.folder, self._device)
         self.method.eval()
-        values = self.evaluation.measure(self.method.backbone)
+        values = {name: value for hook in hooks for name, value in hook.call(state).items()}
         self.method.train()
         return values
+
+    def _tell(self, hooks: list[Hook]) -> None:
+        """Call what follows the hooks with the record that was logged."""
+        for hook in hooks:
+            if hook.after:
+                hook.after(self._record)
 
     def _log(
         self, done: int, lr: float, output: Output, accuracy: Tensor | None, measured: dict
@@ -282,8 +279,7 @@ class Session:
             self._metrics.write(record)
             for logger in self._loggers:
                 logger.write(record)
-            if measured and self.evaluation.after:
-                self.evaluation.after(record)
+            self._record = record
         self._progress.record(done, record)
         collapse = self._monitor.verdict(seen) if seen else None
         if collapse:

@@ -12,7 +12,7 @@ from torch import nn
 from selfsight.batch import Normalization, SampleKey
 from selfsight.errors import UserError
 from selfsight.methods import METHODS, Method
-from selfsight.methods.ema import Center, Teacher
+from selfsight.methods.ema import EMA, Center
 from selfsight.methods.heads import BatchNorm, CosinePrototypes, encode, mlp
 from selfsight.methods.method import Batch
 from selfsight.methods.queue import Queue
@@ -126,7 +126,7 @@ def test_overfits_32_images(name):
     small = {"queue_size": 32} if "queue_size" in cls.Config.model_fields else {}
     method = build(name, **small)
     for module in method.children():
-        if not isinstance(module, Teacher):
+        if not isinstance(module, EMA):
             module.apply(_reset)
     method.after_step = lambda progress: None
     losses = train(method, [batch_of(name)] * 1200, until=0.5)
@@ -151,7 +151,7 @@ def test_needs_are_what_the_method_has(name):
     """What `selfsight methods` says of it."""
     cls, method = METHODS[name], build(name)
     parts = [type(m) for m in method.modules()]
-    assert ("teacher" in cls.needs) == (Teacher in parts)
+    assert ("teacher" in cls.needs) == (EMA in parts)
     assert ("queue" in cls.needs) == (Queue in parts)
     assert ("multi-crop" in cls.needs) == (cls.view_count == (2, None))
     unlabelled = dataclasses.replace(batch_of(name), labels=None)
@@ -195,7 +195,7 @@ def test_queue_takes_all_parts_of_an_accumulated_batch():
 
 def test_teacher_follows_and_keeps_its_own_statistics():
     student = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4))
-    teacher = Teacher(student)
+    teacher = EMA(student)
     with torch.no_grad():
         student[0].weight.fill_(1.0)
     old = teacher[0][0].weight.clone()

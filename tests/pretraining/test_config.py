@@ -8,7 +8,8 @@ from selfsight import config as layers
 from selfsight.errors import UserError
 from selfsight.evaluate.protocols.config import KnnConfig, compose_cached, compose_trained
 from selfsight.methods import METHODS
-from selfsight.pretraining.config import RunConfig, compose, json_schema, recipes
+from selfsight.pretraining.config import RunConfig, compose, json_schema
+from selfsight.pretraining.recipes import recipes
 
 
 def problems(*overrides: str) -> list[str]:
@@ -27,7 +28,7 @@ def problems(*overrides: str) -> list[str]:
         ("method.temperature=-1", "method.temperature=-1: input should be greater than 0"),
         ("epochs=0", "epochs=0: input should be greater than or equal to 1"),
         ("method.name=simcrl", "method.name=simcrl: no such method. Did you mean 'simclr'"),
-        ("optimizer.name=sdg", "optimizer.name=sdg: input should be 'sgd'"),
+        ("optimizer.name=sdg", "optimizer.name=sdg: no such optimizer. Did you mean 'sgd'"),
         ("views=simcrl", "views=simcrl: no such preset. Did you mean 'simclr'"),
         ("views.7.flip=0.5", "'views.7': the items of the list 'views' are 0 to 0"),
         ("views=[]", "views=[]: list should have at least 1 item"),
@@ -160,7 +161,7 @@ def test_views_default_to_the_methods_preset():
 def test_a_file_may_not_be_based_on_what_is_no_recipe(tmp_path):
     path = tmp_path / "mine.yaml"
     path.write_text("base: 3\n")
-    with pytest.raises(UserError, match="base=3 is not a shipped recipe"):
+    with pytest.raises(UserError, match="base=3 is not a recipe"):
         compose(str(path))
 
 

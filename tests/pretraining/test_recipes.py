@@ -16,7 +16,8 @@ from selfsight.encoders.encoder import load_encoder
 from selfsight.errors import UserError
 from selfsight.methods import METHODS
 from selfsight.pretraining import job as jobs
-from selfsight.pretraining.config import RunConfig, compose, recipe_file, recipe_title, recipes
+from selfsight.pretraining.config import RunConfig, compose
+from selfsight.pretraining.recipes import recipe_file, recipe_title, recipes
 from selfsight.train.log import read_metrics
 from selfsight.train.optim import scaled_lr
 from tests.conftest import small_heads

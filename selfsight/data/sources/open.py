@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from selfsight import own
 from selfsight.config import Tree, near
 from selfsight.data.config import PATHS, DataConfig, PathSpec, several
 from selfsight.data.labels import draw_part, hold_out
@@ -14,6 +15,7 @@ from selfsight.data.levels import describe_range, found_range
 from selfsight.data.pack.read import Pack
 from selfsight.data.source import ConcatSource, Decoding, Source, Subset, decoding, notes
 from selfsight.data.sources.arrays import Arrays, Digits
+from selfsight.data.sources.dataset import open_part
 from selfsight.data.sources.folder import Folder
 from selfsight.data.sources.kinds import KINDS
 from selfsight.data.sources.lists import ListFile
@@ -23,6 +25,7 @@ from selfsight.data.sources.splits import Found, Where, by_name, find_splits
 from selfsight.data.sources.torchvision_sets import Torchvision
 from selfsight.errors import UserError
 
+OF_THE_PACKAGE = ("auto", "digits", *KINDS, "huggingface", "torchvision")
 SOURCES = ("auto", "digits", *KINDS, "huggingface:NAME", "torchvision:NAME")
 
 
@@ -119,12 +122,15 @@ def _open_split(
     each class, `test_fraction`, is held out; every run draws the same.
     """
     kind, _, name = config.source.partition(":")
+    if kind not in OF_THE_PACKAGE and (part := own.find("data", config.source)) is not None:
+        source, divided = open_part(part, split, path, config.labels)
+        return source if divided else _part(source, config, split)
     if kind == "digits" or (kind == "auto" and path is None):
         return Digits(split, config.labels)
     if kind == "torchvision" and name:
-        name, *own = name.split(":", 1)  # torchvision:STL10:unlabeled
+        name, *named = name.split(":", 1)  # torchvision:STL10:unlabeled
         source = Torchvision(
-            name, path, own[0] if own and split == "train" else split, config.labels
+            name, path, named[0] if named and split == "train" else split, config.labels
         )
         return _part(source, config, split) if source.undivided else source
     if kind == "huggingface" and name:
@@ -168,8 +174,10 @@ def _open_test(found: Found, config: DataConfig, cache: Path | None, folder: str
 def _locate(key: str, text: str, kind: str) -> Found:
     """The kind of a path, what to open for training, and what for testing."""
     if kind not in ("auto", *KINDS):
+        known = (*SOURCES, *own.registered("data"))
         raise UserError(
-            f"data.source={kind}: no such source.{near(kind, SOURCES)} Known: {', '.join(SOURCES)}"
+            f"data.source={kind}: no such source.{near(kind, known)} Known: {', '.join(known)}, or "
+            f"your own as FILE.py:NAME"
         )
     if is_pattern(text):
         if kind not in ("auto", "webdataset"):

@@ -23,7 +23,7 @@ from selfsight.evaluate.protocols.config import KnnConfig, LinearConfig, compose
 from selfsight.evaluate.protocols.context import EvaluationContext, open_context
 from selfsight.evaluate.protocols.results import VERSIONS, Result
 from selfsight.evaluate.protocols.splits import labelled, subset_record, write_subset
-from selfsight.evaluate.protocols.target import open_target
+from selfsight.evaluate.protocols.target import EvaluationTarget, open_target
 from selfsight.files import (
     is_intact,
     read_or_set_aside,
@@ -66,12 +66,7 @@ def knn(
     Raises: UserError if weights do not fit, or if test images are among the training images.
     """
 
-    def measure(x: _Features, y: Tensor, y_test: Tensor, context: EvaluationContext) -> Metrics:
-        how = {"ks": (20, 200), "temperature": 0.07, "device": context.device}
-        accuracy = knn_accuracy(x.train, y, x.test, y_test, **how)
-        return {f"k{k}": value for k, value in accuracy.items()}
-
-    return _measure_features("knn", KnnConfig, where, overrides, folder, measure)
+    return measure_target("knn", open_target(where, overrides or [], folder), overrides or [])
 
 
 def linear(
@@ -83,35 +78,41 @@ def linear(
         and top-5. Then with 1 and 5 labels per class: mean and standard deviation over 10 draws.
     With fraction, shots or images: the same on these labels alone.
     """
+    return measure_target("linear", open_target(where, overrides or [], folder), overrides or [])
 
+
+def knn_metrics(
+    train: Tensor, y: Tensor, test: Tensor, y_test: Tensor, config: KnnConfig, device: torch.device
+) -> Metrics:
+    """The protocol `knn` on features (N, D) and (M, D) with labels (N,) and (M,) int64."""
+    how = {"ks": (20, 200), "temperature": 0.07, "device": device}
+    return {f"k{k}": value for k, value in knn_accuracy(train, y, test, y_test, **how).items()}
+
+
+def linear_metrics(
+    train: Tensor, y: Tensor, test: Tensor, y_test: Tensor, config: KnnConfig, device: torch.device
+) -> Metrics:
+    """The protocol `linear`; arguments as in `knn_metrics`."""
     from selfsight.evaluate.linear import linear_probe  # scipy takes 0.8 s: kNN need not wait
 
-    def measure(x: _Features, y: Tensor, y_test: Tensor, context: EvaluationContext) -> Metrics:
-        how = {"shots": ()} if context.config.which() else {}
-        result = linear_probe(
-            x.train, y, x.test, y_test, context.config.seed, context.device, **how
-        )
-        metrics = {"top1": result.top1, "top5": result.top5, "chosen_c": result.strength}
-        if result.validation:
-            metrics["validation_top1"] = result.validation[result.strength]
-        for shots, (mean, deviation) in result.few.items():
-            metrics[f"shots{shots}"] = mean
-            metrics[f"shots{shots}_std"] = deviation
-        return metrics
-
-    return _measure_features("linear", LinearConfig, where, overrides, folder, measure)
+    how = {"shots": ()} if config.which() else {}
+    result = linear_probe(train, y, test, y_test, config.seed, device, **how)
+    metrics = {"top1": result.top1, "top5": result.top5, "chosen_c": result.strength}
+    if result.validation:
+        metrics["validation_top1"] = result.validation[result.strength]
+    for shots, (mean, deviation) in result.few.items():
+        metrics[f"shots{shots}"] = mean
+        metrics[f"shots{shots}_std"] = deviation
+    return metrics
 
 
-def _measure_features(
-    protocol: str,
-    cls: type[KnnConfig],
-    where: Where,
-    overrides: list[str] | None,
-    folder: str | None,
-    measure: Callable[..., Metrics],
-) -> list[Result]:
-    target = open_target(where, overrides or [], folder)
-    config = compose_cached(cls, target.base, overrides or [])
+PROTOCOLS = {"knn": (KnnConfig, knn_metrics), "linear": (LinearConfig, linear_metrics)}
+
+
+def measure_target(protocol: str, target: EvaluationTarget, overrides: list[str]) -> list[Result]:
+    """Measure an encoder by `knn` or `linear`, and store the records."""
+    cls, measure = PROTOCOLS[protocol]
+    config = compose_cached(cls, target.base, overrides)
     results = []
     with open_context(target, config) as context:
         train, test, settings = context.splits.train, context.splits.test, {}
@@ -127,7 +128,7 @@ def _measure_features(
             if distributed.rank() == 0:
                 y = train.labels if rows is None else train.labels[rows]
                 x = x if rows is None else replace(x, train=x.train[rows])
-                metrics = measure(x, y, test.labels, context)
+                metrics = measure(x.train, y, x.test, test.labels, config, context.device)
             metrics = distributed.share(metrics)
             cost = {"features_seconds": x.seconds, "seconds": time.perf_counter() - began}
             record = (x.name, metrics, settings, cost, x.weights_sha256)

@@ -1,7 +1,7 @@
 """What is evaluated: the encoder of a run, of a file, or of another library's checkpoint."""
 
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +9,14 @@ import torch
 from pydantic import ConfigDict
 
 from selfsight import config as layers
+from selfsight import own
 from selfsight.config import Tree
 from selfsight.data.config import DataConfig
 from selfsight.data.sources.open import relocated
 from selfsight.encoders.artifact import (
     DESCRIPTION,
     FILE,
+    INITIAL,
     STARTED_IN,
     Network,
     encoder_file,
@@ -86,10 +88,7 @@ def open_target(where: str | Path, overrides: list[str], folder: str | None) -> 
     step = Checkpoints.step_of(path)
     if not path.is_dir() and step is None and not is_ours(path):
         return _foreign(path, overrides, Path(folder or f"runs/{path.stem}"))
-    if any(argument.startswith(("backbone.", "backbone=", "format=")) for argument in overrides):
-        raise UserError(
-            f"'{where}': the file describes its encoder itself; leave out backbone.* and format"
-        )
+    _check_described(str(where), path, overrides)
     unfinished = path.is_dir() and not (path / FILE).is_file()
     if step is not None or (unfinished and Checkpoints(path / "checkpoints").files()):
         return _of_checkpoint(path, folder)
@@ -101,11 +100,28 @@ def open_target(where: str | Path, overrides: list[str], folder: str | None) -> 
     return _target(read_network(file), Path(folder) if folder else usual, home)
 
 
+def _check_described(where: str, path: Path, overrides: list[str]) -> None:
+    """Keys that describe the encoder are refused: its file does. The name of an encoder of the
+    user's own may be given, since its code only runs if it is named."""
+    tree = layers.fold({}, overrides, lambda low, top: layers.merge(low, with_names(top)))
+    keys = dict(layers.flatten({k: tree[k] for k in ("backbone", "format") if k in tree}))
+    name = keys.pop("backbone.name", None)
+    if not keys and (name is None or own.is_code(str(name))):
+        return
+    raise UserError(
+        f"'{where}': the file describes its encoder itself; leave out backbone.* and format"
+    )
+
+
 def _target(encoder: Network, folder: Path, home: Path | None, **more: Any) -> EvaluationTarget:
     base = {key: encoder.description[key] for key in INHERITED}
     base["data"] = _from_where_it_ran(base["data"], home)
     sha = encoder.weights_sha256()
-    return EvaluationTarget(encoder, encoder.untrained(), sha, base, folder, home, **more)
+    initial = home and home / INITIAL
+    untrained = encoder.untrained()
+    if initial and initial.is_file():
+        untrained = replace(read_network(initial), where=untrained.where)
+    return EvaluationTarget(encoder, untrained, sha, base, folder, home, **more)
 
 
 def _from_where_it_ran(data: Tree, home: Path | None) -> Tree:

@@ -1,0 +1,125 @@
+"""A run as an object: its encoder, its metrics, its results."""
+
+import html
+import io
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from selfsight import own
+from selfsight.encoders.encoder import Encoder, load_encoder
+from selfsight.errors import UserError
+from selfsight.evaluate.protocols import read_results
+from selfsight.pretraining.config import RunConfig, read_run_config
+from selfsight.report.render import RESULTS, is_accuracy, number
+from selfsight.train.log import read_metrics
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+CURVES = {"loss": "loss", "knn": "kNN", "probe_top1": "online probe", "lr": "learning rate"}
+
+
+def _shown(figure: type) -> type:
+    """A class of figures that notebooks show without matplotlib's global state."""
+
+    class Shown(figure):
+        def _repr_png_(self) -> bytes:
+            buffer = io.BytesIO()
+            self.savefig(buffer, format="png", dpi=96)
+            return buffer.getvalue()
+
+    return Shown
+
+
+class Run(os.PathLike[str]):
+    """The folder of a pretraining; it can be used as a path.
+
+    Args:
+        folder: of a run that has begun; it may still train, in this process or another.
+        parts: objects of the program that the run is made of, as `selfsight.pretrain` keeps them.
+
+    >>> run = Run("runs/digits-simclr")
+    >>> str(run)
+    'runs/digits-simclr'
+    """
+
+    def __init__(self, folder: str | os.PathLike[str], parts: Iterable[own.Part] = ()) -> None:
+        self.path, self.parts = Path(folder), tuple(parts)
+
+    def __fspath__(self) -> str:
+        return str(self.path)
+
+    __str__ = __fspath__
+
+    def __repr__(self) -> str:
+        return f"Run({str(self.path)!r})"
+
+    def encoder(self) -> Encoder:
+        """The pretrained encoder, frozen. Raises: UserError if the run is not finished."""
+        with own.given(self.parts):
+            return load_encoder(self.path)
+
+    def config(self) -> RunConfig:
+        """The configuration of the run."""
+        return read_run_config(self.path)
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """What was logged so far, a dict for each logged step; also while the run trains."""
+        return read_metrics(self.path / "metrics.jsonl")
+
+    def results(self) -> list[dict[str, Any]]:
+        """The records of all evaluations of the encoder."""
+        return read_results(self.path)
+
+    def plot(self) -> "Figure":
+        """The curves of what was logged, over epochs: a figure of matplotlib.
+
+        Raises: UserError without matplotlib, or if nothing is logged yet.
+        """
+        try:
+            from matplotlib.figure import Figure
+        except ImportError:
+            raise UserError("Run.plot: needs matplotlib: pip install 'selfsight[plot]'") from None
+        records = self.metrics()
+        if not records:
+            raise UserError(f"'{self}': nothing is logged yet")
+        seen = {key for record in records for key, value in record.items() if value is not None}
+        keys = [key for key in CURVES if key in seen]
+        figure = _shown(Figure)(figsize=(3.2 * len(keys), 2.6), layout="constrained")
+        for axes, key in zip(figure.subplots(1, len(keys), squeeze=False)[0], keys, strict=True):
+            points = [(r["epoch"], r[key]) for r in records if r.get(key) is not None]
+            scale = 100 if key in ("knn", "probe_top1") else 1
+            x, y = zip(*points, strict=True)
+            axes.plot(x, [scale * v for v in y], marker="." if len(x) < 50 else "", color="C0")
+            axes.set_title(CURVES[key] + (" (%)" if scale == 100 else ""), fontsize=10)
+            axes.set_xlabel("epoch", fontsize=9)
+            axes.grid(alpha=0.3)
+        return figure
+
+    def _repr_html_(self) -> str:
+        """A short table, for notebooks."""
+        config, records = self.config(), self.metrics()
+        rows = [("run", str(self)), ("method", config.method.name)]
+        rows.append(("encoder", config.backbone.name))
+        if records:
+            last = records[-1]
+            rows.append(("step", f"{last['step']:,} (epoch {last['epoch']:g})"))
+            for key, title in (("loss", "loss"), ("knn", "kNN while training")):
+                value = next((r[key] for r in reversed(records) if r.get(key) is not None), None)
+                if value is not None:
+                    rows.append((title, number(value, percent=key == "knn")))
+        for record in self.results():
+            metrics = [
+                f"{RESULTS[name].title if name in RESULTS else name} {number(value)}"
+                for name, value in record["metrics"].items()
+                if is_accuracy(name)
+            ]
+            rows.append((f"{record['protocol']}, {record['evaluated']}", ", ".join(metrics)))
+        cells = "".join(
+            f'<tr><th style="text-align:left">{html.escape(name)}</th>'
+            f'<td style="text-align:left">{html.escape(value)}</td></tr>'
+            for name, value in rows
+        )
+        return f"<table>{cells}</table>"
