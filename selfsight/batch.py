@@ -52,6 +52,10 @@ class Batch:
         labels: (B,) int64, or None.
         keys: which images these are; masked methods draw their masks with it.
         step: of training, from 0; for random numbers that all images of a step share.
+
+    >>> batch = batch_of(torch.rand(4, 3, 32, 32), torch.rand(4, 3, 32, 32))
+    >>> len(batch.views), batch.labels
+    (2, None)
     """
 
     views: list[Tensor]

@@ -13,6 +13,12 @@ class UserError(Exception):
 
     Attributes:
         everywhere: every process of a distributed run raises this, so only the first prints it.
+
+    >>> try:
+    ...     selfsight.compose("digits/simclr", ["epochz=3"])
+    ... except UserError as error:
+    ...     print(error)
+    Unknown key 'epochz'. Did you mean 'epochs'?
     """
 
     everywhere = False

@@ -87,6 +87,10 @@ def load_encoder(where: str | Path) -> Encoder:
     """The encoder of a finished run's folder or of an encoder.safetensors.
 
     Raises: UserError if the run is not finished or names or shapes of the weights do not fit.
+
+    >>> run = selfsight.pretrain("digits/simclr", run="runs/a", max_steps=1, quiet=True)
+    >>> load_encoder(run).embed(torch.zeros(8, 8, dtype=torch.uint8).numpy()).shape
+    torch.Size([1, 128])
     """
     network = read_network(encoder_file(where))
     return Encoder(network.build(), network.description)

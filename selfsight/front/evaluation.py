@@ -58,7 +58,7 @@ def knn(
     Raises: UserError if weights do not fit, or if test images are among the training images.
 
     >>> x, y = torch.randn(100, 8), torch.arange(100) % 2
-    >>> x[:, 0] += 20 * y
+    >>> x[:, 0] += 40 * y - 20
     >>> knn(train=(x[:60], y[:60]), test=(x[60:], y[60:]))[0].metrics["k20"]
     1.0
     """
@@ -82,7 +82,7 @@ def linear(
     then with 1 and 5 labels per class: mean and standard deviation over 10 draws.
 
     >>> x, y = torch.randn(100, 8), torch.arange(100) % 2
-    >>> x[:, 0] += 20 * y
+    >>> x[:, 0] += 40 * y - 20
     >>> linear(train=(x[:60], y[:60]), test=(x[60:], y[60:]))[0].metrics["top1"]
     1.0
     """
@@ -104,6 +104,10 @@ def linear_augmented(
 
     Args: as of `selfsight.knn`; protocol: a shipped protocol's name or a YAML file.
     Raises: UserError; Interrupted after SIGTERM or Ctrl-C: the same call continues.
+
+    >>> run = selfsight.pretrain("digits/simclr", run="runs/a", max_steps=1, quiet=True)
+    >>> [r.evaluated for r in linear_augmented(run, max_steps=1, quiet=True)]
+    ['encoder', 'untrained']
     """
     function = protocols.linear_augmented
     return _train(function, encoder, overrides, folder, protocol, quiet, backbone, data, keys)
@@ -123,6 +127,10 @@ def finetune(
     """The whole network trained as a classifier, beside the same network from scratch.
 
     Args and raises: as of `linear_augmented`.
+
+    >>> run = selfsight.pretrain("digits/simclr", run="runs/a", max_steps=1, quiet=True)
+    >>> [r.evaluated for r in finetune(run, fraction=0.1, max_steps=1, quiet=True)]
+    ['encoder', 'untrained']
     """
     function = protocols.finetune
     return _train(function, encoder, overrides, folder, protocol, quiet, backbone, data, keys)

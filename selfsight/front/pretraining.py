@@ -47,7 +47,7 @@ def pretrain(
     >>> run.metrics()[-1]["step"]
     22
     >>> run.encoder().num_features
-    512
+    128
     """
     overrides, parts = read_keys(keys, method, backbone, data)
     folder = None if run is None else os.fspath(run)

@@ -35,6 +35,13 @@ def convert(path: str | Path, overrides: list[str] | None = None) -> "Converted"
     Args:
         overrides: 'key=value' in the file's own keys.
     Raises: UserError that lists every unknown key and every value that is not supported.
+
+    >>> keys = "dataset = cifar10@str", "ssl_method = simclr@str", "backbone = resnet18@str"
+    >>> keys += "batch_size = 64@int", "epochs = 2@int"
+    >>> Path("pretrain").mkdir()
+    >>> _ = Path("pretrain/simclr.ini").write_text(chr(10).join(keys))
+    >>> convert(Path("pretrain/simclr.ini")).tree["method"]["name"]
+    'simclr'
     """
     name = recognise(path)
     if name is None:

@@ -76,6 +76,10 @@ def nt_xent(z1: Tensor, z2: Tensor, temperature: float) -> Tensor:
         z1, z2: (B, D) projections of the two views, not normalised; rows i show the same image.
         temperature: T > 0.
     Source: SimCLR, eq. 1 (arXiv 2002.05709). Negatives come from all ranks.
+
+    >>> z = torch.eye(2)  # two images whose views are equal
+    >>> nt_xent(z, z, 1.0)  # log(1 + 2 / e)
+    tensor(0.5514)
     """
     z1, z2 = F.normalize(z1, dim=1), F.normalize(z2, dim=1)
     keys = torch.cat([distributed.gather(z1), distributed.gather(z2)])  # (2WB, D)
@@ -96,6 +100,10 @@ def info_nce(q: Tensor, k: Tensor, queue: Tensor, temperature: float) -> Tensor:
         queue: (K, D) keys of earlier batches, unit rows.
         temperature: T > 0.
     Source: MoCo, eq. 1 (arXiv 1911.05722).
+
+    >>> unit = torch.eye(3)
+    >>> info_nce(unit[:2], unit[:2], unit[2:], 1.0)  # log(1 + 1 / e)
+    tensor(0.3133)
     """
     q, k = F.normalize(q, dim=1) / temperature, F.normalize(k.detach(), dim=1)
     positive = (q * k).sum(1, keepdim=True)  # (B, 1)
@@ -114,6 +122,10 @@ def batch_info_nce(a: Tensor, k: Tensor, temperature: float) -> Tensor:
             targets.
         temperature: T > 0.
     Source: MoCo v3, eq. 1 (arXiv 2104.02057; it multiplies by 2T); NNCLR, eq. 3 (arXiv 2104.14548).
+
+    >>> unit = torch.eye(2)
+    >>> batch_info_nce(unit, unit, 1.0)  # log(1 + 1 / e)
+    tensor(0.3133)
     """
     a, k = F.normalize(a, dim=1), F.normalize(k, dim=1)
     return _Contrast.apply(a, distributed.gather(k), _own(a), None, temperature)
@@ -131,6 +143,10 @@ def dcl(z1: Tensor, z2: Tensor, temperature: float, sigma: float | None = None) 
         sigma: width of the von Mises-Fisher weights w_i = 2 - exp(z_i.z_j / sigma) / (its mean over
             the batch), which are constants for the gradient (DCLW); None: w_i = 1.
     Source: Decoupled Contrastive Learning, eq. 6 and 7 (arXiv 2110.06848).
+
+    >>> z = torch.eye(2)
+    >>> dcl(z, z, 1.0)  # -1 + log 2
+    tensor(-0.3069)
     """
     z1, z2 = F.normalize(z1, dim=1), F.normalize(z2, dim=1)
     keys = torch.cat([distributed.gather(z1), distributed.gather(z2)])  # (2WB, D)
@@ -161,6 +177,10 @@ def sup_con(z1: Tensor, z2: Tensor, labels: Tensor, temperature: float) -> Tenso
         labels: (B,) int64.
         temperature: T > 0.
     Source: Supervised Contrastive Learning, eq. 2 (arXiv 2004.11362).
+
+    >>> z, labels = torch.eye(2), torch.tensor([0, 1])
+    >>> sup_con(z, z, labels, 1.0)  # log(1 + 2 / e), as NT-Xent: each class has one image
+    tensor(0.5514)
     """
     anchors = torch.cat([F.normalize(z1, dim=1), F.normalize(z2, dim=1)])  # (2B, D)
     keys = torch.cat([distributed.gather(z) for z in anchors.chunk(2)])  # (2WB, D)

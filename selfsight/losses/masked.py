@@ -15,6 +15,10 @@ def mae(prediction: Tensor, target: Tensor, mask: Tensor, norm_pix: bool) -> Ten
         mask: (B, N) bool, the same number of patches in each image.
         norm_pix: the target is standardised patch by patch (unbiased variance, epsilon 1e-6).
     Source: MAE, section 3 (arXiv 2111.06377).
+
+    >>> mask = torch.tensor([[True, False]])
+    >>> mae(torch.zeros(1, 2, 3), torch.ones(1, 2, 3), mask, norm_pix=False)
+    tensor(1.)
     """
     if norm_pix:
         mean, var = target.mean(-1, keepdim=True), target.var(-1, keepdim=True)
@@ -29,6 +33,10 @@ def simmim(prediction: Tensor, target: Tensor, mask: Tensor) -> Tensor:
 
     Args: the same as for `mae`.
     Source: SimMIM, eq. 1 (arXiv 2111.09886).
+
+    >>> mask = torch.tensor([[True, False]])
+    >>> simmim(torch.zeros(1, 2, 3), torch.ones(1, 2, 3), mask)
+    tensor(1.)
     """
     error = (prediction - target).abs().mean(-1)  # (B, N)
     return (error * mask).sum() / mask.sum()
@@ -42,6 +50,10 @@ def masked_smooth_l1(prediction: Tensor, target: Tensor, mask: Tensor) -> Tensor
         prediction, target: (B, N, D) features of the N patches of each block.
         mask: (B, N) bool, false for padding; at least one patch of each block is true.
     Source: I-JEPA, eq. 1 (arXiv 2301.08243), with the distance of its code.
+
+    >>> mask = torch.tensor([[True, False]])
+    >>> masked_smooth_l1(torch.zeros(1, 2, 3), torch.ones(1, 2, 3), mask)
+    tensor(0.5000)
     """
     error = F.smooth_l1_loss(prediction, target, reduction="none").mean(-1)  # (B, N)
     return ((error * mask).sum(1) / mask.sum(1)).mean()
@@ -60,6 +72,10 @@ def masked_cross_entropy(
         mask: (B, N) bool; the loss of an image without masked patches is 0.
         temperature: T > 0.
     Source: iBOT, eq. 2 (arXiv 2111.07832).
+
+    >>> logits, targets = torch.zeros(1, 1, 4), torch.full((1, 1, 4), 0.25)
+    >>> masked_cross_entropy(logits, targets, torch.tensor([[True]]), 0.1)  # log 4
+    tensor(1.3863)
     """
     entropy = -(targets * (logits / temperature).log_softmax(-1)).sum(-1)  # (B, N)
     return ((entropy * mask).sum(1) / mask.sum(1).clamp_min(1)).mean()

@@ -40,6 +40,10 @@ def barlow_twins(z1: Tensor, z2: Tensor, off_diagonal_weight: float) -> Tensor:
             epsilon 1e-5).
         off_diagonal_weight: lambda in eq. 1.
     Source: Barlow Twins, eq. 1 (arXiv 2103.03230).
+
+    >>> z = torch.tensor([[1.0, 1], [1, -1], [-1, 1], [-1, -1]])  # features that do not correlate
+    >>> barlow_twins(z, z, 0.005).item() < 1e-6
+    True
     """
     n = _rows(z1)
     z1, z2 = (
@@ -64,6 +68,10 @@ def vicreg(z1: Tensor, z2: Tensor, invariance: float, variance: float, covarianc
         invariance, variance, covariance: the weights (lambda, mu, nu in eq. 6).
     Source: VICReg, eq. 1 to 6 (arXiv 2105.04906). As in its code, the hinge is halved, and the
     invariance is a mean over features too.
+
+    >>> z = torch.tensor([[1.0, 1], [1, -1], [-1, 1], [-1, -1]])
+    >>> vicreg(z, z + 1, invariance=25.0, variance=0.0, covariance=0.0)  # mean of 1 squared
+    tensor(25.)
     """
     loss = invariance * F.mse_loss(z1, z2)
     n, d = _rows(z1), z1.shape[1]
@@ -91,6 +99,10 @@ def sigreg(z: Tensor, directions: Tensor, knots: int = 17) -> Tensor:
         directions: (D, S) unit columns, the same on all ranks.
         knots: points on [-5, 5], odd.
     Source: LeJEPA, algorithm 1 (arXiv 2511.08544).
+
+    >>> directions = torch.nn.functional.normalize(torch.randn(8, 16), dim=0)
+    >>> bool(sigreg(torch.randn(500, 8), directions) < sigreg(torch.zeros(500, 8), directions))
+    True
     """
     n = _rows(z)
     t = torch.linspace(0, 5, (knots + 1) // 2, device=z.device, dtype=z.dtype)  # (T,)

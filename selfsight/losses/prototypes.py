@@ -15,6 +15,9 @@ def negative_cosine(p: Tensor, z: Tensor) -> Tensor:
     Args:
         p, z: (B, D) predictions and targets.
     Source: SimSiam, eq. 1 (arXiv 2011.10566); BYOL's eq. 2 (arXiv 2006.07733) is 2 + 2 times this.
+
+    >>> negative_cosine(torch.eye(2), 3 * torch.eye(2))
+    tensor(-1.)
     """
     return -F.cosine_similarity(p, z, dim=1, eps=1e-12).mean()
 
@@ -27,6 +30,10 @@ def centre_distance(views: list[Tensor], large: int) -> Tensor:
         views: the embeddings (B, D) of each view, the large views first.
         large: number of large views.
     Source: LeJEPA, algorithm 2 (arXiv 2511.08544).
+
+    >>> views = [torch.eye(2), torch.eye(2), torch.eye(2)]
+    >>> centre_distance(views, large=2)
+    tensor(0.)
     """
     center = torch.stack(views[:large]).mean(0)
     return torch.stack([(z - center).square().mean() for z in views]).mean()
@@ -44,6 +51,10 @@ def sinkhorn(scores: Tensor, epsilon: float, iterations: int) -> Tensor:
         iterations: how often columns and rows are normalised.
     Returns: (B, K), each row a distribution.
     Source: SwAV, eq. 3 and appendix A (arXiv 2006.09882); Cuturi (arXiv 1306.0895).
+
+    >>> sinkhorn(torch.zeros(2, 2), epsilon=0.05, iterations=3)
+    tensor([[0.5000, 0.5000],
+            [0.5000, 0.5000]])
     """
     largest = distributed.all_max(scores.max())
     # Subtracting the maximum changes nothing, since the first line of the loop cancels a common
@@ -66,6 +77,10 @@ def swapped_prediction(logits: list[Tensor], targets: list[Tensor], temperature:
         targets: distributions (B, K) for the first views, constants for the gradient.
         temperature: T > 0.
     Source: SwAV, eq. 2 (arXiv 2006.09882); DINO, eq. 3 (arXiv 2104.14294).
+
+    >>> logits, targets = [torch.zeros(1, 2)] * 2, [torch.full((1, 2), 0.5)] * 2
+    >>> swapped_prediction(logits, targets, 0.1)  # log 2
+    tensor(0.6931)
     """
     predicted = [F.log_softmax(x / temperature, dim=1) for x in logits]
     terms = [
@@ -85,5 +100,8 @@ def centred_softmax(logits: Tensor, center: Tensor, temperature: float | Tensor)
     Args:
         logits: (..., K); center: (K,); temperature: T > 0.
     Source: DINO, section 3.1 (arXiv 2104.14294).
+
+    >>> centred_softmax(torch.tensor([1.0, 2.0]), torch.tensor([1.0, 2.0]), 0.04)
+    tensor([0.5000, 0.5000])
     """
     return ((logits - center) / temperature).softmax(-1)

@@ -11,7 +11,12 @@ from selfsight.methods.method import Batch, Method, MethodConfig, Output
 
 
 class BarlowTwins(Method):
-    """Self-Supervised Learning via Redundancy Reduction (Zbontar et al., ICML 2021, 2103.03230)."""
+    """Self-Supervised Learning via Redundancy Reduction (Zbontar et al., ICML 2021, 2103.03230).
+
+    >>> import timm, torch
+    >>> method = BarlowTwins(timm.create_model("resnet18", num_classes=0))
+    >>> method(*torch.rand(2, 4, 3, 32, 32)).loss.backward()
+    """
 
     default_views = "byol"
     couples_images = True

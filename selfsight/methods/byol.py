@@ -13,7 +13,12 @@ from selfsight.schedules import cosine
 
 
 class BYOL(Method):
-    """Bootstrap Your Own Latent (Grill et al., NeurIPS 2020, 2006.07733), eq. 2, symmetrised."""
+    """Bootstrap Your Own Latent (Grill et al., NeurIPS 2020, 2006.07733), eq. 2, symmetrised.
+
+    >>> import timm, torch
+    >>> method = BYOL(timm.create_model("resnet18", num_classes=0))
+    >>> method(*torch.rand(2, 4, 3, 32, 32)).loss.backward()
+    """
 
     default_views = "byol"
     needs = ("teacher",)

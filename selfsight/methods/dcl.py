@@ -11,7 +11,12 @@ from selfsight.methods.method import Batch, Method, MethodConfig, Output
 
 
 class DCL(Method):
-    """Decoupled Contrastive Learning (Yeh et al., ECCV 2022, 2110.06848), eq. 6."""
+    """Decoupled Contrastive Learning (Yeh et al., ECCV 2022, 2110.06848), eq. 6.
+
+    >>> import timm, torch
+    >>> method = DCL(timm.create_model("resnet18", num_classes=0))
+    >>> method(*torch.rand(2, 4, 3, 32, 32)).loss.backward()
+    """
 
     default_views = "simclr"
     couples_images = True
@@ -41,6 +46,10 @@ class DCL(Method):
 class DCLW(DCL):
     """Decoupled Contrastive Learning, weighted (Yeh et al., ECCV 2022, 2110.06848), eq. 7: positive
     pairs that are far apart count more.
+
+    >>> import timm, torch
+    >>> method = DCLW(timm.create_model("resnet18", num_classes=0))
+    >>> method(*torch.rand(2, 4, 3, 32, 32)).loss.backward()
     """
 
     class Config(DCL.Config):

@@ -16,6 +16,10 @@ from selfsight.schedules import cosine, linear
 class DINO(Method):
     """Emerging Properties in Self-Supervised Vision Transformers (Caron et al., ICCV 2021,
     2104.14294), algorithm 1. The first two views are the large ones, which the teacher sees.
+
+    >>> import timm, torch
+    >>> method = DINO(timm.create_model("resnet18", num_classes=0))
+    >>> method(*torch.rand(2, 4, 3, 32, 32)).loss.backward()
     """
 
     default_views = "dino"

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from itertools import groupby, pairwise
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -99,3 +99,20 @@ class CosinePrototypes(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return F.linear(F.normalize(x, dim=-1), F.normalize(self.weight, dim=1))
+
+
+C = TypeVar("C")
+
+
+def with_divisor(config: C, heads: str, width: str) -> C:
+    """The configuration. Raises: ValueError if its number of attention heads does not divide its
+    width.
+
+    Args:
+        heads, width: names of the two keys.
+    """
+    if getattr(config, width) % getattr(config, heads):
+        raise ValueError(
+            f"{heads}={getattr(config, heads)} does not divide {width}={getattr(config, width)}"
+        )
+    return config

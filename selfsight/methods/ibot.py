@@ -20,6 +20,10 @@ class IBOT(Method):
     """Image BERT Pre-Training with Online Tokenizer (Zhou et al., ICLR 2022, 2111.07832).
 
     Algorithm 1, with one head for image and patches. The first two views are the large ones.
+
+    >>> import timm, torch
+    >>> vit = timm.create_model("vit_tiny_patch16_224", img_size=32, patch_size=8, num_classes=0)
+    >>> IBOT(vit)(*torch.rand(2, 4, 3, 32, 32), seed=0).loss.backward()
     """
 
     default_views = "ibot"

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from selfsight.losses import masked_smooth_l1
 from selfsight.methods import vit
 from selfsight.methods.ema import EMA
+from selfsight.methods.heads import with_divisor
 from selfsight.methods.method import Batch, Method, MethodConfig, Output
 from selfsight.schedules import linear
 from selfsight.views.masks import context_and_targets, masked_positions
@@ -20,6 +21,9 @@ class IJEPA(Method):
 
     differs: block sizes are drawn for each image, not for a batch, so that a mask does not depend
         on the batch. Shorter rows of a batch are padded, and no token attends to the padding.
+
+    >>> from selfsight.testing import tiny_vit
+    >>> IJEPA(tiny_vit(32))(torch.rand(4, 3, 32, 32), seed=0).loss.backward()
     """
 
     default_views = "ijepa"
@@ -40,12 +44,7 @@ class IJEPA(Method):
 
         @model_validator(mode="after")
         def _heads(self) -> "IJEPA.Config":
-            if self.predictor_dim % self.predictor_heads:
-                raise ValueError(
-                    f"predictor_heads={self.predictor_heads} does not divide "
-                    f"predictor_dim={self.predictor_dim}"
-                )
-            return self
+            return with_divisor(self, "predictor_heads", "predictor_dim")
 
     def __init__(self, backbone: nn.Module, config: Config | None = None) -> None:
         config = config or self.Config()

@@ -15,6 +15,10 @@ from selfsight.randomness import directions
 class LeJEPA(Method):
     """Provable and Scalable Self-Supervised Learning Without the Heuristics (Balestriero and LeCun,
     arXiv 2511.08544), algorithm 2. The first two views are the large ones.
+
+    >>> import timm, torch
+    >>> method = LeJEPA(timm.create_model("resnet18", num_classes=0))
+    >>> method(*torch.rand(2, 4, 3, 32, 32)).loss.backward()
     """
 
     default_views = "lejepa"

@@ -8,12 +8,18 @@ from torch import Tensor, nn
 
 from selfsight import losses
 from selfsight.methods import vit
+from selfsight.methods.heads import with_divisor
 from selfsight.methods.method import Batch, Method, MethodConfig, Output
 from selfsight.views.masks import masked_positions, random_mask
 
 
 class MAE(Method):
-    """Masked Autoencoders Are Scalable Vision Learners (He et al., CVPR 2022, 2111.06377)."""
+    """Masked Autoencoders Are Scalable Vision Learners (He et al., CVPR 2022, 2111.06377).
+
+    >>> import timm, torch
+    >>> vit = timm.create_model("vit_tiny_patch16_224", img_size=32, patch_size=8, num_classes=0)
+    >>> MAE(vit)(torch.rand(4, 3, 32, 32), seed=0).loss.backward()
+    """
 
     default_views = "mae"
     view_count = (1, 1)
@@ -32,12 +38,7 @@ class MAE(Method):
 
         @model_validator(mode="after")
         def _heads(self) -> "MAE.Config":
-            if self.decoder_dim % self.decoder_heads:
-                raise ValueError(
-                    f"decoder_heads={self.decoder_heads} does not divide "
-                    f"decoder_dim={self.decoder_dim}"
-                )
-            return self
+            return with_divisor(self, "decoder_heads", "decoder_dim")
 
     def __init__(self, backbone: nn.Module, config: Config | None = None) -> None:
         config = config or self.Config()

@@ -1,6 +1,5 @@
 """The contract between a method and the engine."""
 
-import re
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -9,12 +8,19 @@ from torch import Tensor, nn
 
 from selfsight.batch import Batch, batch_of
 from selfsight.config import Config
+from selfsight.methods.paper import Paper, paper_in
 
 __all__ = ["Batch", "Method", "MethodConfig", "Output", "Paper"]
 
 
 class MethodConfig(Config):
-    """Base class of the methods' configurations; each of the package adds `name: Literal[...]`."""
+    """Base class of the methods' configurations; each of the package adds `name: Literal[...]`.
+
+    >>> class Config(MethodConfig):
+    ...     temperature: float = 0.2
+    >>> Config(temperature=0.1).temperature
+    0.1
+    """
 
 
 @dataclass(frozen=True)
@@ -26,20 +32,14 @@ class Output:
         features: (B, D) the encoder's features of one view; the online probe uses them, detached.
         embeddings: (B, E) for one or two views, the vectors that the loss compares; or empty. The
             collapse monitor uses them, detached.
+
+    >>> Output(loss=torch.zeros(()), features=torch.zeros(8, 512)).embeddings
+    ()
     """
 
     loss: Tensor
     features: Tensor
     embeddings: tuple[Tensor, ...] = ()
-
-
-@dataclass(frozen=True)
-class Paper:
-    """The paper of a method."""
-
-    title: str
-    year: int
-    arxiv: str
 
 
 class Method(nn.Module, ABC):
@@ -110,10 +110,5 @@ class Method(nn.Module, ABC):
 
     @classmethod
     def paper(cls) -> Paper | None:
-        """The paper, from the docstring's beginning: title (authors, venue, arXiv number); None for
-        a docstring without a number."""
-        text = " ".join((cls.__doc__ or "").split())
-        title, number = text.partition(" (")[0], re.search(r"\b(\d{2})\d{2}\.\d{4,5}\b", text)
-        if not number:
-            return None
-        return Paper(title, 2000 + int(number[1]), number[0])
+        """The paper that the docstring begins with; None if it names none."""
+        return paper_in(cls.__doc__ or "")

@@ -18,6 +18,10 @@ class MoCoV2(Method):
     The algorithm is Algorithm 1 of MoCo (He et al., CVPR 2020, arXiv 1911.05722).
     differs: keys are not shuffled between GPUs before batch normalisation. With one process
         shuffling has no effect; with several use sync_batchnorm, as MoCo v3 does.
+
+    >>> import timm, torch
+    >>> method = MoCoV2(timm.create_model("resnet18", num_classes=0))
+    >>> method(*torch.rand(2, 4, 3, 32, 32)).loss.backward()
     """
 
     default_views = "moco_v2"
@@ -57,6 +61,10 @@ class MoCoV2(Method):
 class MoCoV1(MoCoV2):
     """Momentum Contrast for Unsupervised Visual Representation Learning (He et al., CVPR 2020,
     1911.05722): a linear projector, views without blur, a lower temperature.
+
+    >>> import timm, torch
+    >>> method = MoCoV1(timm.create_model("resnet18", num_classes=0))
+    >>> method(*torch.rand(2, 4, 3, 32, 32)).loss.backward()
     """
 
     default_views = "moco_v1"

@@ -16,6 +16,10 @@ from selfsight.schedules import cosine
 class MoCoV3(Method):
     """An Empirical Study of Training Self-Supervised Vision Transformers (Chen et al., ICCV 2021,
     2104.02057), algorithm 1. ViTs get fixed sine-cosine positions and a frozen patch embedding.
+
+    >>> import timm, torch
+    >>> method = MoCoV3(timm.create_model("resnet18", num_classes=0))
+    >>> method(*torch.rand(2, 4, 3, 32, 32)).loss.backward()
     """
 
     default_views = "byol"

@@ -14,7 +14,12 @@ from selfsight.methods.queue import Queue
 
 
 class NNCLR(Method):
-    """With a Little Help from My Friends (Dwibedi et al., ICCV 2021, 2104.14548), algorithm 1."""
+    """With a Little Help from My Friends (Dwibedi et al., ICCV 2021, 2104.14548), algorithm 1.
+
+    >>> import timm, torch
+    >>> method = NNCLR(timm.create_model("resnet18", num_classes=0))
+    >>> method(*torch.rand(2, 4, 3, 32, 32)).loss.backward()
+    """
 
     default_views = "simclr"
     needs = ("queue",)

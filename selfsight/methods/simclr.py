@@ -11,7 +11,12 @@ from selfsight.methods.method import Batch, Method, MethodConfig, Output
 
 
 class SimCLR(Method):
-    """A Simple Framework for Contrastive Learning (Chen et al., ICML 2020, 2002.05709), eq. 1."""
+    """A Simple Framework for Contrastive Learning (Chen et al., ICML 2020, 2002.05709), eq. 1.
+
+    >>> import timm, torch
+    >>> method = SimCLR(timm.create_model("resnet18", num_classes=0))
+    >>> method(*torch.rand(2, 4, 3, 32, 32)).loss.backward()
+    """
 
     default_views = "simclr"
     couples_images = True
@@ -39,6 +44,10 @@ class SimCLR(Method):
 class SimCLRV2(SimCLR):
     """Big Self-Supervised Models are Strong Semi-Supervised Learners (Chen et al., NeurIPS 2020,
     2006.10029): SimCLR with a projector of three layers, the first of which stays in the encoder.
+
+    >>> import timm, torch
+    >>> method = SimCLRV2(timm.create_model("resnet18", num_classes=0))
+    >>> method(*torch.rand(2, 4, 3, 32, 32)).loss.backward()
     """
 
     class Config(SimCLR.Config):

@@ -14,7 +14,11 @@ from selfsight.views.masks import random_mask
 
 
 class SimMIM(Method):
-    """A Simple Framework for Masked Image Modeling (Xie et al., CVPR 2022, 2111.09886)."""
+    """A Simple Framework for Masked Image Modeling (Xie et al., CVPR 2022, 2111.09886).
+
+    >>> from selfsight.testing import tiny_vit
+    >>> SimMIM(tiny_vit(32), SimMIM.Config(mask_size=8))(torch.rand(4, 3, 32, 32)).loss.backward()
+    """
 
     default_views = "simmim"
     view_count = (1, 1)

@@ -11,7 +11,12 @@ from selfsight.methods.method import Batch, Method, MethodConfig, Output
 
 
 class SimSiam(Method):
-    """Exploring Simple Siamese Representation Learning (Chen and He, CVPR 2021, 2011.10566)."""
+    """Exploring Simple Siamese Representation Learning (Chen and He, CVPR 2021, 2011.10566).
+
+    >>> import timm, torch
+    >>> method = SimSiam(timm.create_model("resnet18", num_classes=0))
+    >>> method(*torch.rand(2, 4, 3, 32, 32)).loss.backward()
+    """
 
     default_views = "moco_v2"
     constant_lr = ("predictor",)  # section 4.2: it has to follow the latest features

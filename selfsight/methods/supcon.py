@@ -11,7 +11,12 @@ from selfsight.methods.method import Batch, Method, MethodConfig, Output
 
 
 class SupCon(Method):
-    """Supervised Contrastive Learning (Khosla et al., NeurIPS 2020, 2004.11362), eq. 2."""
+    """Supervised Contrastive Learning (Khosla et al., NeurIPS 2020, 2004.11362), eq. 2.
+
+    >>> import timm, torch
+    >>> method = SupCon(timm.create_model("resnet18", num_classes=0))
+    >>> method(*torch.rand(2, 4, 3, 32, 32), labels=torch.tensor([0, 0, 1, 1])).loss.backward()
+    """
 
     default_views = "simclr"
     needs = ("labels",)

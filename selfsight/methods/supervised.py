@@ -14,6 +14,10 @@ class Supervised(Method):
     """Deep Residual Learning for Image Recognition (He et al., CVPR 2016, 1512.03385).
 
     Cross-entropy of a linear classifier on the encoder's features, the mean over views.
+
+    >>> import timm, torch
+    >>> method = Supervised(timm.create_model("resnet18", num_classes=0))
+    >>> method(torch.rand(4, 3, 32, 32), labels=torch.tensor([0, 0, 1, 1])).loss.backward()
     """
 
     default_views = "supervised"

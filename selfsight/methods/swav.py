@@ -17,6 +17,10 @@ from selfsight.methods.queue import Queue
 class SwAV(Method):
     """Unsupervised Learning of Visual Features by Contrasting Cluster Assignments (Caron et al.,
     NeurIPS 2020, 2006.09882), algorithm 1. The first two views are the large ones.
+
+    >>> import timm, torch
+    >>> method = SwAV(timm.create_model("resnet18", num_classes=0))
+    >>> method(*torch.rand(2, 4, 3, 32, 32)).loss.backward()
     """
 
     default_views = "swav"

@@ -11,7 +11,12 @@ from selfsight.methods.method import Batch, Method, MethodConfig, Output
 
 
 class VICReg(Method):
-    """Variance-Invariance-Covariance Regularization (Bardes et al., ICLR 2022, 2105.04906)."""
+    """Variance-Invariance-Covariance Regularization (Bardes et al., ICLR 2022, 2105.04906).
+
+    >>> import timm, torch
+    >>> method = VICReg(timm.create_model("resnet18", num_classes=0))
+    >>> method(*torch.rand(2, 4, 3, 32, 32)).loss.backward()
+    """
 
     default_views = "vicreg"
     couples_images = True

@@ -36,7 +36,11 @@ class EvaluateConfig(Config):
 
 
 class RunConfig(TrainConfig):
-    """One pretraining run."""
+    """One pretraining run.
+
+    >>> RunConfig(views=[{"size": 32}], epochs=3).epochs
+    3
+    """
 
     # the run's folder (default: runs/<recipe>, with the fingerprint if keys are overridden)
     run: str | None = may_change(None)
@@ -114,6 +118,10 @@ def compose(
         run: the run's folder, as key `run`.
         origin: where the overrides come from.
     Raises: UserError that lists every problem.
+
+    >>> found = compose("digits/simclr", ["epochs=10"])
+    >>> found.config.epochs, found.origins.of("epochs")
+    (10, 'command line')
     """
     overrides = overrides or []
     tree: Tree = {}

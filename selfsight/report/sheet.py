@@ -58,6 +58,9 @@ def draw_views(config: RunConfig, output: Path, rows: int, epochs: int) -> None:
     Args:
         rows: images, one in each row.
         epochs: how many epochs' views to show.
+
+    >>> config = selfsight.compose("digits/simclr").config
+    >>> draw_views(config, Path("views.png"), rows=4, epochs=2)
     """
     images = training_images(config, torch.device("cpu"))
     loader = make_loader(config.model_copy(update={"batch_size": min(rows, len(images))}), images)

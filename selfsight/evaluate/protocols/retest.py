@@ -34,6 +34,12 @@ def retest(
             the files in the folder's checkpoints/.
         overrides: 'key=value' of data, device and precision; the rest is the classifier's.
     Raises: UserError if the folder holds no classifier, or one of another encoder.
+
+    >>> run = selfsight.pretrain("digits/simclr", run="runs/a", max_steps=1, quiet=True)
+    >>> first = selfsight.finetune(run, fraction=0.1, max_steps=1, quiet=True)
+    >>> again = retest("runs/a", next(Path("runs/a/evaluations").glob("*/encoder")))
+    >>> again[0].metrics["top1"] == first[0].metrics["top1"]
+    True
     """
     target = open_target(where, overrides or [], folder)
     home = _folder(Path(classifier))
