@@ -155,6 +155,11 @@ def part_of(kind: Kind, value: Any) -> Part:
     with contextlib.suppress(OSError, TypeError):  # code that was typed has no source
         text = inspect.getsource(about)
         code = {f"{where}:{name}": hashlib.sha256(text.encode()).hexdigest()}
+    if not inspect.isclass(value) and hasattr(
+        value, "state_dict"
+    ):  # a module: its class says nothing of its size
+        shapes = [(key, tuple(tensor.shape)) for key, tensor in value.state_dict().items()]
+        code[f"{where}:{name} tensors"] = hashlib.sha256(repr(shapes).encode()).hexdigest()
     file = blame.source_file(about)
     return Part(kind, f"{where}:{name}", value, code, () if file is None else (file,))
 
@@ -199,18 +204,20 @@ def _module(where: str, key: str) -> Any:
     except UserError:
         raise
     except Exception as error:
-        if isinstance(error, ModuleNotFoundError) and error.name == where:
+        missing = error.name if isinstance(error, ModuleNotFoundError) else None
+        if missing and f"{where}.".startswith(f"{missing}."):
             raise UserError(f"{key}: there is no module '{where}'; name its file") from None
         trace = blame.frames(error, [Path(where).expanduser().resolve()])
         raise UserError(f"{key}: its code fails: {blame.words(error)}\n{trace}") from error
 
 
 def _of_file(where: str) -> Any:
-    """The module of a file. As of a script, modules beside it can be imported."""
+    """The module of a file, which is loaded again once it has changed. As of a script, modules
+    beside it can be imported."""
     path = Path(where).expanduser().resolve(strict=True)
-    loaded = _files().get(path)
-    if loaded is not None:
-        return loaded
+    known = (path, hashlib.sha256(path.read_bytes()).hexdigest())
+    if known in _files():
+        return _files()[known]
     name = path.stem if path.stem not in sys.modules else f"{path.stem}_{len(_files())}"
     spec = importlib.util.spec_from_file_location(name, path)
     module = importlib.util.module_from_spec(spec)
@@ -222,14 +229,20 @@ def _of_file(where: str) -> Any:
     except BaseException:
         del sys.modules[name]
         raise
-    _files()[path] = module
+    _files()[known] = module
     return module
 
 
 @functools.cache
-def _files() -> dict[Path, Any]:
-    """The files that were loaded -> their modules."""
+def _files() -> dict[tuple[Path, str], Any]:
+    """The files that were loaded, with the hashes of their content -> their modules."""
     return {}
+
+
+@functools.cache
+def _hash_of_module(path: Path) -> str:
+    """SHA-256 of a file when it was seen first: the code of a module stays what it was then."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _part(kind: Kind, name: str, value: Any, module: Any) -> Part:
@@ -243,7 +256,8 @@ def _part(kind: Kind, name: str, value: Any, module: Any) -> Part:
         other = getattr(about, "__file__", None)
         if other and Path(other).resolve().parent == folder:
             files.add(Path(other).resolve())
-    code = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(files)}
+    loaded = {path: sha for (path, sha), other in _files().items() if other is module}
+    code = {path.name: loaded.get(path) or _hash_of_module(path) for path in sorted(files)}
     return Part(kind, name, value, code, tuple(files))
 
 

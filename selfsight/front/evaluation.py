@@ -14,6 +14,7 @@ from selfsight.data.images import SMALL
 from selfsight.data.sources.dataset import Dataset
 from selfsight.encoders.artifact import Network, weights_hash
 from selfsight.encoders.backbones import BackboneConfig, build_backbone
+from selfsight.encoders.encoder import Encoder as FrozenEncoder
 from selfsight.errors import UserError
 from selfsight.evaluate import protocols
 from selfsight.evaluate.protocols import Result
@@ -149,8 +150,9 @@ def _train(
 ) -> list[Result]:
     more, parts = read_keys(keys, None, backbone, data)
     parts += encoder.parts if isinstance(encoder, Run) else ()
-    with own.given(parts):
-        return function(os.fspath(encoder), [*(overrides or []), *more], folder, protocol, quiet)
+    overrides = [*(overrides or []), *more]
+    with own.given(parts), own.named_in(overrides):
+        return function(os.fspath(encoder), overrides, folder, protocol, quiet)
 
 
 def _measure(
@@ -175,11 +177,11 @@ def _measure(
     if train is not None:
         pair = {"train": dataset_of("train", train), "test": dataset_of("test", test)}
         parts.append(own.Part("data", IMAGES, pair))
-        overrides.append(f'data={{"source": "{IMAGES}", "path": null, "test_path": null}}')
+        overrides.insert(0, f'data={{"source": "{IMAGES}", "path": null, "test_path": null}}')
     if isinstance(encoder, nn.Module):
         return _of_module(protocol, encoder, overrides, folder, parts)
     parts += encoder.parts if isinstance(encoder, Run) else ()
-    with own.given(parts):
+    with own.given(parts), own.named_in(overrides):
         target = open_target(os.fspath(encoder), overrides, folder)
         return measure_target(protocol, target, overrides)
 
@@ -191,13 +193,22 @@ def _of_module(
     folder: str | None,
     parts: list[own.Part],
 ) -> list[Result]:
+    about: dict[str, Any] = {}
+    if isinstance(module, FrozenEncoder):
+        module, about = module.backbone, module.description
     part = own.part_of("backbone", module)
-    with own.given([*parts, part]), tempfile.TemporaryDirectory() as temporary:
-        base = {"untrained": False}
+    with (
+        own.given([*parts, part]),
+        own.named_in(overrides),
+        tempfile.TemporaryDirectory() as temporary,
+    ):
+        base: dict[str, Any] = {"untrained": False}
+        if about:
+            base["data"] = {"mean": about["mean"], "std": about["std"]}
         config = compose_cached(PROTOCOLS[protocol][0], base, overrides)
         if config.untrained:
             raise UserError("untrained=true: only a run knows its encoder before the first step")
-        size = config.image_size or _size(module, parts)
+        size = config.image_size or about.get("image_size") or _size(module, parts)
         built = build_backbone(BackboneConfig(name=part.name), size, config.seed)
         description = {
             "backbone": {"name": part.name},

@@ -51,7 +51,7 @@ def pretrain(
     """
     overrides, parts = read_keys(keys, method, backbone, data)
     folder = None if run is None else os.fspath(run)
-    with own.given(parts):
+    with own.given(parts), own.named_in(overrides):
         if isinstance(config, RunConfig):
             config = config if folder is None else config.model_copy(update={"run": folder})
             if overrides:

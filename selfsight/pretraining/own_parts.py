@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, Union
 from pydantic import ConfigDict, Field, create_model
 
 from selfsight import blame, own
-from selfsight.config import Tree
+from selfsight.config import Tree, near
 from selfsight.errors import UserError
 from selfsight.methods import METHODS
 from selfsight.methods.method import Method, MethodConfig
@@ -27,6 +27,9 @@ def own_method(name: Any) -> type[Method] | None:
         return None
     part = own.find("method", name)
     if part is None:
+        hint = near(name, own.registered("method"))
+        if hint:
+            raise UserError(f"method.name={name}: no such method.{hint}")
         return None
     if not (isinstance(part.value, type) and issubclass(part.value, Method)):
         raise UserError(

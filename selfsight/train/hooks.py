@@ -79,7 +79,7 @@ class Hook:
             if not isinstance(name, str) or name in RESERVED:
                 raise UserError(f"{where}: returned {name!r}, which the loop writes; rename it")
             try:
-                metrics[name] = float(value)
+                metrics[name] = float(value.detach() if isinstance(value, torch.Tensor) else value)
             except (TypeError, ValueError):
                 raise UserError(f"{where}: {name}={value!r:.60} is not a number") from None
         return {name: value for name, value in metrics.items() if not math.isnan(value)}
