@@ -8,6 +8,7 @@ features = run.encoder().embed(["cat.jpg"])
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from selfsight import distributed as distributed
     from selfsight import losses as losses
     from selfsight import methods as methods
     from selfsight import testing as testing
@@ -59,6 +60,7 @@ _HOME = {
     "retest": "selfsight.evaluate.protocols",
 }
 _MODULES = {
+    "distributed": "selfsight.distributed",
     "heads": "selfsight.methods.heads",
     "losses": "selfsight.losses",
     "methods": "selfsight.methods",

@@ -40,9 +40,11 @@ def photographs() -> Path:
     return shared_data("imagenet-sample")
 
 
-def selfsight(*arguments: str, cwd: Path, check: bool = True) -> subprocess.CompletedProcess:
-    """Run a command as a user would."""
-    done = Started(*arguments, cwd=cwd).wait()
+def selfsight(
+    *arguments: str, cwd: Path, check: bool = True, **more: str
+) -> subprocess.CompletedProcess:
+    """Run a command as a user would; `more`: variables of its environment."""
+    done = Started(*arguments, cwd=cwd, **more).wait()
     if check and done.returncode != 0:
         raise AssertionError(f"exit code {done.returncode}: {done.stderr}")
     return done

@@ -2,6 +2,7 @@
 each of them ten seconds of a core. tests/test_docs.py starts `python -m selfsight` itself, and
 tests/test_distributed.py has torchrun start it."""
 
+import importlib
 import multiprocessing
 import os
 import shutil
@@ -15,6 +16,7 @@ from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.multiprocessing as mp
 
 import selfsight
@@ -25,6 +27,7 @@ _context.set_forkserver_preload(
     [
         "selfsight.cli",
         "selfsight.evaluate.protocols",
+        "selfsight.grid.cell",
         "selfsight.interop.up",
         "timm",
         "torch._dynamo",
@@ -93,6 +96,7 @@ def _child(arguments: tuple[str, ...], cwd: str, environ: dict[str, str], files:
     os.environ.clear()
     os.environ.update(environ)
     os.chdir(cwd)
+    sys.path[:0] = environ["PYTHONPATH"].split(os.pathsep) if "PYTHONPATH" in environ else []
     sys.argv = [MAIN, *arguments]
     signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored below a background job
     from selfsight import cli
@@ -100,21 +104,52 @@ def _child(arguments: tuple[str, ...], cwd: str, environ: dict[str, str], files:
     cli.main()
 
 
-def two_ranks(*arguments: str, cwd: Path) -> list[subprocess.CompletedProcess]:
+class ForkedCell:
+    """In place of `subprocess.Popen`, for the cells of a grid."""
+
+    def __init__(self, command: list[str], *, stdout: Any, env: dict[str, str], **_: Any) -> None:
+        _ensure_server()
+        self._process = _context.Process(target=_cell, args=(command, env, stdout.name))
+        self._process.start()
+
+    def wait(self) -> int:
+        self._process.join()
+        return self._process.exitcode
+
+    def terminate(self) -> None:
+        self._process.terminate()
+
+
+def _cell(command: list[str], environ: dict[str, str], log: str) -> None:
+    for number in (1, 2):
+        os.dup2(os.open(log, os.O_WRONLY | os.O_APPEND), number)
+    os.environ.clear()
+    os.environ.update(environ)
+    torch.set_num_threads(int(environ["OMP_NUM_THREADS"]))
+    place = command.index("-m")
+    sys.argv = command[place + 1 :]
+    importlib.import_module(command[place + 1]).main()
+
+
+def two_ranks(*arguments: str, cwd: Path, **more: str) -> list[subprocess.CompletedProcess]:
     """The outcome of a command in two processes that work together, as torchrun starts them."""
-    return two_ranks_of([arguments] * 2, [cwd] * 2)
+    return [process.wait() for process in start_ranks([arguments] * 2, [cwd] * 2, **more)]
 
 
 def two_ranks_of(
     arguments: list[Sequence[str]], cwd: list[Path]
 ) -> list[subprocess.CompletedProcess]:
     """The same of processes that are started differently by mistake."""
+    return [process.wait() for process in start_ranks(arguments, cwd)]
+
+
+def start_ranks(arguments: list[Sequence[str]], cwd: list[Path], **more: str) -> list[Started]:
+    """Two processes that work together, each with its arguments and its working directory."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
-    started = [
+    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", **more}
+    return [
         Started(*words, cwd=folder, **shared, RANK=str(rank), LOCAL_RANK=str(rank))
         for rank, (words, folder) in enumerate(zip(arguments, cwd, strict=True))
     ]
-    return [process.wait() for process in started]

@@ -237,7 +237,7 @@ def test_evaluated_it_is_compared_with_its_own_first_weights(here, command):
         selfsight_pretrain(here)
     first = encoder_bytes(here / "runs/a", "initial.safetensors")
     assert encoder_bytes(here / "runs/a") != first
-    done = command("linear", "runs/a", *NAMES[1:], "--run", "results", cwd=here)
+    done = command("knn", "runs/a", *NAMES[1:], "--run", "results", cwd=here)
     assert done.returncode == 0, done.stderr
     records = {record["evaluated"]: record for record in read_results(here / "results")}
     untrained = read_network(here / "runs/a/initial.safetensors")
@@ -268,7 +268,9 @@ def installed(here, monkeypatch):
         entry("method", "gone", "no_such_module:Mine"),
     ]
     monkeypatch.setattr(own, "entry_points", lambda group: [e for e in entries if e.group == group])
-    return entries
+    own._entries.cache_clear()
+    yield entries
+    own._entries.cache_clear()
 
 
 def test_a_package_registers_parts(installed):
@@ -288,5 +290,6 @@ def test_a_package_registers_parts(installed):
 
 def test_one_name_of_two_packages_is_refused(installed):
     installed.append(entry("method", "mine", "other:Mine"))
+    own._entries.cache_clear()
     with pytest.raises(UserError, match=r"method.name=mine: several packages register it"):
         compose("digits/simclr", ["method.name=mine"])

@@ -18,19 +18,20 @@ from selfsight.train.hooks import Hook
 
 def pretrain(
     config: str | os.PathLike[str] | RunConfig | None = None,
+    quiet: bool = False,
     *,
     run: str | os.PathLike[str] | None = None,
     method: str | Mapping[str, Any] | type[Method] | None = None,
     backbone: str | Mapping[str, Any] | nn.Module | Callable[..., nn.Module] | None = None,
     data: Any = None,
     hooks: Sequence[Hook] = (),
-    quiet: bool = False,
     **keys: Any,
 ) -> Run:
     """Pretrain an encoder; a run that was stopped continues when the call is repeated.
 
     Args:
         config: a recipe's name, a YAML file, or a configuration that `compose` made.
+        quiet: print no progress.
         run: the run's folder (default: runs/<recipe>).
         method: a name, or a class that derives from `selfsight.methods.Method`.
         backbone: a name, or an encoder (B, 3, s, s) -> (B, D): a module, which is copied and stays
@@ -38,7 +39,6 @@ def pretrain(
         data: the path of images, keys below `data`, or a data set that is read by index: of PIL
             images or uint8 arrays, or of (image, label). {"train": ..., "test": ...} has two.
         hooks: functions that are called while it trains, see `selfsight.every`.
-        quiet: print no progress.
         keys: keys of the configuration, as on the command line: `epochs=50`,
             `optimizer={"lr": 0.1}`, `**{"optimizer.lr": 0.1}`.
     Raises: UserError for a mistake, as the command `selfsight pretrain`.

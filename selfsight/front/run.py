@@ -53,6 +53,10 @@ class Run(os.PathLike[str]):
 
     __str__ = __fspath__
 
+    def __truediv__(self, name: str) -> Path:
+        """A file in the run's folder."""
+        return self.path / name
+
     def __repr__(self) -> str:
         return f"Run({str(self.path)!r})"
 

@@ -7,6 +7,7 @@ its gradient (which DistributedDataParallel computes), is that of one rank with 
 from selfsight.losses.contrast import batch_info_nce, dcl, info_nce, nt_xent, sup_con
 from selfsight.losses.masked import mae, masked_cross_entropy, masked_smooth_l1, simmim
 from selfsight.losses.moments import barlow_twins, sigreg, vicreg
+from selfsight.losses.precision import full_precision as full_precision  # for losses of your own
 from selfsight.losses.prototypes import (
     centre_distance,
     centred_softmax,

@@ -14,7 +14,8 @@ class BarlowTwins(Method):
     """Self-Supervised Learning via Redundancy Reduction (Zbontar et al., ICML 2021, 2103.03230).
 
     >>> import timm, torch
-    >>> method = BarlowTwins(timm.create_model("resnet18", num_classes=0))
+    >>> small = BarlowTwins.Config(hidden_dim=256, output_dim=256)
+    >>> method = BarlowTwins(timm.create_model("resnet18", num_classes=0), small)
     >>> method(*torch.rand(2, 4, 3, 32, 32)).loss.backward()
     """
 

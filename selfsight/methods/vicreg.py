@@ -14,7 +14,8 @@ class VICReg(Method):
     """Variance-Invariance-Covariance Regularization (Bardes et al., ICLR 2022, 2105.04906).
 
     >>> import timm, torch
-    >>> method = VICReg(timm.create_model("resnet18", num_classes=0))
+    >>> small = VICReg.Config(hidden_dim=256, output_dim=256)
+    >>> method = VICReg(timm.create_model("resnet18", num_classes=0), small)
     >>> method(*torch.rand(2, 4, 3, 32, 32)).loss.backward()
     """
 

@@ -85,7 +85,11 @@ class _Case:
     def build(self, double: bool = False) -> Method:
         """The method, always with the same weights."""
         torch.manual_seed(0)
-        built = self.method(self._backbone(), self.config).train()
+        backbone = self._backbone()
+        if not hasattr(backbone, "num_features"):
+            with torch.no_grad():
+                backbone.num_features = backbone(torch.zeros(1, 3, SIZE, SIZE)).shape[1]
+        built = self.method(backbone, self.config).train()
         return built.double() if double else built
 
     def batch(self, step: int, rank: int = 0, world: int = 1, double: bool = False) -> Batch:

@@ -37,7 +37,7 @@ def trained_run(tmp_path_factory):
         content[f"{split}_y"] = source.labels[rows]
     np.savez(folder / "in.npz", **content)
     keys = [f"data.path={folder / 'in.npz'}", "batch_size=40", "max_steps=6"]
-    return selfsight.pretrain(config_of(folder / "a", *keys, method="simclr"), True), content
+    return selfsight.pretrain(config_of(folder / "a", *keys, method="simclr"), True).path, content
 
 
 @pytest.fixture

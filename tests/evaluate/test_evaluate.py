@@ -208,7 +208,9 @@ def test_plain_views_decoded_or_kept_are_the_images():
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    return selfsight.pretrain(config_of(tmp_path_factory.mktemp("runs") / "a", "max_steps=3"), True)
+    return selfsight.pretrain(
+        config_of(tmp_path_factory.mktemp("runs") / "a", "max_steps=3"), True
+    ).path
 
 
 def rewrite(run, path, change) -> None:
@@ -341,7 +343,9 @@ def test_embed_holds_one_batch_at_a_time(run):
 def test_a_colleague_can_read_the_files_of_a_run(tmp_path):
     before = os.umask(0o022)
     try:
-        run = selfsight.pretrain(config_of(tmp_path / "a", "max_steps=1", "save_as=mine"), True)
+        run = selfsight.pretrain(
+            config_of(tmp_path / "a", "max_steps=1", "save_as=mine"), True
+        ).path
     finally:
         os.umask(before)
     files = [path for path in run.rglob("*") if path.is_file()]
@@ -370,7 +374,7 @@ def test_knn_of_a_run(run):
 def test_the_untrained_encoder_is_the_method_before_its_first_step(tmp_path, method):
     """Every method: with a kept head, with fixed positions, with neither; by the file alone."""
     config = config_of(tmp_path / "run", "max_steps=1", method=method)
-    run = selfsight.pretrain(config, True)
+    run = selfsight.pretrain(config, True).path
     expected = weights_hash(build_method(config).backbone)
     alone = tmp_path / "alone" / "encoder.safetensors"
     alone.parent.mkdir()
@@ -401,7 +405,7 @@ def test_an_evaluation_may_run_on_another_device(run, tmp_path):
 def test_an_unfinished_run_is_measured_as_it_stands(tmp_path, capsys, monkeypatch):
     """By its newest checkpoint, or by one that is named; the results say at which step."""
     keys = ["epochs=2", "checkpoint.every_steps=5", "checkpoint.keep=9", "method.output_dim=8"]
-    run = selfsight.pretrain(config_of(tmp_path / "a", *keys), True)
+    run = selfsight.pretrain(config_of(tmp_path / "a", *keys), True).path
     finished = selfsight.knn(run)
     half = shutil.copytree(run, tmp_path / "half")
     for file in ("encoder.safetensors", "results.json"):

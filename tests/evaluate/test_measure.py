@@ -54,7 +54,7 @@ EVALUATIONS = {
 @pytest.fixture(scope="module")
 def trained_run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "a"
-    return selfsight.pretrain(config_of(folder, "epochs=2", method="simclr"), True)
+    return selfsight.pretrain(config_of(folder, "epochs=2", method="simclr"), True).path
 
 
 @pytest.fixture
@@ -103,13 +103,13 @@ def test_an_encoder_pretrained_on_the_test_images_is_refused(tmp_path):
         Image.fromarray(source.read(i)).save(folder / f"{i}.png")
     keys = [f"data.path={tmp_path / 'data'}", "max_steps=1"]
     blind = config_of(tmp_path / "run", *keys, "data.labels=false", method="simclr")
-    run = selfsight.pretrain(blind, True)
+    run = selfsight.pretrain(blind, True).path
     with pytest.raises(UserError, match="25 test images are among the pretraining images"):
         selfsight.knn(run, ["data.labels=true"])
     (record, *_) = selfsight.knn(run, ["data.labels=true", "allow_overlap=true"])
     assert record.overlap["compared_with"] == ["training", "pretraining"]
     assert record.overlap["contents"] == 25
-    honest = selfsight.pretrain(config_of(tmp_path / "b", *keys, method="simclr"), True)
+    honest = selfsight.pretrain(config_of(tmp_path / "b", *keys, method="simclr"), True).path
     assert selfsight.knn(honest)[0].overlap["contents"] == 0
 
 
@@ -519,7 +519,7 @@ def test_weights_of_another_library(tmp_path, monkeypatch):
 
 def test_simclr_v2s_kept_layer_is_evaluated_and_fine_tuned(tmp_path):
     config = config_of(tmp_path / "run", "max_steps=2", method="simclr_v2")
-    run = selfsight.pretrain(config, True)
+    run = selfsight.pretrain(config, True).path
     assert METHODS["simclr_v2"].view_count == (2, 2)
     keys = ["method.layer_decay=0.5", "max_steps=2"]
     (result, untrained) = selfsight.finetune(run, [*QUICK, *keys], quiet=True)
@@ -529,7 +529,7 @@ def test_simclr_v2s_kept_layer_is_evaluated_and_fine_tuned(tmp_path):
 def test_a_transformer_keeps_its_size(tmp_path):
     keys = [*TINY, *heads("mae"), "max_steps=1"]
     config = selfsight.compose("digits/mae", keys, run=str(tmp_path / "run")).config
-    run = selfsight.pretrain(config, True)
+    run = selfsight.pretrain(config, True).path
     with pytest.raises(UserError, match="image_size=32"):
         selfsight.knn(run, ["image_size=32"])
     (result, _) = selfsight.finetune(run, ["max_steps=1", "method.layer_decay=0.65"], quiet=True)

@@ -12,8 +12,8 @@ from selfsight.errors import UserError
 from selfsight.grid import bench as work
 from selfsight.grid.plan import grids, plan, read_grid, title
 from selfsight.interop.cli.processes import COMMAND
-from tests.conftest import TINY, selfsight
-from tests.processes import Started
+from tests.conftest import TINY
+from tests.processes import ForkedCell, Started
 
 GRID = {
     "data": {"digits": {"recipes": "digits", "keys": {"epochs": 1}}},
@@ -37,10 +37,16 @@ def rows(folder) -> dict[tuple[str, str], dict]:
         return {(r["method"], r["seed"]): r for r in csv.DictReader(file)}
 
 
-def test_a_grid_from_nothing_to_its_table(tmp_path):
-    grid = write(tmp_path)
-    command = ["bench", grid, "-o", "out", "--compare", "simclr", "untrained"]
-    assert "[4/4] digits/" in selfsight(*command, cwd=tmp_path).stderr
+@pytest.fixture
+def bench(command, monkeypatch, tmp_path):
+    """`selfsight bench` in this process, its cells in processes that need not import torch."""
+    monkeypatch.setattr(work.subprocess, "Popen", ForkedCell)
+    return lambda *arguments: command("bench", *arguments, "-o", "out", cwd=tmp_path)
+
+
+def test_a_grid_from_nothing_to_its_table(tmp_path, bench):
+    grid = [write(tmp_path), "--compare", "simclr", "untrained"]
+    assert "[4/4] digits/" in bench(*grid).stderr
     table = rows(tmp_path / "out")
     methods = ("untrained", "pixels", "simclr")
     assert table.keys() == {(m, s) for m in methods for s in ("0", "1")}
@@ -52,14 +58,14 @@ def test_a_grid_from_nothing_to_its_table(tmp_path):
     assert table["simclr", "0"]["knn"] != table["simclr", "1"]["knn"]
     # a second call does nothing but print
     before = {p: p.stat().st_mtime_ns for p in (tmp_path / "out" / "cells").rglob("*")}
-    again = selfsight(*command, cwd=tmp_path)
+    again = bench(*grid)
     assert "4 cells, 4 of them done" in again.stderr
     assert "digits knn: simclr/default" in again.stdout
     assert "paired p = " in again.stdout
     assert {p: p.stat().st_mtime_ns for p in (tmp_path / "out" / "cells").rglob("*")} == before
     # a larger grid keeps what is there
     larger = write(tmp_path, "larger.yaml", methods=["simclr", "byol"], seeds=[0])
-    more = selfsight("bench", larger, "-o", "out", cwd=tmp_path)
+    more = bench(larger)
     assert "3 cells, 2 of them done" in more.stderr
     assert ("byol", "0") in rows(tmp_path / "out")
     text = (tmp_path / "out" / "table.md").read_text()
@@ -69,7 +75,7 @@ def test_a_grid_from_nothing_to_its_table(tmp_path):
     assert content["cells"]
 
 
-def test_a_cell_that_fails_is_shown_and_the_others_go_on(tmp_path):
+def test_a_cell_that_fails_is_shown_and_the_others_go_on(tmp_path, bench):
     grid = write(tmp_path, methods=["supcon", "byol"], seeds=[0], protocols=[{"kind": "knn"}])
     # something of no use where the cell's run should be
     jobs = plan(read_grid(str(tmp_path / grid)))
@@ -77,7 +83,7 @@ def test_a_cell_that_fails_is_shown_and_the_others_go_on(tmp_path):
     run = tmp_path / "out" / "cells" / job.folder / "run"
     run.mkdir(parents=True)
     (run / "notes.txt").write_text("mine")
-    done = selfsight("bench", grid, "-o", "out", cwd=tmp_path, check=False)
+    done = bench(grid)
     assert done.returncode == 1
     assert "is not a run folder" in done.stderr
     assert "unfinished: supcon, seed 0" in done.stdout
@@ -87,16 +93,15 @@ def test_a_cell_that_fails_is_shown_and_the_others_go_on(tmp_path):
     assert not table["supcon", "0"]["knn"]
     (run / "notes.txt").unlink()
     run.rmdir()
-    mended = selfsight("bench", grid, "-o", "out", cwd=tmp_path)
+    mended = bench(grid)
     assert "3 cells, 2 of them done" in mended.stderr
     assert rows(tmp_path / "out")["supcon", "0"]["knn"]
 
 
-def test_a_stopped_grid_goes_on(tmp_path):
+def test_a_stopped_grid_goes_on(tmp_path, bench):
     quick = {"seeds": [0], "protocols": [{"kind": "knn"}]}
-    grid = write(tmp_path, **quick, overrides=[*TINY, "epochs=12"])
-    command = ["bench", grid, "-o", "out", "--jobs", "1"]
-    process = Started(*command, cwd=tmp_path)
+    grid = write(tmp_path, **quick, overrides=[*TINY, "epochs=6", "checkpoint.every_steps=1"])
+    process = Started("bench", grid, "-o", "out", "--jobs", "2", cwd=tmp_path)
     while not list(tmp_path.glob("out/cells/*simclr*/run/checkpoints/step-*.pt")):
         assert process.poll() is None, process.wait().stderr
         time.sleep(0.05)
@@ -105,7 +110,7 @@ def test_a_stopped_grid_goes_on(tmp_path):
     assert done.returncode == 128 + signal.SIGTERM
     assert "Resume with: python -m selfsight bench" in done.stderr.splitlines()[-1]
     assert "Traceback" not in done.stderr
-    selfsight(*command, cwd=tmp_path)
+    bench(grid, "--jobs", "1")
     (log,) = (tmp_path / "out").glob("cells/digits-simclr-*/log.txt")
     assert "Continuing after step" in log.read_text()
     assert rows(tmp_path / "out")["simclr", "0"]["knn"]

@@ -137,6 +137,7 @@ def _open_split(
         train, test = hub_splits(name, path, config.labels)
         found = Found(kind, train, [] if test is None else [test])
     elif path is None:
+        _check_kind(config.source)
         raise UserError(f"data.source={config.source} needs data.path=...")
     else:
         found = _locate("path", path, config.source)
@@ -173,12 +174,7 @@ def _open_test(found: Found, config: DataConfig, cache: Path | None, folder: str
 
 def _locate(key: str, text: str, kind: str) -> Found:
     """The kind of a path, what to open for training, and what for testing."""
-    if kind not in ("auto", *KINDS):
-        known = (*SOURCES, *own.registered("data"))
-        raise UserError(
-            f"data.source={kind}: no such source.{near(kind, known)} Known: {', '.join(known)}, or "
-            f"your own as FILE.py:NAME"
-        )
+    _check_kind(kind)
     if is_pattern(text):
         if kind not in ("auto", "webdataset"):
             raise UserError(
@@ -195,6 +191,16 @@ def _locate(key: str, text: str, kind: str) -> Found:
     if not path.exists():
         raise UserError(f"data.{key}={text}: no such file or folder; give the path where it is now")
     return find_splits(key, path, kind)
+
+
+def _check_kind(kind: str) -> None:
+    """Raises: UserError for a source that nobody knows."""
+    if kind not in ("auto", *KINDS):
+        known = (*SOURCES, *own.registered("data"))
+        raise UserError(
+            f"data.source={kind}: no such source.{near(kind, known)} Known: {', '.join(known)}, or "
+            f"your own as FILE.py:NAME"
+        )
 
 
 def is_pattern(text: str) -> bool:
