@@ -25,6 +25,7 @@ test: $(VENV)/.installed-test   ## every test; about eight minutes on two cores
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 
 dist: $(BIN)/uv        ## the wheel and the source archive, in dist/
 	rm -rf dist

@@ -130,12 +130,11 @@ def find(kind: Kind, name: str) -> Part | None:
             f"{key}: is code of your own, which runs only if you name it yourself: add {key} to "
             f"the command (from Python: the keyword {kind}=)"
         )
-    found = _CODE.fullmatch(name)
-    module = _module(found["where"], key)
-    value = module
-    for word in found["name"].split("."):
+    where, _, inside = name.rpartition(":")
+    value = module = _module(where, key)
+    for word in inside.split("."):
         if not hasattr(value, word):
-            raise UserError(f"{key}: '{found['where']}' defines no '{found['name']}'")
+            raise UserError(f"{key}: '{where}' defines no '{inside}'")
         value = getattr(value, word)
     return _part(kind, name, value, module)
 
@@ -154,7 +153,7 @@ def _entries(kind: Kind, path: tuple[str, ...]) -> tuple[EntryPoint, ...]:
 def part_of(kind: Kind, value: Any) -> Part:
     """An object of the running program as a part, named after its class or function."""
     about = value if inspect.isclass(value) or inspect.isroutine(value) else type(value)
-    name = getattr(about, "__qualname__", type(about).__name__).replace(".<locals>", "")
+    name = str(getattr(about, "__qualname__", type(about).__name__)).replace(".<locals>", "")
     where, code = _where(about), {}
     if not is_code(f"{where}:{name}"):  # a lambda
         name = kind
@@ -226,6 +225,8 @@ def _of_file(where: str) -> Any:
         return _files()[known]
     name = path.stem if path.stem not in sys.modules else f"{path.stem}_{len(_files())}"
     spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise ImportError(f"'{path}' is not a file of Python")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     if str(path.parent) not in sys.path:

@@ -1,6 +1,6 @@
 """A pretrained encoder to use: features of images, prepared as an evaluation prepares them."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,9 @@ class Encoder(nn.Module):
         num_features: width D of its features.
     """
 
-    def __init__(self, backbone: nn.Module, description: dict[str, Any]) -> None:
+    description: dict[str, Any]
+
+    def __init__(self, backbone: Any, description: dict[str, Any]) -> None:
         super().__init__()
         self.backbone, self.description = backbone, description
         self.num_features: int = backbone.num_features
@@ -53,10 +55,10 @@ class Encoder(nn.Module):
         """
         if isinstance(images, Picture) and getattr(images, "ndim", 0) != 4:
             images = [images]
-        first = next(self.backbone.parameters())
+        first = next(self.backbone.parameters(), torch.empty(0))
         size, mean, std = (self.description[key] for key in ("image_size", "mean", "std"))
         found = [torch.empty(0, self.num_features, device=first.device)]
-        pictures = iter(images)
+        pictures: Iterator[Any] = iter(images)  # type: ignore[arg-type]  # an array gives images
         while batch := list(islice(pictures, batch_size)):
             views = [_evaluation_view(self._pixels(image), size) for image in batch]
             x = augment.normalize(torch.cat(views).to(first.device), mean, std)

@@ -195,7 +195,7 @@ def _of_module(
 ) -> list[Result]:
     about: dict[str, Any] = {}
     if isinstance(module, FrozenEncoder):
-        module, about = module.backbone, module.description
+        about, module = module.description, module.backbone
     part = own.part_of("backbone", module)
     with (
         own.given([*parts, part]),

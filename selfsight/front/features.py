@@ -48,8 +48,9 @@ def measure_features(
     metrics = measure(x, labels[0], x_test, labels[1], config, pick_device(config.device))
     cost = {"seconds": round(time.perf_counter() - began, 3)}
     counts = {"train": len(x), "test": len(x_test)}
-    record = (metrics, settings, config.seed, cost, None, counts, {}, __version__)
-    result = Result(protocol, protocol, VERSIONS[protocol], "features", *record)
+    version = VERSIONS[protocol]
+    made: Any = (config.seed, cost, None, counts, {}, __version__)
+    result = Result(protocol, protocol, version, "features", metrics, settings, *made)
     if folder is not None:
         Path(folder).mkdir(parents=True, exist_ok=True)
         store(Path(folder), [result])

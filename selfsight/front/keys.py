@@ -24,8 +24,10 @@ def read_keys(
         keys: by dotted keys, or nested: `{"optimizer.lr": 0.1}` or `{"optimizer": {"lr": 0.1}}`.
         method, backbone, data: a name or path, keys below it, or an object of the caller's.
     """
-    overrides, parts = [], []
-    for kind, value in (("method", method), ("backbone", backbone), ("data", data)):
+    overrides: list[str] = []
+    parts: list[own.Part] = []
+    given: dict[own.Kind, Any] = {"method": method, "backbone": backbone, "data": data}
+    for kind, value in given.items():
         if value is None:
             continue
         if _is_object(kind, value):

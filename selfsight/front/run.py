@@ -104,9 +104,9 @@ class Run(os.PathLike[str]):
 
     def _repr_html_(self) -> str:
         """A short table, for notebooks."""
-        config, records = self.config(), self.metrics()
-        rows = [("run", str(self)), ("method", config.method.name)]
-        rows.append(("encoder", config.backbone.name))
+        names, records = self.config().tree(), self.metrics()
+        rows = [("run", str(self)), ("method", names["method"]["name"])]
+        rows.append(("encoder", names["backbone"]["name"]))
         if records:
             last = records[-1]
             rows.append(("step", f"{last['step']:,} (epoch {last['epoch']:g})"))

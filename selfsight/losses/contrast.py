@@ -46,9 +46,9 @@ class _Contrast(torch.autograd.Function):
                 continue
             residual = weights.div_(sums)  # softmax - one-hot of the positive
             residual.scatter_add_(1, p, residual.new_full(p.shape, -1.0))
-            if to_anchors:
+            if grad_anchors is not None:
                 torch.mm(residual, keys, out=grad_anchors[part])
-            if to_keys:
+            if grad_keys is not None:
                 grad_keys.addmm_(residual.T, a)
         ctx.save_for_backward(grad_anchors, grad_keys)
         ctx.scale = 1 / (len(anchors) * temperature)

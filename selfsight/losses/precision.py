@@ -2,14 +2,16 @@
 
 from collections.abc import Callable
 from functools import wraps
-from typing import Any
+from typing import Any, ParamSpec
 
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
+P = ParamSpec("P")
 
-def full_precision(loss: Callable[..., Tensor]) -> Callable[..., Tensor]:
+
+def full_precision(loss: Callable[P, Tensor]) -> Callable[P, Tensor]:
     """Convert half-precision inputs to float32 and turn autocast off; float64 is not changed.
 
     Tensors may be positional or keyword arguments, alone or in lists.
@@ -22,12 +24,12 @@ def full_precision(loss: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """
 
     @wraps(loss)
-    def wrapper(*args: Any, **kwargs: Any) -> Tensor:
+    def wrapper(*args: P.args, **kwargs: P.kwargs) -> Tensor:
         given = (args, kwargs)
         device = next(x.device.type for x in tree_leaves(given) if isinstance(x, Tensor))
         with torch.autocast(device, enabled=False):
-            args, kwargs = tree_map(_widen, given)
-            return loss(*args, **kwargs)
+            wide, named = tree_map(_widen, given)
+            return loss(*wide, **named)
 
     return wrapper
 

@@ -9,7 +9,7 @@ from selfsight.methods.ibot import IBOT
 from selfsight.methods.ijepa import IJEPA
 from selfsight.methods.lejepa import LeJEPA
 from selfsight.methods.mae import MAE
-from selfsight.methods.method import Batch, Method, MethodConfig, Output
+from selfsight.methods.method import Backbone, Batch, Method, MethodConfig, Output
 from selfsight.methods.moco import MoCoV1, MoCoV2
 from selfsight.methods.moco_v3 import MoCoV3
 from selfsight.methods.nnclr import NNCLR
@@ -44,5 +44,5 @@ METHODS: dict[str, type[Method]] = {
     "ibot": IBOT,
     "lejepa": LeJEPA,
 }
-__all__ = ["METHODS", "Batch", "Method", "MethodConfig", "Output"]
+__all__ = ["METHODS", "Backbone", "Batch", "Method", "MethodConfig", "Output"]
 __all__ += [method.__name__ for method in METHODS.values()]

@@ -3,11 +3,10 @@
 from typing import Literal
 
 from pydantic import Field
-from torch import nn
 
 from selfsight import losses
 from selfsight.methods.heads import mlp
-from selfsight.methods.method import Batch, Method, MethodConfig, Output
+from selfsight.methods.method import Backbone, Batch, Method, MethodConfig, Output
 
 
 class BarlowTwins(Method):
@@ -25,12 +24,14 @@ class BarlowTwins(Method):
 
     class Config(MethodConfig):
         name: Literal["barlow_twins"] = "barlow_twins"
-        hidden_dim: int = Field(8192, ge=1)  # width of the projector's two hidden layers
-        output_dim: int = Field(8192, ge=2)  # width of z
-        off_diagonal_weight: float = Field(0.005, ge=0)  # lambda in eq. 1
-        loss_scale: float = Field(1.0, gt=0)  # factor on the loss (the paper's code: 0.024 or 1)
+        hidden_dim: int = Field(default=8192, ge=1)  # width of the projector's two hidden layers
+        output_dim: int = Field(default=8192, ge=2)  # width of z
+        off_diagonal_weight: float = Field(default=0.005, ge=0)  # lambda in eq. 1
+        loss_scale: float = Field(
+            default=1.0, gt=0
+        )  # factor on the loss (the paper's code: 0.024 or 1)
 
-    def __init__(self, backbone: nn.Module, config: Config | None = None) -> None:
+    def __init__(self, backbone: Backbone, config: Config | None = None) -> None:
         config = config or self.Config()
         super().__init__(backbone, config)
         hidden, output = config.hidden_dim, config.output_dim

@@ -3,12 +3,11 @@
 from typing import Literal
 
 from pydantic import Field
-from torch import nn
 
 from selfsight.losses import negative_cosine
 from selfsight.methods.ema import EMA
 from selfsight.methods.heads import mlp
-from selfsight.methods.method import Batch, Method, MethodConfig, Output
+from selfsight.methods.method import Backbone, Batch, Method, MethodConfig, Output
 from selfsight.schedules import cosine
 
 
@@ -26,11 +25,11 @@ class BYOL(Method):
 
     class Config(MethodConfig):
         name: Literal["byol"] = "byol"
-        hidden_dim: int = Field(4096, ge=1)  # hidden width of projector and predictor
-        output_dim: int = Field(256, ge=1)  # width of z and p
-        momentum: float = Field(0.996, ge=0, le=1)  # tau_base; rises to 1 by half a cosine
+        hidden_dim: int = Field(default=4096, ge=1)  # hidden width of projector and predictor
+        output_dim: int = Field(default=256, ge=1)  # width of z and p
+        momentum: float = Field(default=0.996, ge=0, le=1)  # tau_base; rises to 1 by half a cosine
 
-    def __init__(self, backbone: nn.Module, config: Config | None = None) -> None:
+    def __init__(self, backbone: Backbone, config: Config | None = None) -> None:
         config = config or self.Config()
         super().__init__(backbone, config)
         hidden, output = config.hidden_dim, config.output_dim

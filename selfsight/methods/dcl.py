@@ -3,11 +3,11 @@
 from typing import Literal
 
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
 from selfsight import losses
 from selfsight.methods.heads import mlp
-from selfsight.methods.method import Batch, Method, MethodConfig, Output
+from selfsight.methods.method import Backbone, Batch, Method, MethodConfig, Output
 
 
 class DCL(Method):
@@ -24,11 +24,11 @@ class DCL(Method):
 
     class Config(MethodConfig):
         name: Literal["dcl"] = "dcl"
-        hidden_dim: int = Field(2048, ge=1)  # width of the projector's hidden layer
-        output_dim: int = Field(128, ge=1)  # width of z
-        temperature: float = Field(0.1, gt=0)  # tau
+        hidden_dim: int = Field(default=2048, ge=1)  # width of the projector's hidden layer
+        output_dim: int = Field(default=128, ge=1)  # width of z
+        temperature: float = Field(default=0.1, gt=0)  # tau
 
-    def __init__(self, backbone: nn.Module, config: Config | None = None) -> None:
+    def __init__(self, backbone: Backbone, config: Config | None = None) -> None:
         config = config or self.Config()
         super().__init__(backbone, config)
         self.projector = mlp(backbone.num_features, config.hidden_dim, config.output_dim)
@@ -54,7 +54,7 @@ class DCLW(DCL):
 
     class Config(DCL.Config):
         name: Literal["dclw"] = "dclw"
-        sigma: float = Field(0.5, gt=0)  # of the von Mises-Fisher weights
+        sigma: float = Field(default=0.5, gt=0)  # of the von Mises-Fisher weights
 
     def loss(self, z1: Tensor, z2: Tensor) -> Tensor:
         return losses.dcl(z1, z2, self.config.temperature, self.config.sigma)

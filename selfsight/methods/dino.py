@@ -9,7 +9,7 @@ from torch import nn
 from selfsight.losses import centred_softmax, swapped_prediction
 from selfsight.methods.ema import EMA, Center
 from selfsight.methods.heads import CosinePrototypes, encode, mlp
-from selfsight.methods.method import Batch, Method, MethodConfig, Output
+from selfsight.methods.method import Backbone, Batch, Method, MethodConfig, Output
 from selfsight.schedules import cosine, linear
 
 
@@ -29,19 +29,19 @@ class DINO(Method):
 
     class Config(MethodConfig):
         name: Literal["dino"] = "dino"
-        hidden_dim: int = Field(2048, ge=1)  # width of the head's two hidden layers
-        bottleneck_dim: int = Field(256, ge=1)  # width before the last layer
-        output_dim: int = Field(65536, ge=2)  # K
+        hidden_dim: int = Field(default=2048, ge=1)  # width of the head's two hidden layers
+        bottleneck_dim: int = Field(default=256, ge=1)  # width before the last layer
+        output_dim: int = Field(default=65536, ge=2)  # K
         head_norm: bool = False  # batch normalisation in the head (for ResNets)
-        temperature: float = Field(0.1, gt=0)  # the student's
-        teacher_temperature: float = Field(0.04, gt=0)  # at the start
-        final_teacher_temperature: float = Field(0.07, gt=0)  # after the warm-up
-        temperature_warmup: float = Field(0.1, ge=0, le=1)  # linear until it: 30 of 300 epochs
-        center_momentum: float = Field(0.9, ge=0, le=1)  # m in eq. 4
-        momentum: float = Field(0.996, ge=0, le=1)  # the teacher's; rises to 1 by half a cosine
-        freeze_last_layer: float = Field(0.01, ge=0, le=1)  # until this progress: 1 of 100 epochs
+        temperature: float = Field(default=0.1, gt=0)  # the student's
+        teacher_temperature: float = Field(default=0.04, gt=0)  # at the start
+        final_teacher_temperature: float = Field(default=0.07, gt=0)  # after the warm-up
+        temperature_warmup: float = Field(default=0.1, ge=0, le=1)  # linear until 30 of 300 epochs
+        center_momentum: float = Field(default=0.9, ge=0, le=1)  # m in eq. 4
+        momentum: float = Field(default=0.996, ge=0, le=1)  # the teacher's; rises to 1
+        freeze_last_layer: float = Field(default=0.01, ge=0, le=1)  # until then: 1 of 100 epochs
 
-    def __init__(self, backbone: nn.Module, config: Config | None = None) -> None:
+    def __init__(self, backbone: Backbone, config: Config | None = None) -> None:
         config = config or self.Config()
         super().__init__(backbone, config)
         self.head = dino_head(backbone.num_features, config)

@@ -54,6 +54,8 @@ class Center(nn.Module):
     Source: DINO, eq. 4 (arXiv 2104.14294).
     """
 
+    value: Tensor
+
     def __init__(self, dim: int, momentum: float) -> None:
         super().__init__()
         self.momentum = momentum

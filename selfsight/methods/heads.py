@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from selfsight import distributed
+from selfsight.methods.method import Backbone
 
 
 class BatchNorm(nn.BatchNorm1d):
@@ -67,7 +68,7 @@ class EncoderWithProjection(nn.Module):
     Source: SimCLR v2, section 2 (arXiv 2006.10029).
     """
 
-    def __init__(self, backbone: nn.Module, width: int) -> None:
+    def __init__(self, backbone: Backbone, width: int) -> None:
         super().__init__()
         self.backbone = backbone
         self.head = mlp(backbone.num_features, width, width)[:-1]

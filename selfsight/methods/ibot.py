@@ -11,7 +11,7 @@ from selfsight.methods import vit
 from selfsight.methods.dino import DINO, dino_head
 from selfsight.methods.ema import EMA, Center
 from selfsight.methods.heads import encode
-from selfsight.methods.method import Batch, Method, Output
+from selfsight.methods.method import Backbone, Batch, Method, Output
 from selfsight.schedules import cosine, linear
 from selfsight.views.masks import block_mask
 
@@ -33,12 +33,12 @@ class IBOT(Method):
 
     class Config(DINO.Config):
         name: Literal["ibot"] = "ibot"
-        output_dim: int = Field(8192, ge=2)  # K
-        mask_probability: float = Field(0.5, ge=0, le=1)  # that a large view is masked
+        output_dim: int = Field(default=8192, ge=2)  # K
+        mask_probability: float = Field(default=0.5, ge=0, le=1)  # that a large view is masked
         mask_ratio: tuple[float, float] = (0.1, 0.5)  # fraction of its patches, uniform
-        patch_weight: float = Field(1.0, ge=0)  # weight of the patches' loss; the images' has 1
+        patch_weight: float = Field(default=1.0, ge=0)  # of the patches' loss; the images' has 1
 
-    def __init__(self, backbone: nn.Module, config: Config | None = None) -> None:
+    def __init__(self, backbone: Backbone, config: Config | None = None) -> None:
         config = config or self.Config()
         super().__init__(backbone, config)
         vit.require_plain_vit(backbone, config.name)

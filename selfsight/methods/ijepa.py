@@ -11,7 +11,7 @@ from selfsight.losses import masked_smooth_l1
 from selfsight.methods import vit
 from selfsight.methods.ema import EMA
 from selfsight.methods.heads import with_divisor
-from selfsight.methods.method import Batch, Method, MethodConfig, Output
+from selfsight.methods.method import Backbone, Batch, Method, MethodConfig, Output
 from selfsight.schedules import linear
 from selfsight.views.masks import context_and_targets, masked_positions
 
@@ -33,20 +33,20 @@ class IJEPA(Method):
 
     class Config(MethodConfig):
         name: Literal["ijepa"] = "ijepa"
-        predictor_dim: int = Field(384, ge=4)  # width of the predictor
-        predictor_depth: int = Field(6, ge=1)  # blocks (12 for ViT-L and larger)
-        predictor_heads: int = Field(12, ge=1)  # of attention
-        targets: int = Field(4, ge=1)  # M blocks
+        predictor_dim: int = Field(default=384, ge=4)  # width of the predictor
+        predictor_depth: int = Field(default=6, ge=1)  # blocks (12 for ViT-L and larger)
+        predictor_heads: int = Field(default=12, ge=1)  # of attention
+        targets: int = Field(default=4, ge=1)  # M blocks
         target_scale: tuple[float, float] = (0.15, 0.2)  # area of a target, fraction of the view
         target_ratio: tuple[float, float] = (0.75, 1.5)  # height / width of a target
         context_scale: tuple[float, float] = (0.85, 1.0)  # area of the context
-        momentum: float = Field(0.996, ge=0, le=1)  # the teacher's; rises linearly to 1
+        momentum: float = Field(default=0.996, ge=0, le=1)  # the teacher's; rises linearly to 1
 
         @model_validator(mode="after")
         def _heads(self) -> "IJEPA.Config":
             return with_divisor(self, "predictor_heads", "predictor_dim")
 
-    def __init__(self, backbone: nn.Module, config: Config | None = None) -> None:
+    def __init__(self, backbone: Backbone, config: Config | None = None) -> None:
         config = config or self.Config()
         super().__init__(backbone, config)
         vit.require_plain_vit(backbone, config.name, pooled=True)
@@ -88,7 +88,7 @@ def ragged(mask: Tensor) -> tuple[Tensor, Tensor]:
 class Predictor(nn.Module):
     """A narrow transformer: context tokens and one mask token per target patch -> its features."""
 
-    def __init__(self, backbone: nn.Module, config: IJEPA.Config) -> None:
+    def __init__(self, backbone: Backbone, config: IJEPA.Config) -> None:
         from timm.models.vision_transformer import Block
 
         super().__init__()

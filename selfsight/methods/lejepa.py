@@ -4,11 +4,10 @@ from typing import Literal
 
 import torch
 from pydantic import Field, field_validator
-from torch import nn
 
 from selfsight.losses import centre_distance, sigreg
 from selfsight.methods.heads import encode, mlp
-from selfsight.methods.method import Batch, Method, MethodConfig, Output
+from selfsight.methods.method import Backbone, Batch, Method, MethodConfig, Output
 from selfsight.randomness import directions
 
 
@@ -29,11 +28,13 @@ class LeJEPA(Method):
 
     class Config(MethodConfig):
         name: Literal["lejepa"] = "lejepa"
-        hidden_dim: int = Field(2048, ge=1)  # width of the projector's two hidden layers
-        output_dim: int = Field(64, ge=1)  # width of z
-        sigreg_weight: float = Field(0.05, ge=0, le=1)  # lambda; the prediction has 1 - lambda
-        directions: int = Field(1024, ge=1)  # random directions of a step
-        knots: int = Field(17, ge=3)  # points of the integral over [-5, 5]; odd
+        hidden_dim: int = Field(default=2048, ge=1)  # width of the projector's two hidden layers
+        output_dim: int = Field(default=64, ge=1)  # width of z
+        sigreg_weight: float = Field(
+            default=0.05, ge=0, le=1
+        )  # lambda; of the prediction 1 - lambda
+        directions: int = Field(default=1024, ge=1)  # random directions of a step
+        knots: int = Field(default=17, ge=3)  # points of the integral over [-5, 5]; odd
 
         @field_validator("knots")
         @classmethod
@@ -42,7 +43,7 @@ class LeJEPA(Method):
                 raise ValueError(f"knots={knots} is not odd")
             return knots
 
-    def __init__(self, backbone: nn.Module, config: Config | None = None) -> None:
+    def __init__(self, backbone: Backbone, config: Config | None = None) -> None:
         config = config or self.Config()
         super().__init__(backbone, config)
         hidden, output = config.hidden_dim, config.output_dim

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from selfsight import losses
 from selfsight.methods import vit
 from selfsight.methods.heads import with_divisor
-from selfsight.methods.method import Batch, Method, MethodConfig, Output
+from selfsight.methods.method import Backbone, Batch, Method, MethodConfig, Output
 from selfsight.views.masks import masked_positions, random_mask
 
 
@@ -28,19 +28,19 @@ class MAE(Method):
 
     class Config(MethodConfig):
         name: Literal["mae"] = "mae"
-        mask_ratio: float = Field(0.75, gt=0, lt=1)  # fraction of patches hidden from the encoder
+        mask_ratio: float = Field(default=0.75, gt=0, lt=1)  # patches hidden from the encoder
         norm_pix: bool = True  # targets standardised patch by patch
         decoder_dim: int = Field(
-            512, ge=4
+            default=512, ge=4
         )  # width of the decoder; a multiple of 4 and of its heads
-        decoder_depth: int = Field(8, ge=1)  # blocks
-        decoder_heads: int = Field(16, ge=1)  # of attention
+        decoder_depth: int = Field(default=8, ge=1)  # blocks
+        decoder_heads: int = Field(default=16, ge=1)  # of attention
 
         @model_validator(mode="after")
         def _heads(self) -> "MAE.Config":
             return with_divisor(self, "decoder_heads", "decoder_dim")
 
-    def __init__(self, backbone: nn.Module, config: Config | None = None) -> None:
+    def __init__(self, backbone: Backbone, config: Config | None = None) -> None:
         config = config or self.Config()
         super().__init__(backbone, config)
         vit.require_plain_vit(backbone, config.name)
@@ -69,7 +69,7 @@ class Decoder(nn.Module):
         width, depth, heads: of the transformer blocks.
     """
 
-    def __init__(self, backbone: nn.Module, width: int, depth: int, heads: int) -> None:
+    def __init__(self, backbone: Backbone, width: int, depth: int, heads: int) -> None:
         from timm.models.vision_transformer import Block
 
         super().__init__()

@@ -10,7 +10,10 @@ from selfsight.batch import Batch, batch_of
 from selfsight.config import Config
 from selfsight.methods.paper import Paper, paper_in
 
-__all__ = ["Batch", "Method", "MethodConfig", "Output", "Paper"]
+__all__ = ["Backbone", "Batch", "Method", "MethodConfig", "Output", "Paper"]
+# A torch.nn.Module (B, 3, s, s) -> (B, D) with the attribute num_features, D. What else a method
+# may use of it, such as the blocks of a ViT, no type of torch's can say.
+Backbone = Any
 
 
 class MethodConfig(Config):
@@ -67,6 +70,7 @@ class Method(nn.Module, ABC):
     """
 
     Config: ClassVar[type[MethodConfig]] = MethodConfig
+    backbone: Backbone
     config: Any
     default_views: ClassVar[str] = "simclr"
     view_count: ClassVar[tuple[int, int | None]] = (2, 2)
@@ -75,7 +79,7 @@ class Method(nn.Module, ABC):
     couples_images: ClassVar[bool] = False
     remedy: ClassVar[str | None] = "lower optimizer.lr"
 
-    def __init__(self, backbone: nn.Module, config: MethodConfig | None = None) -> None:
+    def __init__(self, backbone: Backbone, config: MethodConfig | None = None) -> None:
         """Args:
         backbone: (B, 3, s, s) -> (B, D), with D as its attribute `num_features`.
         config: an instance of `Config` (default: its defaults).

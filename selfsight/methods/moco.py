@@ -3,12 +3,11 @@
 from typing import Literal
 
 from pydantic import Field
-from torch import nn
 
 from selfsight.losses import info_nce
 from selfsight.methods.ema import EMA
 from selfsight.methods.heads import mlp
-from selfsight.methods.method import Batch, Method, MethodConfig, Output
+from selfsight.methods.method import Backbone, Batch, Method, MethodConfig, Output
 from selfsight.methods.queue import Queue
 
 
@@ -30,13 +29,13 @@ class MoCoV2(Method):
 
     class Config(MethodConfig):
         name: Literal["moco_v2"] = "moco_v2"
-        hidden_dim: int = Field(2048, ge=0)  # width of the projector's hidden layer; 0: none
-        output_dim: int = Field(128, ge=1)  # width of q and k
-        temperature: float = Field(0.2, gt=0)  # tau in eq. 1
-        momentum: float = Field(0.999, ge=0, le=1)  # m in eq. 2
-        queue_size: int = Field(65536, ge=1)  # K keys
+        hidden_dim: int = Field(default=2048, ge=0)  # of the projector's hidden layer; 0: none
+        output_dim: int = Field(default=128, ge=1)  # width of q and k
+        temperature: float = Field(default=0.2, gt=0)  # tau in eq. 1
+        momentum: float = Field(default=0.999, ge=0, le=1)  # m in eq. 2
+        queue_size: int = Field(default=65536, ge=1)  # K keys
 
-    def __init__(self, backbone: nn.Module, config: Config | None = None) -> None:
+    def __init__(self, backbone: Backbone, config: Config | None = None) -> None:
         config = config or self.Config()
         super().__init__(backbone, config)
         hidden = [config.hidden_dim] if config.hidden_dim else []
@@ -71,5 +70,5 @@ class MoCoV1(MoCoV2):
 
     class Config(MoCoV2.Config):
         name: Literal["moco_v1"] = "moco_v1"
-        hidden_dim: int = Field(0, ge=0)
-        temperature: float = Field(0.07, gt=0)
+        hidden_dim: int = Field(default=0, ge=0)
+        temperature: float = Field(default=0.07, gt=0)

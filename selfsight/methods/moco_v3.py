@@ -3,13 +3,12 @@
 from typing import Literal
 
 from pydantic import Field
-from torch import nn
 
 from selfsight.losses import batch_info_nce
 from selfsight.methods import vit
 from selfsight.methods.ema import EMA
 from selfsight.methods.heads import mlp
-from selfsight.methods.method import Batch, Method, MethodConfig, Output
+from selfsight.methods.method import Backbone, Batch, Method, MethodConfig, Output
 from selfsight.schedules import cosine
 
 
@@ -29,13 +28,13 @@ class MoCoV3(Method):
 
     class Config(MethodConfig):
         name: Literal["moco_v3"] = "moco_v3"
-        hidden_dim: int = Field(4096, ge=1)  # hidden width of projector and predictor
-        output_dim: int = Field(256, ge=1)  # width of q and k
-        temperature: float = Field(0.2, gt=0)  # tau in eq. 1 (ResNet-50: 1.0)
-        momentum: float = Field(0.99, ge=0, le=1)  # m; rises to 1 by half a cosine
+        hidden_dim: int = Field(default=4096, ge=1)  # hidden width of projector and predictor
+        output_dim: int = Field(default=256, ge=1)  # width of q and k
+        temperature: float = Field(default=0.2, gt=0)  # tau in eq. 1 (ResNet-50: 1.0)
+        momentum: float = Field(default=0.99, ge=0, le=1)  # m; rises to 1 by half a cosine
         freeze_patch_embed: bool = True  # for ViTs; section 4.2: makes training stable
 
-    def __init__(self, backbone: nn.Module, config: Config | None = None) -> None:
+    def __init__(self, backbone: Backbone, config: Config | None = None) -> None:
         config = config or self.Config()
         super().__init__(backbone, config)
         transformer = hasattr(backbone, "patch_embed")

@@ -5,11 +5,11 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
 from selfsight.losses import batch_info_nce
 from selfsight.methods.heads import mlp
-from selfsight.methods.method import Batch, Method, MethodConfig, Output
+from selfsight.methods.method import Backbone, Batch, Method, MethodConfig, Output
 from selfsight.methods.queue import Queue
 
 
@@ -28,13 +28,13 @@ class NNCLR(Method):
 
     class Config(MethodConfig):
         name: Literal["nnclr"] = "nnclr"
-        hidden_dim: int = Field(2048, ge=1)  # width of the projector's two hidden layers
-        output_dim: int = Field(256, ge=1)  # width of z and p
-        predictor_dim: int = Field(4096, ge=1)  # width of the predictor's hidden layer
-        temperature: float = Field(0.1, gt=0)  # tau in eq. 3
-        queue_size: int = Field(98304, ge=1)  # of the support set Q
+        hidden_dim: int = Field(default=2048, ge=1)  # width of the projector's two hidden layers
+        output_dim: int = Field(default=256, ge=1)  # width of z and p
+        predictor_dim: int = Field(default=4096, ge=1)  # width of the predictor's hidden layer
+        temperature: float = Field(default=0.1, gt=0)  # tau in eq. 3
+        queue_size: int = Field(default=98304, ge=1)  # of the support set Q
 
-    def __init__(self, backbone: nn.Module, config: Config | None = None) -> None:
+    def __init__(self, backbone: Backbone, config: Config | None = None) -> None:
         config = config or self.Config()
         super().__init__(backbone, config)
         hidden, output = config.hidden_dim, config.output_dim

@@ -3,11 +3,10 @@
 from typing import Literal
 
 from pydantic import Field
-from torch import nn
 
 from selfsight.losses import nt_xent
 from selfsight.methods.heads import EncoderWithProjection, mlp
-from selfsight.methods.method import Batch, Method, MethodConfig, Output
+from selfsight.methods.method import Backbone, Batch, Method, MethodConfig, Output
 
 
 class SimCLR(Method):
@@ -24,11 +23,11 @@ class SimCLR(Method):
 
     class Config(MethodConfig):
         name: Literal["simclr"] = "simclr"
-        hidden_dim: int = Field(2048, ge=1)  # width of the projector's hidden layers
-        output_dim: int = Field(128, ge=1)  # width of z
-        temperature: float = Field(0.1, gt=0)  # T in eq. 1
+        hidden_dim: int = Field(default=2048, ge=1)  # width of the projector's hidden layers
+        output_dim: int = Field(default=128, ge=1)  # width of z
+        temperature: float = Field(default=0.1, gt=0)  # T in eq. 1
 
-    def __init__(self, backbone: nn.Module, config: Config | None = None) -> None:
+    def __init__(self, backbone: Backbone, config: Config | None = None) -> None:
         config = config or self.Config()
         super().__init__(backbone, config)
         self.projector = mlp(backbone.num_features, config.hidden_dim, config.output_dim)
@@ -53,6 +52,6 @@ class SimCLRV2(SimCLR):
     class Config(SimCLR.Config):
         name: Literal["simclr_v2"] = "simclr_v2"
 
-    def __init__(self, backbone: nn.Module, config: Config | None = None) -> None:
+    def __init__(self, backbone: Backbone, config: Config | None = None) -> None:
         config = config or self.Config()
         super().__init__(EncoderWithProjection(backbone, config.hidden_dim), config)

@@ -9,7 +9,7 @@ from torch import nn
 from selfsight import losses
 from selfsight.errors import UserError
 from selfsight.methods import vit
-from selfsight.methods.method import Batch, Method, MethodConfig, Output
+from selfsight.methods.method import Backbone, Batch, Method, MethodConfig, Output
 from selfsight.views.masks import random_mask
 
 
@@ -27,10 +27,10 @@ class SimMIM(Method):
 
     class Config(MethodConfig):
         name: Literal["simmim"] = "simmim"
-        mask_ratio: float = Field(0.6, gt=0, lt=1)  # fraction of units that are masked
-        mask_size: int = Field(32, ge=1)  # side of a unit in pixels, a multiple of the patch's
+        mask_ratio: float = Field(default=0.6, gt=0, lt=1)  # fraction of units that are masked
+        mask_size: int = Field(default=32, ge=1)  # side of a unit in pixels, patches' multiple
 
-    def __init__(self, backbone: nn.Module, config: Config | None = None) -> None:
+    def __init__(self, backbone: Backbone, config: Config | None = None) -> None:
         config = config or self.Config()
         super().__init__(backbone, config)
         vit.require_plain_vit(backbone, config.name, pooled=True)

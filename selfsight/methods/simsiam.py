@@ -3,11 +3,10 @@
 from typing import Literal
 
 from pydantic import Field
-from torch import nn
 
 from selfsight.losses import negative_cosine
 from selfsight.methods.heads import mlp
-from selfsight.methods.method import Batch, Method, MethodConfig, Output
+from selfsight.methods.method import Backbone, Batch, Method, MethodConfig, Output
 
 
 class SimSiam(Method):
@@ -24,11 +23,11 @@ class SimSiam(Method):
 
     class Config(MethodConfig):
         name: Literal["simsiam"] = "simsiam"
-        hidden_dim: int = Field(2048, ge=1)  # width of the projector's two hidden layers
-        output_dim: int = Field(2048, ge=1)  # width of z and p
-        predictor_dim: int = Field(512, ge=1)  # the predictor's hidden layer: a bottleneck
+        hidden_dim: int = Field(default=2048, ge=1)  # width of the projector's two hidden layers
+        output_dim: int = Field(default=2048, ge=1)  # width of z and p
+        predictor_dim: int = Field(default=512, ge=1)  # the predictor's hidden layer: a bottleneck
 
-    def __init__(self, backbone: nn.Module, config: Config | None = None) -> None:
+    def __init__(self, backbone: Backbone, config: Config | None = None) -> None:
         config = config or self.Config()
         super().__init__(backbone, config)
         hidden, output = config.hidden_dim, config.output_dim

@@ -3,11 +3,10 @@
 from typing import Literal
 
 from pydantic import Field
-from torch import nn
 
 from selfsight.losses import sup_con
 from selfsight.methods.heads import mlp
-from selfsight.methods.method import Batch, Method, MethodConfig, Output
+from selfsight.methods.method import Backbone, Batch, Method, MethodConfig, Output
 
 
 class SupCon(Method):
@@ -25,11 +24,11 @@ class SupCon(Method):
 
     class Config(MethodConfig):
         name: Literal["supcon"] = "supcon"
-        hidden_dim: int = Field(2048, ge=1)  # width of the projector's hidden layer
-        output_dim: int = Field(128, ge=1)  # width of z
-        temperature: float = Field(0.1, gt=0)  # tau in eq. 2
+        hidden_dim: int = Field(default=2048, ge=1)  # width of the projector's hidden layer
+        output_dim: int = Field(default=128, ge=1)  # width of z
+        temperature: float = Field(default=0.1, gt=0)  # tau in eq. 2
 
-    def __init__(self, backbone: nn.Module, config: Config | None = None) -> None:
+    def __init__(self, backbone: Backbone, config: Config | None = None) -> None:
         config = config or self.Config()
         super().__init__(backbone, config)
         self.projector = mlp(backbone.num_features, config.hidden_dim, config.output_dim)

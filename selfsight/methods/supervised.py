@@ -7,7 +7,7 @@ from pydantic import Field
 from torch import nn
 
 from selfsight.methods.heads import encode
-from selfsight.methods.method import Batch, Method, MethodConfig, Output
+from selfsight.methods.method import Backbone, Batch, Method, MethodConfig, Output
 
 
 class Supervised(Method):
@@ -26,10 +26,10 @@ class Supervised(Method):
 
     class Config(MethodConfig):
         name: Literal["supervised"] = "supervised"
-        classes: int = Field(1000, ge=2)  # number of classes of the data
-        label_smoothing: float = Field(0.0, ge=0, lt=1)
+        classes: int = Field(default=1000, ge=2)  # number of classes of the data
+        label_smoothing: float = Field(default=0.0, ge=0, lt=1)
 
-    def __init__(self, backbone: nn.Module, config: Config | None = None) -> None:
+    def __init__(self, backbone: Backbone, config: Config | None = None) -> None:
         config = config or self.Config()
         super().__init__(backbone, config)
         self.classifier = nn.Linear(backbone.num_features, config.classes)

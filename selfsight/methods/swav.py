@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from selfsight import distributed
 from selfsight.losses import sinkhorn, swapped_prediction
 from selfsight.methods.heads import encode, mlp
-from selfsight.methods.method import Batch, Method, MethodConfig, Output
+from selfsight.methods.method import Backbone, Batch, Method, MethodConfig, Output
 from selfsight.methods.queue import Queue
 
 
@@ -31,19 +31,19 @@ class SwAV(Method):
 
     class Config(MethodConfig):
         name: Literal["swav"] = "swav"
-        hidden_dim: int = Field(2048, ge=1)  # width of the projector's hidden layer
-        output_dim: int = Field(128, ge=1)  # width of z
-        prototypes: int = Field(3000, ge=2)  # K
-        temperature: float = Field(0.1, gt=0)  # tau of the predictions
-        epsilon: float = Field(0.05, gt=0)  # softness of the assignments
-        iterations: int = Field(3, ge=1)  # of Sinkhorn-Knopp
-        queue_size: int = Field(3840, ge=0)  # stored z of each large view; 0: no queue
+        hidden_dim: int = Field(default=2048, ge=1)  # width of the projector's hidden layer
+        output_dim: int = Field(default=128, ge=1)  # width of z
+        prototypes: int = Field(default=3000, ge=2)  # K
+        temperature: float = Field(default=0.1, gt=0)  # tau of the predictions
+        epsilon: float = Field(default=0.05, gt=0)  # softness of the assignments
+        iterations: int = Field(default=3, ge=1)  # of Sinkhorn-Knopp
+        queue_size: int = Field(default=3840, ge=0)  # stored z of each large view; 0: no queue
         queue_start: float = Field(
-            0.075, ge=0, le=1
+            default=0.075, ge=0, le=1
         )  # progress from which it fills: epoch 15 of 200
-        freeze_prototypes: float = Field(0.005, ge=0, le=1)  # until this progress: 1 of 200 epochs
+        freeze_prototypes: float = Field(default=0.005, ge=0, le=1)  # until then: 1 of 200 epochs
 
-    def __init__(self, backbone: nn.Module, config: Config | None = None) -> None:
+    def __init__(self, backbone: Backbone, config: Config | None = None) -> None:
         config = config or self.Config()
         super().__init__(backbone, config)
         self.projector = mlp(backbone.num_features, config.hidden_dim, config.output_dim)

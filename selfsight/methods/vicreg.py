@@ -3,11 +3,10 @@
 from typing import Literal
 
 from pydantic import Field
-from torch import nn
 
 from selfsight import losses
 from selfsight.methods.heads import mlp
-from selfsight.methods.method import Batch, Method, MethodConfig, Output
+from selfsight.methods.method import Backbone, Batch, Method, MethodConfig, Output
 
 
 class VICReg(Method):
@@ -25,13 +24,13 @@ class VICReg(Method):
 
     class Config(MethodConfig):
         name: Literal["vicreg"] = "vicreg"
-        hidden_dim: int = Field(8192, ge=1)  # width of the expander's two hidden layers
-        output_dim: int = Field(8192, ge=2)  # width of z
-        invariance: float = Field(25.0, ge=0)  # weights of the three terms (eq. 6)
-        variance: float = Field(25.0, ge=0)
-        covariance: float = Field(1.0, ge=0)
+        hidden_dim: int = Field(default=8192, ge=1)  # width of the expander's two hidden layers
+        output_dim: int = Field(default=8192, ge=2)  # width of z
+        invariance: float = Field(default=25.0, ge=0)  # weights of the three terms (eq. 6)
+        variance: float = Field(default=25.0, ge=0)
+        covariance: float = Field(default=1.0, ge=0)
 
-    def __init__(self, backbone: nn.Module, config: Config | None = None) -> None:
+    def __init__(self, backbone: Backbone, config: Config | None = None) -> None:
         config = config or self.Config()
         super().__init__(backbone, config)
         hidden, output = config.hidden_dim, config.output_dim

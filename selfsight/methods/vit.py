@@ -4,9 +4,10 @@ import torch
 from torch import Tensor, nn
 
 from selfsight.errors import UserError
+from selfsight.methods.method import Backbone
 
 
-def require_plain_vit(backbone: nn.Module, method: str, pooled: bool = False) -> None:
+def require_plain_vit(backbone: Backbone, method: str, pooled: bool = False) -> None:
     """Raises: UserError if the encoder is not a plain Vision Transformer with added positions.
 
     Args:
@@ -46,7 +47,7 @@ def sincos(rows: int, columns: int, dim: int) -> Tensor:
     return torch.cat([f(a) for a in angles for f in (torch.sin, torch.cos)], dim=1)
 
 
-def fix_positions(backbone: nn.Module) -> None:
+def fix_positions(backbone: Backbone) -> None:
     """Fix the positions: sines and cosines in place of initial ones, zero for a class token; those
     of an encoder with `weights_were_loaded` as they are, since it was trained with them."""
     if getattr(backbone, "weights_were_loaded", False):
@@ -58,7 +59,7 @@ def fix_positions(backbone: nn.Module) -> None:
     backbone.pos_embed = nn.Parameter(table.to(backbone.pos_embed), requires_grad=False)
 
 
-def patches(x: Tensor, backbone: nn.Module) -> Tensor:
+def patches(x: Tensor, backbone: Backbone) -> Tensor:
     """(B, 3, H, W) -> (B, N, 3 P P): the pixels of each patch."""
     height, width = backbone.patch_embed.patch_size
     x = x.unfold(2, height, height).unfold(3, width, width)  # (B, 3, rows, columns, P, P)
@@ -71,7 +72,7 @@ def pick(tokens: Tensor, at: Tensor) -> Tensor:
 
 
 def run(
-    backbone: nn.Module,
+    backbone: Backbone,
     x: Tensor,
     *,
     keep: Tensor | None = None,
@@ -112,6 +113,6 @@ def attention_mask(real: Tensor, prefix: int = 0) -> Tensor:
     return torch.zeros(real.shape, device=real.device).masked_fill(~real, -torch.inf)[:, None, None]
 
 
-def pool(backbone: nn.Module, tokens: Tensor) -> Tensor:
+def pool(backbone: Backbone, tokens: Tensor) -> Tensor:
     """Tokens (B, prefix + N, D) -> features (B, D), as in the encoder's own forward."""
     return backbone.forward_head(tokens, pre_logits=True)

@@ -139,7 +139,7 @@ def _gradients(case: _Case) -> Iterator[str]:
     for key, parameter in method.named_parameters():
         if parameter.requires_grad and parameter.grad is None:
             yield f"none in {key}; use it in the loss, or set requires_grad=False"
-        elif parameter.requires_grad and not parameter.grad.isfinite().all():
+        elif parameter.grad is not None and not parameter.grad.isfinite().all():
             yield f"not finite in {key}"
 
 
@@ -216,17 +216,16 @@ def _ranks(case: _Case) -> Iterator[str]:
             if what == "gradients":
                 values = [sum(values) / 2]
             scale = expected.abs().max().item()
-            error = max((value - expected).abs().max().item() for value in values)
-            if error > ROUNDING * max(scale, 0.01):
-                yield f"{what} of {key} differ by {error:.2g} from those of one process"
+            most = max((value - expected).abs().max().item() for value in values)
+            if most > ROUNDING * max(scale, 0.01):
+                yield f"{what} of {key} differ by {most:.2g} from those of one process"
 
 
 def _measured(case: _Case, rank: int, world: int) -> dict[str, Any]:
     """Loss and gradients of a first step, and the state after a few, in float64."""
-    part = {"rank": rank, "world": world, "double": True}
     method = case.build(double=True)
     torch.manual_seed(0)
-    output = method(case.batch(0, **part))
+    output = method(case.batch(0, rank, world, double=True))
     output.loss.backward()
     gradients = {
         key: parameter.grad.clone()

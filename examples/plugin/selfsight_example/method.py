@@ -3,10 +3,11 @@
 import torch
 import torch.nn.functional as F
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
 from selfsight import Batch, Method, MethodConfig, Output, distributed
 from selfsight.losses import full_precision
+from selfsight.methods import Backbone
 from selfsight.methods.heads import mlp
 
 
@@ -22,7 +23,7 @@ class AlignUniform(Method):
         output_dim: int = Field(128, ge=1)  # width of z
         uniformity: float = Field(1.0, ge=0)  # weight of the second term
 
-    def __init__(self, backbone: nn.Module, config: Config | None = None) -> None:
+    def __init__(self, backbone: Backbone, config: Config | None = None) -> None:
         config = config or self.Config()
         super().__init__(backbone, config)
         self.projector = mlp(backbone.num_features, config.hidden_dim, config.output_dim)
