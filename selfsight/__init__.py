@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from selfsight.batch import Batch as Batch
     from selfsight.encoders.encoder import load_encoder as load_encoder
     from selfsight.errors import UserError as UserError
-    from selfsight.evaluate.protocols import retest as retest
+    from selfsight.evaluate.protocols.retest import retest as retest
     from selfsight.front.evaluation import finetune as finetune
     from selfsight.front.evaluation import knn as knn
     from selfsight.front.evaluation import linear as linear
