@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALL := $(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python -c constraints.txt
 RUN ?= runs/digits-simclr
 
-.PHONY: run setup test lint dist bench clean
+.PHONY: run setup test lint dist bench notebooks clean
 
 ifdef CONFIGER_PATH
 run: setup            ## with CONFIGER_PATH=path/to/pretrain/simclr.ini: run that file; KEYS="epochs=5" over it
@@ -52,6 +52,17 @@ $(VENV)/.installed-test: $(VENV)/.installed
 
 $(VENV)/.installed-bench: $(VENV)/.installed
 	$(INSTALL) -e ".[bench]"
+	touch $@
+
+notebooks: $(VENV)/.installed-notebooks ## run the notebooks; build/notebooks/*.html
+	mkdir -p build/notebooks
+	cd build/notebooks && for file in ../../notebooks/*.py; do \
+	  ../../$(BIN)/jupytext --quiet --from py:percent --to ipynb --output $$(basename $$file .py).ipynb $$file && \
+	  ../../$(BIN)/jupyter nbconvert --log-level WARN --to html --execute $$(basename $$file .py).ipynb || exit 1; \
+	done
+
+$(VENV)/.installed-notebooks: $(VENV)/.installed
+	$(INSTALL) -e ".[notebooks]"
 	touch $@
 
 clean:

@@ -167,6 +167,35 @@ def test_collectives_are_the_identity_with_one_process():
     assert (distributed.world_size(), distributed.rank()) == (1, 0)
 
 
+def alone(rank: int, world: int, folder: str) -> None:
+    """Parts in a loop of one's own: the gradient of a method that is called with tensors."""
+    import selfsight.front.views as front
+
+    if world > 1:
+        dist.init_process_group("gloo", f"file://{folder}/store", world_size=world, rank=rank)
+    pixels = torch.randint(256, (8, 3, 16, 16), generator=torch.Generator().manual_seed(0))
+    own = pixels.to(torch.uint8).chunk(world)[rank]
+    x1, x2 = (view.double() for view in front.Views("simclr-small", size=16)(own))
+    torch.manual_seed(0)
+    method = METHODS["simclr"](TinyEncoder(), METHODS["simclr"].Config(hidden_dim=16)).double()
+    wrapped = DistributedDataParallel(method) if world > 1 else method
+    wrapped(x1, x2).loss.backward()
+    found = {key: p.grad for key, p in method.named_parameters()}
+    torch.save(found, f"{folder}/{world}-{rank}.pt")
+    if world > 1:
+        dist.destroy_process_group()
+
+
+def test_parts_alone_compare_the_images_of_all_processes(tmp_path):
+    """Without an index, images are numbered through the batch of all ranks: the same views."""
+    alone(0, 1, str(tmp_path))
+    in_ranks(alone, str(tmp_path))
+    one, *two = (torch.load(tmp_path / f"{name}.pt") for name in ("1-0", "2-0", "2-1"))
+    for found in two:
+        for key, gradient in one.items():
+            torch.testing.assert_close(found[key], gradient, rtol=1e-8, atol=1e-10)
+
+
 def test_torchrun_trains_on_the_cpu(tmp_path):
     """A real launch: two processes, one run folder, and the same first loss as one process."""
     keys = [*TINY, "max_steps=5", "method={name: moco_v2, queue_size: 256}", "precision=fp32"]

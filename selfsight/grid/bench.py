@@ -1,5 +1,7 @@
 """Run the cells of a grid that have no result yet, on all devices; a failed cell stops no other."""
 
+import contextvars
+import functools
 import json
 import os
 import platform
@@ -15,6 +17,7 @@ from typing import Any
 
 import torch
 
+from selfsight import own
 from selfsight.files import write_json
 from selfsight.grid.cell import read_outcome
 from selfsight.grid.plan import GridConfig, Job, plan
@@ -106,11 +109,13 @@ def _run(
     alive: set[subprocess.Popen] = set()
     errors: dict[str, str] = {}
     stop = threading.Event()
+    context = contextvars.copy_context()  # threads do not know what code the user has named
 
     def one(job: Job) -> str | None:
         device = free.get()
         try:
-            return None if stop.is_set() else _cell(grid, job, folder, device, threads, alive)
+            run = functools.partial(_cell, grid, job, folder, device, threads, alive)
+            return None if stop.is_set() else context.copy().run(run)
         finally:
             free.put(device)
 
@@ -145,7 +150,7 @@ def _cell(
         home / "job.json", {"job": vars(job), "device": device, "protocols": _protocols(grid)}
     )
     # -P: a file random.py in the current folder would replace Python's module
-    command = [sys.executable, "-P", "-m", "selfsight.grid.cell", str(home)]
+    command = [sys.executable, "-P", "-m", "selfsight.grid.cell", str(home), *own.named()]
     environment = {"OMP_NUM_THREADS": str(threads), **os.environ}  # the user's value has precedence
     with (home / "log.txt").open("w", encoding="utf-8") as log:
         # in a session of its own: Ctrl-C then reaches it only through this process, as SIGTERM

@@ -7,6 +7,7 @@ from statistics import fmean
 from typing import Any
 
 from selfsight import config as layers
+from selfsight import own
 from selfsight.errors import UserError, described
 from selfsight.evaluate import protocols as measure
 from selfsight.evaluate.protocols.results import Result
@@ -97,10 +98,11 @@ def _measure(protocol: Protocol, home: str, device: str, job: Job) -> list[Resul
 
 
 def main() -> None:
-    """Exit codes as of a command; the last line in stderr says why a cell failed."""
+    """Exit codes as of a command; the last line in stderr says why a cell failed. Arguments after
+    the folder name the code of the user's own that may run."""
     end_with_parent()
     try:
-        with stopped_by_signals(lambda number: None):
+        with stopped_by_signals(lambda number: None), own.named_in(sys.argv[2:]):
             work(Path(sys.argv[1]))
     except UserError as error:
         print(f"selfsight: {error}", file=sys.stderr)

@@ -197,6 +197,11 @@ def assemble(
     return job
 
 
+def _short(name: str) -> str:
+    """The name of a class, without its file."""
+    return name.rpartition(":")[2]
+
+
 def _last_record(folder: Path, job: Job) -> dict[str, Any]:
     """The last metrics; those of a finished run may have been removed."""
     steps = job.config.steps(job.loader.steps_per_epoch)
@@ -278,7 +283,8 @@ def _announce(config: RunConfig, images: Images, device: torch.device) -> None:
     if optimizer.lr_scaling != "none":
         lr += f" ({optimizer.lr:.4g} per 256 images, {optimizer.lr_scaling})"
     console.print(
-        f"{config.method.name} with {config.backbone.name} on {len(images):,} images ({classes}), "
+        f"{_short(config.method.name)} with {_short(config.backbone.name)} on {len(images):,} "
+        f"images ({classes}), "
         f"{device.type} {pick_precision(config.precision, device)}, "
         f"{lr} -> {config.run}",
         soft_wrap=True,

@@ -19,6 +19,7 @@ from selfsight.data.source import Source, notes
 from selfsight.errors import printable
 from selfsight.files import are_numbers, naming, open_plain, write_text
 from selfsight.locks import check_folder
+from selfsight.train.notebook import NotebookBar
 
 PLAIN_EVERY = 10.0  # seconds between two lines in a pipe
 TIMES = ("epoch", "seconds")  # numbers of every record; others may be null
@@ -118,11 +119,13 @@ class MetricsFile:
 
 
 class Progress:
-    """Progress of long work: a bar in a terminal, in a pipe a line now and then; or nothing."""
+    """Progress of long work: a bar in a terminal or a notebook, in a pipe a line now and then; or
+    nothing."""
 
     def __init__(self, quiet: bool = False) -> None:
         self._quiet, self._what = quiet, ""
         self._bar: Bar | None = None
+        self._notebook: NotebookBar | None = None
 
     def __enter__(self) -> "Progress":
         return self
@@ -138,6 +141,9 @@ class Progress:
         """Name the work, and how much of it was done before."""
         self._what, self._first, self._total = what, done, total
         self._began = self._shown = time.monotonic()
+        if console.is_jupyter and not self._quiet:
+            self._notebook = NotebookBar()
+            return
         if self._quiet or not console.is_terminal:
             return
         if self._bar is None:
@@ -152,12 +158,15 @@ class Progress:
     def update(self, done: int, *words: str) -> None:
         """Show how much is done, and what else is to say, unless something was shown just now."""
         now = time.monotonic()
-        every = BAR_EVERY if self._bar else PLAIN_EVERY
+        every = BAR_EVERY if self._bar or self._notebook else PLAIN_EVERY
         if self._quiet or (done < self._total and now - self._shown < every):
             return
         self._shown = now
         if self._bar:
             self._bar.update(self._task, completed=done, text="  ".join(words))
+            return
+        if self._notebook:
+            self._notebook.update(self._what, self._first, done, self._total, words)
             return
         if done > self._first:  # else nothing was measured
             left = (now - self._began) / (done - self._first) * (self._total - done)

@@ -12,6 +12,7 @@ from selfsight.errors import UserError
 from selfsight.grid import bench as work
 from selfsight.grid.plan import grids, plan, read_grid, title
 from selfsight.interop.cli.processes import COMMAND
+from tests import own_files
 from tests.conftest import TINY
 from tests.processes import ForkedCell, Started
 
@@ -96,6 +97,21 @@ def test_a_cell_that_fails_is_shown_and_the_others_go_on(tmp_path, bench):
     mended = bench(grid)
     assert "3 cells, 2 of them done" in mended.stderr
     assert rows(tmp_path / "out")["supcon", "0"]["knn"]
+
+
+def test_cells_run_the_code_that_the_user_names(tmp_path, bench):
+    """And no other: the grid's file may be somebody else's."""
+    own_files.write(tmp_path)
+    keys = {"epochs": 1, "data.source": "my_data.py:Photos"}
+    data = {"digits": {"recipes": "digits/simclr", "keys": keys}}
+    protocols = [{"kind": "knn", "keys": {"data.source": "my_data.py:Photos"}}]
+    grid = write(tmp_path, data=data, seeds=[0], protocols=protocols)
+    refused = bench(grid)
+    assert refused.returncode == 2
+    assert "is code of your own, which runs only if you name it" in refused.stderr
+    done = bench(grid, "data.source=my_data.py:Photos")
+    assert done.returncode == 0, done.stdout
+    assert rows(tmp_path / "out")["simclr", "0"]["knn"]
 
 
 def test_a_stopped_grid_goes_on(tmp_path, bench):
