@@ -1,6 +1,7 @@
 """What the tests share: real data if it is there, a tiny encoder, commands as real processes."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from tests.processes import Started
 ROOT = Path(__file__).parent.parent
 SHARED = ROOT.parent / "shared"
 
+os.environ.pop("SELFSIGHT_RECIPES", None)  # the shipped recipes are tested
 torch.set_num_threads(1)  # the tests run in two processes on two cores
 settings.register_profile("repeatable", derandomize=True, database=None, deadline=None)
 settings.load_profile("repeatable")

@@ -1,6 +1,7 @@
 """The floors of the house: a file imports only from floors below, and never in a circle."""
 
 import ast
+import functools
 import graphlib
 import subprocess
 import sys
@@ -82,6 +83,7 @@ def imports(path: Path, package: Path) -> set[str]:
     return {name.removeprefix(f"{root}.") for name in found if name != root}
 
 
+@functools.cache
 def graph(package: Path) -> dict[str, set[str]]:
     return {name_of(p, package): imports(p, package) for p in sorted(package.rglob("*.py"))}
 
@@ -125,15 +127,20 @@ def test_files_import_from_below():
     ],
 )
 def test_a_planted_import_is_found(tmp_path, file, line, found):
+    """In a copy of the file, which takes its place among the others."""
+    modules = graph(PACKAGE)
+    before = wrong_imports(modules)
     package = tmp_path / "selfsight"
-    for path in PACKAGE.rglob("*.py"):
+    for path in PACKAGE.rglob("*.py"):  # what is imported is looked up among them
         copy = package / path.relative_to(PACKAGE)
         copy.parent.mkdir(parents=True, exist_ok=True)
-        copy.write_text(path.read_text(encoding="utf-8"), encoding="utf-8")
-    before = wrong_imports(graph(package))
-    with (package / file).open("a", encoding="utf-8") as planted:
-        planted.write(f"\n{line}\n")
-    new = [line for line in wrong_imports(graph(package)) if line not in before]
+        copy.touch()
+    planted = package / file
+    planted.write_text(
+        f"{(PACKAGE / file).read_text(encoding='utf-8')}\n{line}\n", encoding="utf-8"
+    )
+    modules = {**modules, name_of(planted, package): imports(planted, package)}
+    new = [line for line in wrong_imports(modules) if line not in before]
     assert len(new) == bool(found)
     assert all(found in line for line in new)
 

@@ -20,7 +20,7 @@ def test_a_notebook_runs(path, tmp_path, monkeypatch):
     for cell in cells:
         if cell.cell_type == "code":
             code = re.sub(r"^epochs = \d+", "epochs = 1", cell.source, flags=re.MULTILINE)
-            code = re.sub(r"seeds = .*\(0, 1, 2\)", lambda m: m[0].replace(", 2", ""), code)
+            code = code.replace('"byol", "vicreg"), (0, 1, 2)', '"byol"), (0, 1)')
             exec(compile(code, str(path), "exec"), names)
 
 

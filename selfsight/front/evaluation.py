@@ -193,6 +193,8 @@ def _of_module(
     folder: str | None,
     parts: list[own.Part],
 ) -> list[Result]:
+    if folder is None and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UserError(f"{protocol}: several processes measure a module; give folder=, for all")
     about: dict[str, Any] = {}
     if isinstance(module, FrozenEncoder):
         about, module = module.description, module.backbone

@@ -1,6 +1,7 @@
 """The shipped recipes: each runs, in small; states nothing twice; and says what the papers say."""
 
 import math
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -229,3 +230,56 @@ def test_views_fit_the_encoder_in_full_size(name):
     unit = getattr(config.method, "mask_size", patch)
     assert unit % patch == 0
     assert max(group.size for group in config.views) % unit == 0
+
+
+# Recipes of the user's own ------------------------------------------------------------------------
+
+
+def test_recipes_of_ones_own_are_listed_and_based_on_each_other(tmp_path, monkeypatch, command):
+    monkeypatch.chdir(tmp_path)
+    before = recipes()
+    folder = tmp_path / "recipes" / "mine"
+    folder.mkdir(parents=True)
+    (folder / "short.yaml").write_text("# A short one\nbase: digits/simclr\nepochs: 3\n")
+    (folder / "shorter.yaml").write_text("base: mine/short\nseed: 7\n")
+    assert set(recipes()) - set(before) == {"mine/short", "mine/shorter"}
+    found = compose("mine/shorter")
+    assert (found.config.epochs, found.config.seed) == (3, 7)
+    assert found.config.run == "runs/mine-shorter"
+    assert found.origins.of("epochs") == "recipe mine/short"
+    listed = command("recipes", cwd=tmp_path).stdout
+    assert "A short one (recipes/mine/short.yaml)" in listed
+    # a folder that the variable names, in place of the one beside
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "x.yaml").write_text("base: mine/short\n")
+    monkeypatch.setenv("SELFSIGHT_RECIPES", str(other))
+    with pytest.raises(UserError, match=r"'mine/short': no such recipe or file"):
+        compose("x")
+    monkeypatch.setenv("SELFSIGHT_RECIPES", os.pathsep.join([str(other), "recipes"]))
+    assert compose("x").config.epochs == 3
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("digits/simclr", "epochs: 1\n", "'digits/simclr': several recipes have this name: "),
+        ("a", "base: a\n", "recipes/a.yaml: base=a leads back to this file"),
+        ("b", "base: other.yaml\n", "recipes/b.yaml: base=other.yaml is not a recipe"),
+    ],
+)
+def test_a_recipe_of_ones_own_that_cannot_be_is_named(tmp_path, monkeypatch, name, text, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "other.yaml").write_text("epochs: 1\n")
+    file = tmp_path / "recipes" / f"{name}.yaml"
+    file.parent.mkdir(parents=True)
+    file.write_text(text)
+    with pytest.raises(UserError) as error:
+        compose(name)
+    assert message in str(error.value)
+
+
+def test_a_folder_of_recipes_that_is_not_there_is_named(monkeypatch):
+    monkeypatch.setenv("SELFSIGHT_RECIPES", "/nowhere")
+    with pytest.raises(UserError, match="SELFSIGHT_RECIPES=/nowhere: there is no folder"):
+        recipes()
