@@ -11,6 +11,7 @@ from selfsight.encoders.artifact import INITIAL, encoder_file, is_ours, read_net
 from selfsight.encoders.backbones import build_backbone
 from selfsight.encoders.foreign import load_foreign
 from selfsight.encoders.resample import resampled
+from selfsight.encoders.timm_weights import PREFIX, find_timm
 from selfsight.errors import UserError
 from selfsight.files import Damaged, file_hash
 from selfsight.methods import Method
@@ -77,9 +78,10 @@ def _fill(backbone: nn.Module, weights: str, name: str) -> dict[str, Tensor]:
 
     Returns: the tensors of the head that a method such as SimCLR v2 kept; others have none.
     """
-    path = encoder_file(weights)
+    path = weights_file(weights)
     if not is_ours(path):
-        _say(f"weights={weights}: {load_foreign(path, backbone, resample=True).line()}")
+        kind = "timm" if weights.startswith(PREFIX) else None
+        _say(f"weights={weights}: {load_foreign(path, backbone, kind, resample=True).line()}")
         return {}
     network, head = read_network(path).without_head()
     tensors, made = resampled(network.tensors, backbone)
@@ -87,6 +89,11 @@ def _fill(backbone: nn.Module, weights: str, name: str) -> dict[str, Tensor]:
     if made:
         _say(f"weights={weights}: {made}")
     return head
+
+
+def weights_file(weights: str) -> Path:
+    """The file that the key `weights` names. Raises: UserError if there is none."""
+    return find_timm(weights).file if weights.startswith(PREFIX) else encoder_file(weights)
 
 
 def _fill_head(method: Method, head: dict[str, Tensor], weights: str) -> None:
@@ -114,7 +121,7 @@ def with_hash(config: RunConfig) -> RunConfig:
     if config.weights is None:
         return config
     try:
-        sha = file_hash(encoder_file(config.weights))
+        sha = file_hash(weights_file(config.weights))
     except (OSError, Damaged) as error:
         reason = error.reason if isinstance(error, Damaged) else error.strerror
         raise UserError(f"weights={config.weights}: {reason}") from None

@@ -13,6 +13,7 @@ from selfsight.config import Config, Tree, added, is_inside, may_change
 from selfsight.data.config import with_source
 from selfsight.encoders.artifact import NAMED_BY, named
 from selfsight.encoders.backbones import BackboneConfig
+from selfsight.encoders.timm_weights import PREFIX, find_timm
 from selfsight.errors import UserError
 from selfsight.methods import METHODS
 from selfsight.methods.simclr import SimCLR
@@ -47,7 +48,8 @@ class RunConfig(TrainConfig):
     backbone: BackboneConfig = BackboneConfig()
     method: MethodChoice = SimCLR.Config()
     # the encoder starts with these weights and not at random: a run's folder, an
-    # encoder.safetensors, or a checkpoint of another library
+    # encoder.safetensors, a checkpoint of another library, or timm's: timm:NAME.TAG,
+    # timm:hf-hub:ORG/NAME, timm:local-dir:FOLDER (in the form of the hub)
     weights: str | None = may_change(None)
     weights_sha256: str | None = None  # of that file; filled in when the run starts
     # another run's folder, or a checkpoint in it: continue from its whole state
@@ -87,6 +89,11 @@ class Origins:
 
     def forget(self, section: str) -> None:
         self._records = [(k, o) for k, o in self._records if not is_inside(k, section)]
+
+    def is_below(self, key: str, other: str) -> bool:
+        """Whether a key was set by a layer below the one that set the other key, or by none."""
+        latest = {k: n for n, (k, _) in enumerate(self._records) if k in (key, other)}
+        return key not in latest or (self.of(key) != self.of(other) and latest[key] < latest[other])
 
     def of(self, key: str) -> str:
         return next((o for k, o in reversed(self._records) if is_inside(key, k)), "default")
@@ -131,6 +138,7 @@ def compose(
     tree = layers.fold(tree, overrides, lambda below, above: _lay(below, above, origin, origins))
     if run is not None:
         tree = _lay(tree, {"run": run}, origin, origins)
+    tree = _with_weights(tree, origins)
     if "views" not in tree:
         name = _default_views(tree)
         tree["views"] = preset(name)
@@ -145,6 +153,26 @@ def compose(
         config = config.model_copy(update={"run": folder})
     _check_tag(config)
     return Composed(config, origins)
+
+
+def _with_weights(tree: Tree, origins: Origins) -> Tree:
+    """With timm's weights, the name of their model and its mean and std, unless the layer that
+    names the weights, or a later one, sets them."""
+    weights = tree.get("weights")
+    if not isinstance(weights, str) or not weights.startswith(PREFIX):
+        return tree
+    found = find_timm(weights)
+    if origins.is_below("backbone.name", "weights"):
+        origins.forget("backbone")
+        tree = {key: value for key, value in tree.items() if key != "backbone"}
+        layer = {"backbone": {"name": found.name, "options": found.options}}
+        tree = _lay(tree, layer, f"weights={weights}", origins)
+    colours = {"mean": list(found.mean), "std": list(found.std)}
+    free = {k: v for k, v in colours.items() if origins.is_below(f"data.{k}", "weights")}
+    if free:
+        origins.record({"data": free}, f"weights={weights}")
+        tree = layers.merge(tree, {"data": free})
+    return tree
 
 
 def _class_of(tree: Tree) -> type[RunConfig]:
@@ -165,7 +193,7 @@ def _check_tag(config: RunConfig) -> None:
     ):
         raise UserError(
             f"backbone.name={name}.{tag}: '{tag}' names pretrained weights, and an encoder starts "
-            f"at random; set backbone.name={name}, and weights=FILE to start from weights"
+            f"at random; set weights=timm:{name}.{tag} to start from them, or leave out the tag"
         )
 
 

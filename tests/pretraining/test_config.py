@@ -144,7 +144,7 @@ def test_names_alone_in_files_and_in_evaluations(tmp_path):
 
 def test_a_pretrained_tag_is_refused_for_a_new_run_alone(tmp_path):
     keys = ["backbone.name=resnet18.a1_in1k"]
-    with pytest.raises(UserError, match=r"'a1_in1k' names .* set backbone\.name=resnet18, and wei"):
+    with pytest.raises(UserError, match=r"'a1_in1k' names .* set weights=timm:resnet18.a1_in1k to"):
         compose("digits/simclr", keys, str(tmp_path))
     (tmp_path / "config.yaml").write_text("")
     assert compose("digits/simclr", keys, str(tmp_path)).config.backbone.name == keys[0][14:]
