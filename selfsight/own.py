@@ -229,15 +229,38 @@ def _of_file(where: str) -> Any:
         raise ImportError(f"'{path}' is not a file of Python")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
-    if str(path.parent) not in sys.path:
-        sys.path.append(str(path.parent))
+    folder = str(path.parent)
+    sys.path.insert(0, folder)
     try:
         spec.loader.exec_module(module)
+        _check_imports(module, path)
     except BaseException:
         del sys.modules[name]
         raise
+    finally:
+        sys.path.remove(folder)
+        if folder not in sys.path:
+            sys.path.append(folder)  # for what its functions import later
     _files()[known] = module
     return module
+
+
+def _imported(module: Any) -> Iterator[tuple[str, Path]]:
+    """(first part of its name, file) of each module that a module's names come from."""
+    for item in list(vars(module).values()):
+        about = item if inspect.ismodule(item) else sys.modules.get(_module_name(item))
+        file = getattr(about, "__file__", None)
+        if about is not None and file is not None:
+            yield about.__name__.partition(".")[0], Path(file).resolve()
+
+
+def _check_imports(module: Any, path: Path) -> None:
+    """What a file imports and has beside it is that: a module of the same name may have been
+    loaded from elsewhere before. Raises: UserError if it is another."""
+    for name, file in _imported(module):
+        beside = path.parent / f"{name}.py"
+        if beside != path and beside.is_file() and file != beside.resolve():
+            raise UserError(f"'{path}': imports '{name}', which is '{file}'; rename '{beside}'")
 
 
 @functools.cache
@@ -258,11 +281,7 @@ def _part(kind: Kind, name: str, value: Any, module: Any) -> Part:
     if file is None:
         return Part(kind, name, value)
     folder, files = Path(file).resolve().parent, {Path(file).resolve()}
-    for item in list(vars(module).values()):
-        about = item if inspect.ismodule(item) else sys.modules.get(_module_name(item))
-        other = getattr(about, "__file__", None)
-        if other and Path(other).resolve().parent == folder:
-            files.add(Path(other).resolve())
+    files |= {other for _, other in _imported(module) if other.parent == folder}
     loaded = {path: sha for (path, sha), other in _files().items() if other is module}
     code = {path.name: loaded.get(path) or _hash_of_module(path) for path in sorted(files)}
     return Part(kind, name, value, code, tuple(files))

@@ -131,6 +131,23 @@ def test_a_wrong_name_is_one_line(here, name, message):
     assert bool(rest) == (name == "broken.py:Mine")
 
 
+def test_the_module_beside_a_file_is_the_one_that_it_imports(here, tmp_path_factory):
+    """Not one of the same name elsewhere, even if that was found first."""
+    other = tmp_path_factory.mktemp("other")
+    (other / "helper.py").write_text("def scale(loss):\n    return 9 * loss\n")
+    sys.path.insert(0, str(other))
+    with own.named_in(NAMES):
+        found = own.find("method", "my_method.py:Mine")
+        assert sorted(found.code) == ["helper.py", "my_method.py"]
+        assert sys.modules["helper"].scale(1) == 2
+        # a second folder with a helper of its own, after the first was loaded
+        (other / "my_method.py").write_text(own_files.METHOD)
+    name = f"{other}/my_method.py:Mine"
+    with own.named_in([f"method.name={name}"]), pytest.raises(UserError) as error:
+        own.find("method", name)
+    assert f"imports 'helper', which is '{here / 'helper.py'}'" in str(error.value)
+
+
 def test_its_keys_are_checked(here):
     with own.named_in(NAMES):
         with pytest.raises(UserError, match=r"Unknown key 'method.temprature'. Did you mean"):
