@@ -1,6 +1,7 @@
 """The package in examples/plugin, built and installed apart from this one: its method, encoder and
 images in a run of two processes that is killed, continued and evaluated."""
 
+import importlib
 import json
 import shutil
 import signal
@@ -13,6 +14,7 @@ import pytest
 
 from selfsight.encoders.artifact import read_network
 from selfsight.evaluate.protocols import read_results
+from selfsight.testing import check_method
 from tests.conftest import ROOT, selfsight
 from tests.processes import environment, start_ranks, two_ranks
 from tests.test_dist import BUILD
@@ -46,17 +48,13 @@ def _run(cwd: Path, *command: str | Path, **more: str) -> str:
     return done.stdout
 
 
-def test_it_is_listed_and_keeps_the_contract(site, tmp_path):
-    listed = selfsight("methods", cwd=tmp_path, PYTHONPATH=str(site)).stdout
-    assert "2005.10242" in listed
-    code = (
-        "from selfsight.testing import check_method\n"
-        "from selfsight_example.method import AlignUniform\n"
-        "from selfsight_example.encoder import PatchNet\n"
-        "check_method(AlignUniform, AlignUniform.Config(hidden_dim=16, output_dim=8))\n"
-        "check_method(AlignUniform, AlignUniform.Config(hidden_dim=16, output_dim=8), PatchNet)\n"
-    )
-    _run(tmp_path, sys.executable, "-c", code, PYTHONPATH=str(site))
+def test_it_is_listed_and_keeps_the_contract(site, tmp_path, monkeypatch, command):
+    monkeypatch.syspath_prepend(str(site))
+    assert "2005.10242" in command("methods", cwd=tmp_path).stdout
+    method = importlib.import_module("selfsight_example.method").AlignUniform
+    encoder = importlib.import_module("selfsight_example.encoder").PatchNet
+    for backbone in (None, encoder):
+        check_method(method, method.Config(hidden_dim=16, output_dim=8), backbone)
 
 
 def test_without_the_package_its_names_are_unknown(tmp_path):

@@ -23,7 +23,7 @@ def config(*keys: str, run: str | None = None):
 @pytest.mark.parametrize("in_memory", ["true", "false"])
 def test_parts_add_up(in_memory):
     began = time.perf_counter()
-    found = profile(config(f"data.in_memory={in_memory}"), 2.0)
+    found = profile(config(f"data.in_memory={in_memory}"), 1.2)
     wall = time.perf_counter() - began
     assert list(found.seconds) == list(PARTS)
     total = sum(found.seconds.values())

@@ -80,7 +80,6 @@ def test_a_longer_run_names_both_ways_to_go_on(tmp_path):
     [
         ("epochs=1", ["epochs=2"]),
         ("max_steps=4", ["max_steps=8"]),
-        ("max_steps=4", ["epochs=2"]),
         ("epochs=1", ["epochs=9", "max_steps=8"]),
     ],
 )

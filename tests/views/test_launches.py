@@ -59,8 +59,7 @@ def test_waiting_would_be_seen():
         torch.empty(2, device="cuda").sum().item()
 
 
-@pytest.mark.parametrize("group", [EVERYTHING, FINETUNE], ids=["everything", "finetune"])
-@pytest.mark.parametrize("crop", [True, False], ids=["whole", "crops"])
+@pytest.mark.parametrize(("group", "crop"), [(EVERYTHING, True), (FINETUNE, False)])
 def test_a_view_is_one_graph_whatever_seed_epoch_and_view(group, crop, monkeypatch):
     """Traced as for a GPU, but run as it is: the numbers are those of the CPU's own way."""
     counter = CompileCounterWithBackend("eager")
