@@ -36,17 +36,17 @@ def named(value: Any) -> str:
     >>> named(UserError)
     'UserError (errors.py)'
     """
-    about, file = _definition(value), source_file(value)
+    about, file = definition(value), source_file(value)
     where = file.name if file else getattr(about, "__module__", "?")
     return f"{getattr(about, '__qualname__', about)} ({where})"
 
 
 def source_file(value: Any) -> Path | None:
     """The file of a class or a function, or of an object's class; None for code without one."""
-    if isinstance(value, Path):
+    if value is None or isinstance(value, Path):
         return value
     try:
-        return Path(inspect.getsourcefile(_definition(value)) or "").resolve()
+        return Path(inspect.getsourcefile(definition(value)) or "").resolve()
     except (TypeError, OSError):
         return None
 
@@ -61,7 +61,8 @@ def words(error: BaseException) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 
-def _definition(value: Any) -> Any:
+def definition(value: Any) -> Any:
+    """A class or a function itself, the class of any other object."""
     return value if inspect.isclass(value) or inspect.isroutine(value) else type(value)
 
 

@@ -152,7 +152,7 @@ def _entries(kind: Kind, path: tuple[str, ...]) -> tuple[EntryPoint, ...]:
 
 def part_of(kind: Kind, value: Any) -> Part:
     """An object of the running program as a part, named after its class or function."""
-    about = value if inspect.isclass(value) or inspect.isroutine(value) else type(value)
+    about = blame.definition(value)
     name = str(getattr(about, "__qualname__", type(about).__name__)).replace(".<locals>", "")
     where, code = _where(about), {}
     if not is_code(f"{where}:{name}"):  # a lambda
@@ -160,9 +160,8 @@ def part_of(kind: Kind, value: Any) -> Part:
     with contextlib.suppress(OSError, TypeError):  # code that was typed has no source
         text = inspect.getsource(about)
         code = {f"{where}:{name}": hashlib.sha256(text.encode()).hexdigest()}
-    if not inspect.isclass(value) and hasattr(
-        value, "state_dict"
-    ):  # a module: its class says nothing of its size
+    # a module: its class says nothing of its size
+    if not inspect.isclass(value) and hasattr(value, "state_dict"):
         shapes = [(key, tuple(tensor.shape)) for key, tensor in value.state_dict().items()]
         code[f"{where}:{name} tensors"] = hashlib.sha256(repr(shapes).encode()).hexdigest()
     file = blame.source_file(about)

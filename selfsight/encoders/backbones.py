@@ -91,13 +91,6 @@ def build_backbone(
     return backbone
 
 
-def is_own(config: BackboneConfig) -> bool:
-    """Whether the encoder is not one of timm's."""
-    import timm
-
-    return not timm.is_model(config.name)
-
-
 def _own(config: BackboneConfig, sizes: Mapping[str, int], seed: int) -> nn.Module:
     """An encoder of the user's own. Raises: UserError for a name that nobody knows."""
     part = own.find("backbone", config.name)

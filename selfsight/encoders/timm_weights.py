@@ -4,6 +4,7 @@
 timm and huggingface_hub fetch and cache the files; without a network they come from the cache.
 """
 
+import contextlib
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -86,12 +87,9 @@ def _of_hub(repository: str, weights: str) -> TimmWeights:
 def _fetched(repository: str, name: str, weights: str) -> Path:
     """A file of a repository on the Hugging Face hub: that in the cache, else the newest."""
     from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import LocalEntryNotFoundError
 
-    try:
+    with contextlib.suppress(Exception):  # what is wrong beside the cache, the next call says
         return Path(hf_hub_download(repository, name, local_files_only=True))
-    except LocalEntryNotFoundError:
-        pass
     try:
         return Path(hf_hub_download(repository, name))
     except Exception as error:  # of many libraries: no network, no such repository, a licence

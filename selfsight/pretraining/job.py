@@ -27,7 +27,6 @@ from selfsight.encoders.artifact import (
     save_copy,
     save_encoder,
 )
-from selfsight.encoders.backbones import is_own
 from selfsight.errors import UserError
 from selfsight.files import sealed, write_json
 from selfsight.locks import watched
@@ -41,7 +40,7 @@ from selfsight.pretraining.build import (
 )
 from selfsight.pretraining.check_knn import periodic_knn
 from selfsight.pretraining.config import RunConfig
-from selfsight.pretraining.own_parts import find_method, parts_of
+from selfsight.pretraining.own_parts import find_method, is_own, parts_of
 from selfsight.train.engine import check_sync_batchnorm, fit
 from selfsight.train.folder import (
     BAD_IMAGES,
@@ -164,7 +163,7 @@ def _begin(job: Job, data: dict[str, Any], extend: bool) -> None:
     claim(folder, job.config)
     if not has_trained(folder) or not (folder / DATA).exists():
         write_json(folder / DATA, sealed(data))
-    if is_own(job.config.backbone) and not (folder / INITIAL).exists():
+    if is_own("backbone", job.config.backbone.name) and not (folder / INITIAL).exists():
         start = job.description() | {"pretrained_on": {"images": 0, "epochs": 0}}
         save_encoder(folder, job.method.backbone, start, INITIAL)
     if not (folder / FILE).exists():  # so that its checkpoints can be evaluated

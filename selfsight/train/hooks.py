@@ -1,7 +1,6 @@
 """Functions that the loop calls every few steps or epochs; what they measure is logged."""
 
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,9 @@ from selfsight.errors import UserError
 from selfsight.methods.method import Method
 
 # Keys of metrics.jsonl that the loop itself writes.
-RESERVED = ("step", "epoch", "loss", "lr", "images_per_second", "seconds", "probe_top1")
+RESERVED = {"step", "epoch", "loss", "lr", "images_per_second", "seconds", "probe_top1"}
+RESERVED |= {"feature_std", "feature_rank", "embedding_std", "embedding_rank"}
+RESERVED |= {"alignment", "uniformity"}
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,20 @@ class Hook:
                 metrics[name] = float(value.detach() if isinstance(value, torch.Tensor) else value)
             except (TypeError, ValueError):
                 raise UserError(f"{where}: {name}={value!r:.60} is not a number") from None
-        return {name: value for name, value in metrics.items() if not math.isnan(value)}
+        return metrics
+
+
+def call_all(hooks: Iterable[Hook], state: RunState) -> dict[str, float]:
+    """The metrics of all hooks. Raises: UserError if two return one of the same name."""
+    metrics: dict[str, float] = {}
+    for hook in hooks:
+        found = hook.call(state)
+        twice = sorted(found.keys() & metrics.keys())
+        if twice:
+            where = blame.named(hook.function)
+            raise UserError(f"{where}: returned {twice[0]!r}, as another hook did; rename it")
+        metrics |= found
+    return metrics
 
 
 def every(function: Function, *, steps: int = 0, epochs: int = 0) -> Hook:

@@ -27,9 +27,8 @@ class OptimizerConfig(Config):
     betas: tuple[float, float] = (0.9, 0.999)  # adamw, lamb
     trust_coefficient: float = Field(0.001, gt=0)  # lars
     clip_trust: bool = False  # lars: no tensor's rate is above lr, as in LARC
-    options: dict[str, Any] = added(
-        {}
-    )  # timm:NAME: further arguments, such as {betas: [0.9, 0.98]}
+    # timm:NAME: further arguments, such as {betas: [0.9, 0.98]}
+    options: dict[str, Any] = added({})
 
     @field_validator("name")
     @classmethod

@@ -19,7 +19,7 @@ from selfsight.train.checkpoint import Checkpoints, Part, misfit
 from selfsight.train.collapse import CollapseMonitor
 from selfsight.train.config import TrainConfig
 from selfsight.train.events import SILENT, Events
-from selfsight.train.hooks import Hook, RunState
+from selfsight.train.hooks import Hook, RunState, call_all
 from selfsight.train.loader import ViewLoader
 from selfsight.train.log import MetricsFile, TrainingProgress, console, say
 from selfsight.train.loggers import LogConfig, Logger, open_loggers
@@ -243,7 +243,7 @@ class Session:
         epoch = done / self.loader.steps_per_epoch
         state = RunState(done, self.steps, epoch, self.method, self.folder, self._device)
         self.method.eval()
-        values = {name: value for hook in hooks for name, value in hook.call(state).items()}
+        values = call_all(hooks, state)
         self.method.train()
         return values
 

@@ -95,11 +95,10 @@ def _steps(optimizer: Optimizer, parameters: list[nn.Parameter], steps: range) -
 
 def _hidden(optimizer: Optimizer) -> bytes:
     """What an optimizer holds beside its state and its groups, such as a random generator."""
-    found = {}
-    for key, value in vars(optimizer).items():
-        if key not in ("state", "param_groups", "defaults") and not key.startswith("_optimizer"):
-            try:
-                found[key] = pickle.dumps(value)
-            except Exception:  # functions of torch's own, the same at all times
-                continue
+    known = ("state", "param_groups", "defaults")
+    found = {
+        key: value
+        for key, value in vars(optimizer).items()
+        if key not in known and not key.startswith("_optimizer") and not callable(value)
+    }
     return pickle.dumps(found)

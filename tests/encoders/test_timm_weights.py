@@ -7,7 +7,6 @@ import timm
 import torch
 from timm.models import save_for_hf
 
-from selfsight.encoders import timm_weights
 from selfsight.encoders.timm_weights import find_timm
 from selfsight.errors import UserError
 from selfsight.pretraining.build import build_method, with_hash
@@ -134,6 +133,7 @@ def test_the_cache_is_enough(cache, kind):
             "test_resnet.r160_in1k into a folder, and set weights=timm:local-dir:FOLDER",
         ),
         ("timm:hf-hub:someone/else", "'config.json' of 'someone/else' is not in the cache"),
+        ("timm:hf-hub:no repository", "'config.json' of 'no repository' is not in the cache"),
         ("timm:test_vit.r160_in1", "timm has no such weights. Did you mean 'test_vit.r160_in1k'"),
         ("timm:no_such_model", "timm has no such weights"),
         ("timm:resnet10", "timm has no such weights"),
@@ -160,4 +160,3 @@ def test_a_folder_with_another_description_is_refused(folder, tmp_path, text):
 def test_a_tag_alone_is_refused_with_the_remedy():
     with pytest.raises(UserError, match=r"set weights=timm:resnet18.a1_in1k to start from them"):
         compose("digits/simclr", ["backbone.name=resnet18.a1_in1k"])
-    assert timm_weights.PREFIX == "timm:"

@@ -333,6 +333,8 @@ def test_a_hook_is_called_and_what_it_returns_is_logged():
     [
         (lambda state: 3, "returned a int; return a dict or None"),
         (lambda state: {"loss": 3}, "returned 'loss', which the loop writes; rename it"),
+        (lambda state: {"feature_std": 3}, "returned 'feature_std', which the loop writes"),
+        (lambda state: {"knn": 3}, "returned 'knn', as another hook did; rename it"),
         (lambda state: {"x": "high"}, "x='high' is not a number"),
         (lambda state: 1 / 0, "in <lambda>: ZeroDivisionError: division by zero"),
     ],
@@ -341,6 +343,12 @@ def test_a_wrong_hook_is_named(function, message):
     hooks = [selfsight.every(function, steps=1)]
     with pytest.raises(UserError, match=message):
         selfsight.pretrain("digits/simclr", run="runs/a", hooks=hooks, **QUICK)
+
+
+def test_a_metric_that_is_not_finite_is_null_and_not_left_out():
+    hooks = [selfsight.every(lambda state: {"odd": float("nan")}, steps=4)]
+    run = selfsight.pretrain("digits/simclr", run="runs/a", hooks=hooks, **QUICK)
+    assert run.metrics()[-1]["odd"] is None
 
 
 @pytest.mark.parametrize("when", [{}, {"steps": 2, "epochs": 1}, {"steps": -1}])

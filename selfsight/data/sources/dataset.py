@@ -45,6 +45,7 @@ class Dataset:
                 f"define __getitem__ and __len__"
             )
         self._dataset, self._where = dataset, where
+        self._files = [blame.source_file(dataset)]  # once: looking it up takes longer than a read
         self._name = f"{where.removeprefix('data.source=')} {split}".strip()
         safe = getattr(dataset, "thread_safe", False)
         self._lock = contextlib.nullcontext() if safe else threading.Lock()
@@ -64,7 +65,7 @@ class Dataset:
         image = item[0] if _is_pair(item) else item
         if isinstance(image, bytes):
             return image
-        with blame.blamed([self._dataset]):
+        with blame.blamed(self._files):
             if isinstance(image, Image.Image):
                 return np.array(to_rgb(image, decoding(self)))
         return self._pixels(image, i)
@@ -73,7 +74,7 @@ class Dataset:
         return f"{self._name} {i}"
 
     def _item(self, i: int) -> Any:
-        with self._lock, blame.blamed([self._dataset]):
+        with self._lock, blame.blamed(self._files):
             return self._dataset[i]
 
     def _pixels(self, image: Any, i: int) -> np.ndarray:
