@@ -33,6 +33,8 @@ class DataConfig(Config):
     # (lowest, highest) value of images with more than 8 bits, which become 0 and 255 (default: what
     # the bits of the training images allow)
     range: tuple[float, float] | None = added(None)
+    # of an image: 1 (gray), 3 (RGB), or 2 to 32 bands
+    channels: int = added(3, ge=1, le=32)
     max_pixels: int = added(89_478_485, ge=1)  # larger images are refused: decompression bombs
     in_memory: bool | None = None  # decode once and keep (default: equal images up to 96 px)
     workers: int | None = may_change(None, ge=1)  # decoding threads (default: one for each core)
