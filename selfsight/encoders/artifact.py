@@ -27,7 +27,7 @@ from selfsight.encoders.backbones import BackboneConfig, build_backbone
 from selfsight.encoders.description import FORMAT, Budget, parse_description
 from selfsight.errors import UserError, some
 from selfsight.files import Damaged, sealed, write_atomically, write_json
-from selfsight.methods import vit
+from selfsight.methods.positions import fix_positions
 from selfsight.methods.heads import EncoderWithProjection
 
 FILE = "encoder.safetensors"
@@ -224,7 +224,7 @@ class Network:
         width = described.get("backbone_features")
         backbone = build_backbone(config, self.image_size, described["seed"], width)
         if described.get("fixed_positions") and hasattr(backbone, "pos_embed"):
-            vit.fix_positions(backbone)
+            fix_positions(backbone)
         if described.get("head_dim"):
             # the first thing that a method initialises, so the generator starts as in build_method
             with torch.random.fork_rng(devices=[]):

@@ -41,7 +41,7 @@ class IBOT(Method):
     def __init__(self, backbone: Backbone, config: Config | None = None) -> None:
         config = config or self.Config()
         super().__init__(backbone, config)
-        vit.require_plain_vit(backbone, config.name)
+        vit.require_vit(backbone, config.name)
         self.mask_token = nn.Parameter(torch.zeros(backbone.embed_dim))
         self.head = dino_head(backbone.num_features, config)
         self.teacher = EMA(self.backbone, self.head)

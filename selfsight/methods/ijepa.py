@@ -12,6 +12,7 @@ from selfsight.methods import vit
 from selfsight.methods.ema import EMA
 from selfsight.methods.heads import with_divisor
 from selfsight.methods.method import Backbone, Batch, Method, MethodConfig, Output
+from selfsight.methods.positions import fix_positions, sincos
 from selfsight.schedules import linear
 from selfsight.views.masks import context_and_targets, masked_positions
 
@@ -49,8 +50,8 @@ class IJEPA(Method):
     def __init__(self, backbone: Backbone, config: Config | None = None) -> None:
         config = config or self.Config()
         super().__init__(backbone, config)
-        vit.require_plain_vit(backbone, config.name, pooled=True)
-        vit.fix_positions(backbone)
+        vit.require_vit(backbone, config.name, pooled=True)
+        fix_positions(backbone)
         self.predictor = Predictor(backbone, config)
         self.teacher = EMA(backbone)
 
@@ -95,7 +96,7 @@ class Predictor(nn.Module):
         width, heads = config.predictor_dim, config.predictor_heads
         self.embed = nn.Linear(backbone.embed_dim, width)
         self.mask_token = nn.Parameter(torch.randn(width) * 0.02)
-        positions = vit.sincos(*backbone.patch_embed.grid_size, width)
+        positions = sincos(*backbone.patch_embed.grid_size, width)
         self.register_buffer("positions", positions, persistent=False)  # (N, width)
         blocks = (Block(width, heads, qkv_bias=True) for _ in range(config.predictor_depth))
         self.blocks = nn.ModuleList(blocks)

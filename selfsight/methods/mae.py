@@ -10,6 +10,7 @@ from selfsight import losses
 from selfsight.methods import vit
 from selfsight.methods.heads import with_divisor
 from selfsight.methods.method import Backbone, Batch, Method, MethodConfig, Output
+from selfsight.methods.positions import fix_positions, sincos
 from selfsight.views.masks import masked_positions, random_mask
 
 
@@ -43,8 +44,8 @@ class MAE(Method):
     def __init__(self, backbone: Backbone, config: Config | None = None) -> None:
         config = config or self.Config()
         super().__init__(backbone, config)
-        vit.require_plain_vit(backbone, config.name)
-        vit.fix_positions(backbone)
+        vit.require_vit(backbone, config.name)
+        fix_positions(backbone)
         self.decoder = Decoder(
             backbone, config.decoder_dim, config.decoder_depth, config.decoder_heads
         )
@@ -76,7 +77,7 @@ class Decoder(nn.Module):
         self.prefix = backbone.num_prefix_tokens
         self.embed = nn.Linear(backbone.embed_dim, width)
         self.mask_token = nn.Parameter(torch.randn(width) * 0.02)
-        positions = vit.sincos(*backbone.patch_embed.grid_size, width)
+        positions = sincos(*backbone.patch_embed.grid_size, width)
         self.register_buffer("positions", positions, persistent=False)  # (N, width)
         self.blocks = nn.Sequential(*(Block(width, heads, qkv_bias=True) for _ in range(depth)))
         self.norm = nn.LayerNorm(width)

@@ -9,6 +9,7 @@ from selfsight.methods import vit
 from selfsight.methods.ema import EMA
 from selfsight.methods.heads import mlp
 from selfsight.methods.method import Backbone, Batch, Method, MethodConfig, Output
+from selfsight.methods.positions import fix_positions
 from selfsight.schedules import cosine
 
 
@@ -39,8 +40,8 @@ class MoCoV3(Method):
         super().__init__(backbone, config)
         transformer = hasattr(backbone, "patch_embed")
         if transformer:
-            vit.require_plain_vit(backbone, config.name)
-            vit.fix_positions(backbone)
+            vit.require_vit(backbone, config.name)
+            fix_positions(backbone)
             backbone.patch_embed.requires_grad_(not config.freeze_patch_embed)
         hidden, output = [config.hidden_dim] * (2 if transformer else 1), config.output_dim
         self.projector = mlp(backbone.num_features, *hidden, output, last="norm")

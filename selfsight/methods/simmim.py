@@ -33,7 +33,7 @@ class SimMIM(Method):
     def __init__(self, backbone: Backbone, config: Config | None = None) -> None:
         config = config or self.Config()
         super().__init__(backbone, config)
-        vit.require_plain_vit(backbone, config.name, pooled=True)
+        vit.require_vit(backbone, config.name, pooled=True)
         self.grid = backbone.patch_embed.grid_size
         height, width = backbone.patch_embed.patch_size
         self.unit = config.mask_size // height  # in patches

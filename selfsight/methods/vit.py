@@ -1,4 +1,8 @@
-"""timm's Vision Transformers with patches left out or replaced by a mask token."""
+"""timm's Vision Transformers with patches left out or replaced by a mask token.
+
+Its `VisionTransformer` adds positions to the tokens; its `Eva`, as which it builds EVA-02 and
+DINOv3, rotates queries and keys by them (RoPE, arXiv 2104.09864, 2403.13298).
+"""
 
 import torch
 from torch import Tensor, nn
@@ -7,56 +11,39 @@ from selfsight.errors import UserError
 from selfsight.methods.method import Backbone
 
 
-def require_plain_vit(backbone: Backbone, method: str, pooled: bool = False) -> None:
-    """Raises: UserError if the encoder is not a plain Vision Transformer with added positions.
+def require_vit(backbone: Backbone, method: str, pooled: bool = False) -> None:
+    """Raises: UserError if the encoder is not a Vision Transformer whose tokens can be used.
 
     Args:
         pooled: also refuse an encoder whose features are the class token, since the method does not
             train it.
     """
     from timm.layers import PatchEmbed
+    from timm.models.eva import Eva
     from timm.models.vision_transformer import VisionTransformer
 
-    plain = isinstance(backbone, VisionTransformer) and isinstance(backbone.patch_embed, PatchEmbed)
-    if not plain or backbone.pos_embed is None or backbone.attn_pool is not None:
+    plain = isinstance(backbone, VisionTransformer | Eva)
+    plain = plain and isinstance(backbone.patch_embed, PatchEmbed) and backbone.attn_pool is None
+    if not plain or (backbone.pos_embed is None and getattr(backbone, "rope", None) is None):
         raise UserError(
             f"method.name={method}: works on the patches of a plain Vision Transformer; "
             f"set for example backbone.name=vit_small_patch16_224"
+        )
+    if not isinstance(backbone.patch_drop, nn.Identity | type(None)):
+        raise UserError(
+            f"method.name={method}: chooses the patches itself; remove "
+            f"backbone.options.patch_drop_rate"
+        )
+    if isinstance(backbone, Eva) and isinstance(backbone.norm, nn.Identity):
+        raise UserError(
+            f"method.name={method}: this encoder normalises its features only, not its tokens; set "
+            f"backbone.options={{use_fc_norm: false}}"
         )
     if pooled and backbone.global_pool == "token":
         raise UserError(
             f"method.name={method}: trains patches, not the class token; "
             f"set backbone.options={{class_token: false, global_pool: avg}}"
         )
-
-
-def sincos(rows: int, columns: int, dim: int) -> Tensor:
-    """(rows * columns, dim) fixed positions: sines and cosines of the row, then of the column.
-
-    Source: MAE, section 3 (arXiv 2111.06377), MoCo v3, section 5 (arXiv 2104.02057).
-    Raises: UserError if dim is not a multiple of 4.
-    """
-    if dim % 4:
-        raise UserError(
-            f"sine-cosine positions need a width that is a multiple of 4, not {dim}; change the "
-            f"backbone or the decoder's or predictor's width"
-        )
-    frequency = 10_000.0 ** -(torch.arange(dim // 4) / (dim // 4))
-    row, column = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
-    angles = [place.flatten()[:, None] * frequency for place in (row, column)]
-    return torch.cat([f(a) for a in angles for f in (torch.sin, torch.cos)], dim=1)
-
-
-def fix_positions(backbone: Backbone) -> None:
-    """Fix the positions: sines and cosines in place of initial ones, zero for a class token; those
-    of an encoder with `weights_were_loaded` as they are, since it was trained with them."""
-    if getattr(backbone, "weights_were_loaded", False):
-        backbone.pos_embed.requires_grad_(False)
-        return
-    table = sincos(*backbone.patch_embed.grid_size, backbone.embed_dim)
-    prefix = backbone.pos_embed.shape[1] - len(table)
-    table = torch.cat([torch.zeros(prefix, table.shape[1]), table])[None]
-    backbone.pos_embed = nn.Parameter(table.to(backbone.pos_embed), requires_grad=False)
 
 
 def patches(x: Tensor, backbone: Backbone) -> Tensor:
@@ -88,23 +75,30 @@ def run(
         real: (B, n) bool, false for padding, to which no token attends.
         masked: (B, N) bool, the patches whose embedding is replaced by mask_token (D,).
     """
-    embedded = backbone.patch_embed(
-        x
-    )  # (B, N, D); (B, rows, columns, D) if the image size may vary
+    embedded = backbone.patch_embed(x)  # (B, N, D); (B, rows, columns, D) if sizes may vary
     if masked is not None:
         masked = masked.view(*embedded.shape[:-1], 1)
         embedded = torch.where(masked, mask_token.to(embedded.dtype), embedded)
-    tokens = backbone._pos_embed(embedded)
-    prefix = backbone.num_prefix_tokens
-    attend = None
+    tokens, prefix = backbone._pos_embed(embedded), backbone.num_prefix_tokens
+    tokens, rope = tokens if isinstance(tokens, tuple) else (tokens, None)
     if keep is not None:
         tokens = torch.cat([tokens[:, :prefix], pick(tokens[:, prefix:], keep)], dim=1)
-    if real is not None:
-        attend = attention_mask(real, prefix).to(tokens.dtype)
+        rope = None if rope is None else _kept(rope, keep)
+    more = {} if real is None else {"attn_mask": attention_mask(real, prefix).to(tokens.dtype)}
     tokens = backbone.norm_pre(tokens)
-    for block in backbone.blocks:
-        tokens = block(tokens) if attend is None else block(tokens, attn_mask=attend)
+    for number, block in enumerate(backbone.blocks):
+        if rope is not None:  # each block has its own in a mixed one
+            more["rope"] = rope[number] if backbone.rope_mixed else rope
+        tokens = block(tokens, **more)
     return backbone.norm(tokens)
+
+
+def _kept(rope: Tensor, keep: Tensor) -> Tensor:
+    """Angles of all patches (N, d), or of each block and head (L, heads, N, d) -> those of the
+    kept ones (B, 1, n, d), or (L, B, heads, n, d)."""
+    if rope.ndim == 2:
+        return rope[keep][:, None]
+    return rope[:, :, keep].transpose(1, 2)
 
 
 def attention_mask(real: Tensor, prefix: int = 0) -> Tensor:

@@ -12,7 +12,9 @@ from torch import Tensor, nn
 
 from selfsight.errors import UserError
 from selfsight.methods import METHODS, vit
+from selfsight.methods.positions import fix_positions, sincos
 from tests.conftest import TINY_VIT, TinyEncoder, small_heads, tiny_vit
+from tests.methods.test_methods import batch_of
 
 SIZE, PATCH = 16, 4  # 16 patches
 KINDS = {
@@ -24,14 +26,27 @@ KINDS = {
     "sizes vary": {"class_token": True, "dynamic_img_size": True, "global_pool": "token"},
     "norm before": {"pre_norm": True},
 }
+EVA = {"embed_dim": 24, "depth": 2, "num_heads": 2, "patch_size": PATCH, "dynamic_img_size": False}
+ROTATED = {  # timm's models with RoPE: EVA-02, DINOv3, and angles of each block and head
+    "EVA-02": ("eva02_tiny_patch14_224", {"global_pool": "token"}),
+    "DINOv3": ("vit_small_patch16_dinov3", {"global_pool": "token"}),
+    "DINOv3, sizes vary": ("vit_small_patch16_dinov3", {"dynamic_img_size": True}),
+    "mixed": ("vit_small_patch16_rope_mixed_224", {"class_token": False, "global_pool": "avg"}),
+}
+KINDS |= {kind: {} for kind in ROTATED}
 every_kind = pytest.mark.parametrize("kind", KINDS)
 
 
 def encoder(kind: str = "patches", **options) -> nn.Module:
     """A ViT in float64 whose weights, biases and positions are all random."""
     torch.manual_seed(0)
-    options = {**TINY_VIT, "patch_size": PATCH, "global_pool": "avg", **KINDS[kind], **options}
-    backbone = timm.create_model("vit_tiny_patch16_224", img_size=SIZE, num_classes=0, **options)
+    if kind in ROTATED:
+        name, own = ROTATED[kind]
+        options = {**EVA, "use_fc_norm": False, **own, **options}
+    else:
+        name = "vit_tiny_patch16_224"
+        options = {**TINY_VIT, "patch_size": PATCH, "global_pool": "avg", **KINDS[kind], **options}
+    backbone = timm.create_model(name, img_size=SIZE, num_classes=0, **options)
     with torch.no_grad():
         for parameter in backbone.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.1)
@@ -54,7 +69,8 @@ def naive_run(
     weight, bias = backbone.patch_embed.proj.weight, backbone.patch_embed.proj.bias
     prefix = [t for t in (backbone.cls_token, backbone.reg_token) if t is not None]
     tokens = [*torch.cat(prefix, dim=1)[0]] if prefix else []
-    position = list(backbone.pos_embed[0])
+    none = torch.zeros(len(prefix and torch.cat(prefix, dim=1)[0]) + 16, 24, dtype=image.dtype)
+    position = list(none if backbone.pos_embed is None else backbone.pos_embed[0])
     if not backbone.no_embed_class:  # positions begin with those of the prefix
         tokens = [token + position.pop(0) for token in tokens]
     for place in keep:
@@ -64,8 +80,14 @@ def naive_run(
         token = (weight * pixels).sum((1, 2, 3)) + (0 if bias is None else bias)
         tokens.append(replaced.get(place, token) + position[place])
     x = backbone.norm_pre(torch.stack(tokens)[None])
-    for block in backbone.blocks:
-        x = block(x)
+    rope = getattr(backbone, "rope", None)
+    angles = None if rope is None else rope.get_embed(shape=(SIZE // PATCH, SIZE // PATCH))
+    for number, block in enumerate(backbone.blocks):
+        if rope is None:
+            x = block(x)
+        else:
+            own = angles[number] if backbone.rope_mixed else angles
+            x = block(x, rope=own[..., keep, :])
     return backbone.norm(x)[0]
 
 
@@ -188,7 +210,7 @@ def test_patches(patch):
 
 @pytest.mark.parametrize(("rows", "columns", "dim"), [(4, 4, 24), (3, 5, 8), (14, 14, 192)])
 def test_sincos(rows, columns, dim):
-    got = vit.sincos(rows, columns, dim)
+    got = sincos(rows, columns, dim)
     assert got.shape == (rows * columns, dim)
     quarter = dim // 4
     for n in range(0, rows * columns, 3):
@@ -200,25 +222,30 @@ def test_sincos(rows, columns, dim):
 
 
 def test_sincos_tells_places_apart():
-    table = vit.sincos(14, 14, 192)
+    table = sincos(14, 14, 192)
     assert torch.cdist(table, table).fill_diagonal_(9).min() > 0.1
     with pytest.raises(UserError, match="multiple of 4, not 18"):
-        vit.sincos(4, 4, 18)
+        sincos(4, 4, 18)
 
 
 @every_kind
 def test_fixed_positions(kind):
     backbone = encoder(kind)
-    vit.fix_positions(backbone)
+    if backbone.pos_embed is None:  # they are angles, which have no weights
+        before = dict(backbone.state_dict())
+        fix_positions(backbone)
+        assert backbone.state_dict().keys() == before.keys()
+        return
+    fix_positions(backbone)
     assert not backbone.pos_embed.requires_grad
     assert "pos_embed" in dict(backbone.named_parameters())
     assert "pos_embed" in backbone.state_dict()
     assert backbone.pos_embed.dtype == torch.float64
-    prefix = 0 if KINDS[kind].get("no_embed_class") else backbone.num_prefix_tokens
+    prefix = 0 if backbone.no_embed_class else backbone.num_prefix_tokens
     table = backbone.state_dict()["pos_embed"][0]
     assert table.shape == (prefix + 16, 24)
     assert not table[:prefix].any()
-    torch.testing.assert_close(table[prefix:], vit.sincos(4, 4, 24).double())
+    torch.testing.assert_close(table[prefix:], sincos(4, 4, 24).double())
     # and they are what the encoder adds
     x = images()
     torch.testing.assert_close(vit.run(backbone, x)[0], naive_run(backbone, x[0], list(range(16))))
@@ -249,11 +276,17 @@ def test_features_of_an_untrained_class_token_are_refused(name):
     build(name, encoder("class token, mean"))
 
 
+@pytest.mark.parametrize("name", ["dino", *(n for n, m in METHODS.items() if "ViT" in m.needs)])
+def test_methods_train_encoders_with_rotated_positions(name):
+    method = build(name, encoder("DINOv3, sizes vary", global_pool="avg").float()).train()
+    method(batch_of(name, 4)).loss.backward()
+    for key, parameter in method.named_parameters():
+        assert (parameter.grad is not None) == parameter.requires_grad, key
+
+
 def test_mae_trains_the_class_token():
     """In the paper's encoder the class token goes through the decoder, so MAE may keep it."""
     method = build("mae", encoder("class token").float())
-    from tests.methods.test_methods import batch_of
-
     method(batch_of("mae", 4)).loss.backward()
     assert method.backbone.cls_token.grad.abs().max() > 0
 
@@ -265,13 +298,18 @@ def test_simmim_refuses_units_that_do_not_fit():
             cls(tiny_vit(), cls.Config(mask_size=size))
 
 
-@pytest.mark.parametrize(
-    "name", ["vit_tiny_r_s16_p8_224", "eva02_tiny_patch14_224", "vit_base_patch16_siglip_224"]
-)
+@pytest.mark.parametrize("name", ["vit_tiny_r_s16_p8_224", "vit_base_patch16_siglip_224"])
 def test_other_transformers_are_refused(name):
-    """Positions that are no table, a patch embedding of its own, a pool that is never trained."""
-    import timm
-
+    """A patch embedding of its own, a pool that is never trained."""
     backbone = timm.create_model(name, num_classes=0, depth=1)
     with pytest.raises(UserError, match="plain Vision Transformer"):
-        vit.require_plain_vit(backbone, "mae")
+        vit.require_vit(backbone, "mae")
+
+
+def test_tokens_without_their_norm_and_patches_dropped_elsewhere_are_refused():
+    backbone = encoder("EVA-02", global_pool="avg", use_fc_norm=True)
+    with pytest.raises(UserError, match=r"backbone.options=\{use_fc_norm: false\}"):
+        vit.require_vit(backbone, "ibot")
+    for kind in ("class token", "EVA-02"):
+        with pytest.raises(UserError, match=r"remove backbone.options.patch_drop_rate"):
+            vit.require_vit(encoder(kind, patch_drop_rate=0.5), "ibot")
