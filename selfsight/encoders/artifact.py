@@ -27,8 +27,8 @@ from selfsight.encoders.backbones import BackboneConfig, build_backbone
 from selfsight.encoders.description import FORMAT, Budget, parse_description
 from selfsight.errors import UserError, some
 from selfsight.files import Damaged, sealed, write_atomically, write_json
-from selfsight.methods.positions import fix_positions
 from selfsight.methods.heads import EncoderWithProjection
+from selfsight.methods.positions import fix_positions
 
 FILE = "encoder.safetensors"
 DESCRIPTION = "encoder.json"

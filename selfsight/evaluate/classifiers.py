@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from selfsight import randomness
 from selfsight.methods.method import Batch, Method, MethodConfig, Output
+from selfsight.train.layers import layer_rates
 
 
 class Classifier(Method):
@@ -101,7 +102,7 @@ class FineTuned(Classifier):
         nn.init.zeros_(head.weight)  # all scores start equal
         nn.init.zeros_(head.bias)
         self.heads = nn.ModuleList([head])
-        self._depth = depths(backbone) if config.layer_decay < 1 else {}
+        self._rate = layer_rates(backbone, config.layer_decay)
         self._mix = self._mixing(classes) if config.mixup or config.cutmix else None
 
     def _mixing(self, classes: int) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
@@ -118,10 +119,7 @@ class FineTuned(Classifier):
         )
 
     def rate(self, name: str) -> float:
-        part, _, inside = name.partition(".")
-        if part != "backbone" or not self._depth:
-            return 1.0
-        return self.config.layer_decay ** (max(self._depth.values()) + 1 - self._depth[inside])
+        return self._rate(name)
 
     def forward(self, batch: Batch) -> Output:
         losses = []
@@ -150,18 +148,3 @@ def _numpy_seeded(key: int) -> Iterator[None]:
         yield
     finally:
         np.random.set_state(before)
-
-
-def depths(backbone: nn.Module) -> dict[str, int]:
-    """The number of the layer that each parameter belongs to, from 0 at the input; timm's groups.
-
-    Parameters that timm does not know, such as a kept projector layer, get the top layer's number.
-    """
-    from timm.models import group_parameters
-
-    inner = getattr(backbone, "backbone", backbone)
-    prefix = "" if inner is backbone else "backbone."
-    groups = group_parameters(inner, inner.group_matcher(coarse=False), reverse=True)
-    known = {f"{prefix}{name}": depth for name, depth in groups.items()}
-    top = max(known.values()) + 1
-    return {name: known.get(name, top) for name, _ in backbone.named_parameters()}

@@ -9,7 +9,7 @@ from pydantic import Field, field_validator, model_validator
 
 from selfsight import config as layers
 from selfsight import own
-from selfsight.config import Config, Tree, added, is_inside, may_change
+from selfsight.config import Config, Tree, added, may_change
 from selfsight.data.config import with_source
 from selfsight.encoders.artifact import NAMED_BY, named
 from selfsight.encoders.backbones import BackboneConfig
@@ -18,6 +18,7 @@ from selfsight.errors import UserError
 from selfsight.methods import METHODS
 from selfsight.methods.simclr import SimCLR
 from selfsight.pretraining import own_parts
+from selfsight.pretraining.origins import Origins
 from selfsight.pretraining.recipes import recipe_file, recipe_name, recipes
 from selfsight.train.config import NAMED, TrainConfig, with_names
 from selfsight.views.recipe import PRESETS, preset
@@ -77,26 +78,14 @@ class RunConfig(TrainConfig):
             raise ValueError("save_best=true: needs kNN accuracy: set evaluate.every_epochs")
         return self
 
-
-class Origins:
-    """The origin of each value: the last layer that set it, or that replaced a section it is in."""
-
-    def __init__(self) -> None:
-        self._records: list[tuple[str, str]] = []
-
-    def record(self, tree: Tree, origin: str) -> None:
-        self._records += [(key, origin) for key, _ in layers.flatten(tree)]
-
-    def forget(self, section: str) -> None:
-        self._records = [(k, o) for k, o in self._records if not is_inside(k, section)]
-
-    def is_below(self, key: str, other: str) -> bool:
-        """Whether a key was set by a layer below the one that set the other key, or by none."""
-        latest = {k: n for n, (k, _) in enumerate(self._records) if k in (key, other)}
-        return key not in latest or (self.of(key) != self.of(other) and latest[key] < latest[other])
-
-    def of(self, key: str) -> str:
-        return next((o for k, o in reversed(self._records) if is_inside(key, k)), "default")
+    @model_validator(mode="after")
+    def _frozen(self) -> "RunConfig":
+        if self.freeze_backbone and not self.weights:
+            raise ValueError(
+                f"freeze_backbone={self.freeze_backbone}: an encoder that starts at random learns "
+                f"nothing while it is frozen; set weights=..., or leave it out"
+            )
+        return self
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from typing import Literal
 import yaml
 from pydantic import Field
 
-from selfsight.config import Config, Tree, may_change
+from selfsight.config import Config, Tree, added, may_change
 from selfsight.data.config import DataConfig
 from selfsight.train.checkpoint import CheckpointConfig
 from selfsight.train.loggers import LogConfig
@@ -42,6 +42,8 @@ class TrainConfig(Config):
     clip_gradient: float | None = Field(None, gt=0)  # largest L2 norm of all gradients together
     # the encoder's batch statistics span all processes; several processes need GPUs for it
     sync_batchnorm: bool = False
+    # the fraction of training in which a loaded encoder stays as it is and only the heads learn
+    freeze_backbone: float = added(0.0, ge=0, lt=1)
     log_every: int = may_change(10, ge=1)  # steps
     log: LogConfig = may_change(LogConfig())
     optimizer: OptimizerConfig = OptimizerConfig()

@@ -22,6 +22,7 @@ from selfsight.methods.method import Method, Output
 from selfsight.train.config import TrainConfig
 from selfsight.train.events import SILENT, Events
 from selfsight.train.hooks import Hook
+from selfsight.train.layers import FrozenBackbone, layer_rates
 from selfsight.train.loader import ViewLoader
 from selfsight.train.optim import (
     build_optimizer,
@@ -57,7 +58,10 @@ def fit(
     """
     module = place(method, device, config.compile, config.sync_batchnorm)
     peak = scaled_lr(config.optimizer, config.batch_size)
-    optimizer = build_optimizer(method, config.optimizer, peak, method.constant_lr, method.rate)
+    layers = layer_rates(method.backbone, config.optimizer.layer_decay)
+    rate = lambda name: method.rate(name) * layers(name)  # noqa: E731
+    optimizer = build_optimizer(method, config.optimizer, peak, method.constant_lr, rate)
+    frozen = FrozenBackbone(method, config.freeze_backbone)
     probe = probe.to(device) if probe else None
     session = Session(method, optimizer, loader, config, folder, probe, hooks, resume, events)
     steps, epochs = session.steps, session.steps / loader.steps_per_epoch
@@ -72,6 +76,8 @@ def fit(
             decay = weight_decay(config.optimizer, config.schedule, progress)
             speed = momentum(config.schedule, progress, epochs, steps)
             set_rates(optimizer, peak, factor, decay, speed)
+            if frozen.changes(progress):
+                module = in_parallel(method, device)  # it must know which gradients to wait for
             _seed_layers(config.seed, step)
             output = _forward_backward(module, parts, amp, events)
             method.after_backward(progress)
@@ -100,8 +106,9 @@ def place(
     inside DistributedDataParallel. Raises: UserError, see `check_sync_batchnorm`."""
     prepare(device)
     check_sync_batchnorm(sync_batchnorm, device)
-    several = distributed.world_size() > 1
-    if sync_batchnorm and several:  # changes the method itself, its teacher too
+    if (
+        sync_batchnorm and distributed.world_size() > 1
+    ):  # changes the method itself, its teacher too
         nn.SyncBatchNorm.convert_sync_batchnorm(method)
     # channels_last is the fast layout of convolutions, except on MPS, where torch's have been slow
     # with it and at times wrong.
@@ -111,7 +118,12 @@ def place(
     if wanted and can_compile(device.type):
         for network in method.children():
             _compile(network)
-    if not several:
+    return in_parallel(method, device)
+
+
+def in_parallel(method: Method, device: torch.device) -> nn.Module:
+    """The method; with several processes inside DistributedDataParallel."""
+    if distributed.world_size() == 1:
         return method
     ids = [device.index] if device.type == "cuda" else None
     # Each process keeps its own running statistics: they are not copied from rank 0. The argument

@@ -27,6 +27,8 @@ class OptimizerConfig(Config):
     betas: tuple[float, float] = (0.9, 0.999)  # adamw, lamb
     trust_coefficient: float = Field(0.001, gt=0)  # lars
     clip_trust: bool = False  # lars: no tensor's rate is above lr, as in LARC
+    # a layer of the encoder that is d layers below the heads learns at layer_decay^d of the rate
+    layer_decay: float = added(1.0, gt=0, le=1)
     # timm:NAME: further arguments, such as {betas: [0.9, 0.98]}
     options: dict[str, Any] = added({})
 
@@ -170,7 +172,12 @@ def build_optimizer(
         return torch.optim.AdamW(groups, lr=lr, betas=config.betas, fused=True)
     momentum = {"momentum": config.momentum, "nesterov": config.nesterov and config.momentum > 0}
     if config.name == "sgd":
-        return torch.optim.SGD(groups, lr=lr, **momentum, fused=True)
+        sgd = torch.optim.SGD(groups, lr=lr, **momentum, fused=True)
+        # torch's fused SGD fails on tensors of which only some were stepped before, as when a part
+        # was frozen; a buffer of zeros gives the first step that a missing one gives
+        for parameter in (p for group in groups if config.momentum for p in group["params"]):
+            sgd.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+        return sgd
     from timm.optim import Lamb, Lars
 
     if config.name == "lamb":

@@ -16,9 +16,8 @@ from selfsight.data.config import DataConfig
 from selfsight.data.images import Images
 from selfsight.data.sources.open import open_source
 from selfsight.encoders.artifact import weights_hash
-from selfsight.evaluate.classifiers import FineTuned, LinearHeads, depths
+from selfsight.evaluate.classifiers import FineTuned, LinearHeads
 from selfsight.evaluate.predict import accuracy
-from selfsight.methods.heads import EncoderWithProjection
 from selfsight.methods.method import Batch
 from selfsight.train.optim import (
     OptimizerConfig,
@@ -111,17 +110,6 @@ def test_layer_decay_is_timms():
     for name, scale in oracle.items():
         assert method.rate(f"backbone.{name}") == pytest.approx(0.5 * scale), name
     assert method.rate("heads.0.weight") == 1.0
-
-
-def test_depths_grow_from_the_input_to_a_kept_head():
-    import timm
-
-    resnet = EncoderWithProjection(timm.create_model("resnet18", num_classes=0), 32)
-    found = depths(resnet)
-    assert found.keys() == dict(resnet.named_parameters()).keys()
-    assert found["backbone.conv1.weight"] == 0
-    assert found["backbone.layer1.0.conv1.weight"] < found["backbone.layer4.1.conv1.weight"]
-    assert found["head.0.weight"] == max(found.values()) > found["backbone.layer4.1.conv2.weight"]
 
 
 def test_learning_rates_follow_the_groups():

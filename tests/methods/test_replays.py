@@ -375,13 +375,14 @@ def test_dino_replays_algorithm_1():
         assert (moved > 1e-6) == (progress >= 0.2)
 
 
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
 @pytest.mark.parametrize("name", ["dino", "ibot", "swav"])
-def test_adamw_leaves_a_frozen_last_layer_alone(name):
+def test_optimizers_leave_a_frozen_last_layer_alone(name, optimizer):
     """A gradient of zero would still be decayed, and moved by earlier moments."""
     freeze = "freeze_prototypes" if name == "swav" else "freeze_last_layer"
     method = build(name, **{freeze: 0.5})
     last = method.prototypes if name == "swav" else method.head[-1]
-    config = OptimizerConfig(name="adamw", lr=1e-2, weight_decay=0.1)
+    config = OptimizerConfig(name=optimizer, lr=1e-2, weight_decay=0.1)
     optimizer = build_optimizer(method, config, config.lr)
     for number, frozen in enumerate((True, True, False)):
         before = last.weight.clone()

@@ -82,6 +82,20 @@ class TrainedConfig(TrainConfig, Evaluation, Labels):
             raise ValueError("views: a classifier is trained on views of one size")
         return self
 
+    @model_validator(mode="after")
+    def _layers(self) -> "TrainedConfig":
+        if self.optimizer.layer_decay < 1:
+            raise ValueError(
+                f"optimizer.layer_decay={self.optimizer.layer_decay}: only for pretraining; a "
+                f"fine-tuning has method.layer_decay"
+            )
+        if self.freeze_backbone and isinstance(self.method, LinearHeads.Config):
+            raise ValueError(
+                f"freeze_backbone={self.freeze_backbone}: this protocol freezes the encoder to the "
+                f"end; leave it out"
+            )
+        return self
+
     @property
     def kind(self) -> Literal["linear-augmented", "finetune"]:
         return KINDS[self.method.name]
