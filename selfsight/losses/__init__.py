@@ -5,8 +5,15 @@ its gradient (which DistributedDataParallel computes), is that of one rank with 
 """
 
 from selfsight.losses.contrast import batch_info_nce, dcl, info_nce, nt_xent, sup_con
-from selfsight.losses.masked import mae, masked_cross_entropy, masked_smooth_l1, simmim
-from selfsight.losses.moments import barlow_twins, sigreg, vicreg
+from selfsight.losses.features import feature_distance, gram_distance, queue_similarity
+from selfsight.losses.masked import (
+    mae,
+    masked_cross_entropy,
+    masked_smooth_l1,
+    simmim,
+    weighted_cross_entropy,
+)
+from selfsight.losses.moments import barlow_twins, koleo, sigreg, vicreg
 from selfsight.losses.precision import full_precision as full_precision  # for losses of your own
 from selfsight.losses.prototypes import (
     centre_distance,
@@ -22,16 +29,21 @@ __all__ = [
     "centre_distance",
     "centred_softmax",
     "dcl",
+    "feature_distance",
+    "gram_distance",
     "info_nce",
+    "koleo",
     "mae",
     "masked_cross_entropy",
     "masked_smooth_l1",
     "negative_cosine",
     "nt_xent",
+    "queue_similarity",
     "sigreg",
     "simmim",
     "sinkhorn",
     "sup_con",
     "swapped_prediction",
     "vicreg",
+    "weighted_cross_entropy",
 ]

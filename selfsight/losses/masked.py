@@ -79,3 +79,25 @@ def masked_cross_entropy(
     """
     entropy = -(targets * (logits / temperature).log_softmax(-1)).sum(-1)  # (B, N)
     return ((entropy * mask).sum(1) / mask.sum(1).clamp_min(1)).mean()
+
+
+@full_precision
+def weighted_cross_entropy(
+    logits: Tensor, targets: Tensor, weights: Tensor, temperature: float
+) -> Tensor:
+    """The sum over patches of weight * -sum over k of target[k] * log softmax(logits / T)[k].
+
+    The same as `masked_cross_entropy` for the masked patches alone, if each has the weight
+    1 / (number of images * number of masked patches of its image).
+
+    Args:
+        logits, targets: (M, K); targets are distributions without gradient.
+        weights: (M,); temperature: T > 0.
+    Source: DINOv2's code of iBOT's eq. 2 (arXiv 2304.07193, 2111.07832).
+
+    >>> logits, targets = torch.zeros(2, 4), torch.full((2, 4), 0.25)
+    >>> weighted_cross_entropy(logits, targets, torch.tensor([0.5, 0.5]), 0.1)  # log 4
+    tensor(1.3863)
+    """
+    entropy = -(targets * (logits / temperature).log_softmax(-1)).sum(-1)  # (M,)
+    return (entropy * weights).sum()

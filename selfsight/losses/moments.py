@@ -85,11 +85,36 @@ def vicreg(z1: Tensor, z2: Tensor, invariance: float, variance: float, covarianc
 
 
 @full_precision
-def sigreg(z: Tensor, directions: Tensor, knots: int = 17) -> Tensor:
+def koleo(z: Tensor) -> Tensor:
+    """Kozachenko and Leonenko's estimator of the entropy, negated: the mean over rows of
+
+        -log(distance to the nearest other row + 1e-8),
+
+    with rows of unit length, and neighbours among the rows of all ranks. It spreads them evenly.
+
+    Args:
+        z: (B, D) features.
+    Source: DINOv2, section 4 (arXiv 2304.07193); 1806.03198. In DINOv2's code a neighbour is of the
+        same rank; here it may be of any, so that ranks are one rank.
+
+    >>> bool(koleo(torch.eye(4)) < koleo(torch.eye(4) + 0.5))
+    True
+    """
+    z = F.normalize(z, dim=1, eps=1e-8)
+    every, own = distributed.gather(z), torch.arange(len(z), device=z.device)
+    with torch.no_grad():
+        cosine = z @ every.T  # (B, all rows)
+        cosine[own, own + distributed.rank() * len(z)] = -2.0
+        nearest = cosine.argmax(1)
+    return -(F.pairwise_distance(z, every[nearest], eps=1e-8) + 1e-8).log().mean()
+
+
+@full_precision
+def sigreg(z: Tensor, directions: Tensor, knots: int = 17, t_max: float = 5.0) -> Tensor:
     """The distance of z from an isotropic Gaussian: the mean over directions a of Epps and Pulley's
     statistic of z.a,
 
-        N * integral over t in [-5, 5] of |mean over n of exp(i t z_n.a) - exp(-t^2 / 2)|^2
+        N * integral over t in [-t_max, t_max] of |mean over n of exp(i t z_n.a) - exp(-t^2 / 2)|^2
         * exp(-t^2 / 2) dt
 
     by the trapezoidal rule; the integrand is even, so only t >= 0 is computed.
@@ -97,7 +122,7 @@ def sigreg(z: Tensor, directions: Tensor, knots: int = 17) -> Tensor:
     Args:
         z: (B, D) embeddings of one view.
         directions: (D, S) unit columns, the same on all ranks.
-        knots: points on [-5, 5], odd.
+        knots: points on [-t_max, t_max], odd.
     Source: LeJEPA, algorithm 1 (arXiv 2511.08544).
 
     >>> directions = torch.nn.functional.normalize(torch.randn(8, 16), dim=0)
@@ -105,7 +130,7 @@ def sigreg(z: Tensor, directions: Tensor, knots: int = 17) -> Tensor:
     True
     """
     n = _rows(z)
-    t = torch.linspace(0, 5, (knots + 1) // 2, device=z.device, dtype=z.dtype)  # (T,)
+    t = torch.linspace(0, t_max, (knots + 1) // 2, device=z.device, dtype=z.dtype)  # (T,)
     angle = (z @ directions.to(z.dtype))[..., None] * t  # (B, S, T)
     parts = torch.stack([angle.cos().sum(0), angle.sin().sum(0)])
     real, imaginary = distributed.all_sum(parts) / n  # each (S, T)

@@ -41,12 +41,12 @@ def centre_distance(views: list[Tensor], large: int) -> Tensor:
 
 @torch.no_grad()
 @full_precision
-def sinkhorn(scores: Tensor, epsilon: float, iterations: int) -> Tensor:
+def sinkhorn(scores: Tensor, epsilon: float | Tensor, iterations: int) -> Tensor:
     """Soft assignments close to exp(scores / epsilon) that use all prototypes equally.
 
     Columns (prototypes) and rows of the matrix of all ranks are normalised in turn.
     Args:
-        scores: (B, K) of each sample with each prototype; B may differ between ranks.
+        scores: (B, K) of each sample with each prototype; B may differ between ranks, and be 0.
         epsilon: > 0; larger values make assignments softer.
         iterations: how often columns and rows are normalised.
     Returns: (B, K), each row a distribution.
@@ -56,7 +56,8 @@ def sinkhorn(scores: Tensor, epsilon: float, iterations: int) -> Tensor:
     tensor([[0.5000, 0.5000],
             [0.5000, 0.5000]])
     """
-    largest = distributed.all_max(scores.max())
+    largest = scores.max() if len(scores) else scores.new_tensor(-torch.inf)
+    largest = distributed.all_max(largest)
     # Subtracting the maximum changes nothing, since the first line of the loop cancels a common
     # factor. float32 can still express e^-80.
     q = (scores - largest).div_(epsilon).clamp_min_(-80).exp_()

@@ -5,6 +5,7 @@ from typing import Literal
 import torch
 from pydantic import Field, field_validator
 
+from selfsight.config import added
 from selfsight.losses import centre_distance, sigreg
 from selfsight.methods.heads import encode, mlp
 from selfsight.methods.method import Backbone, Batch, Method, MethodConfig, Output
@@ -34,7 +35,10 @@ class LeJEPA(Method):
             default=0.05, ge=0, le=1
         )  # lambda; of the prediction 1 - lambda
         directions: int = Field(default=1024, ge=1)  # random directions of a step
-        knots: int = Field(default=17, ge=3)  # points of the integral over [-5, 5]; odd
+        knots: int = Field(default=17, ge=3)  # points of the integral over [-t_max, t_max]; odd
+        t_max: float = added(5.0, gt=0)  # end of the integral
+        # the views whose mean all views predict; the authors' later code: all
+        centre: Literal["large", "all"] = added("large")
 
         @field_validator("knots")
         @classmethod
@@ -53,8 +57,8 @@ class LeJEPA(Method):
         c = self.config
         h = encode(self.backbone, batch.views)  # of each view (B, D)
         z = self.projector(torch.cat(h)).chunk(len(h))  # of each view (B, output_dim)
-        prediction = centre_distance(list(z), 2)
+        prediction = centre_distance(list(z), 2 if c.centre == "large" else len(z))
         a = directions(batch.keys.seed, batch.step, c.output_dim, c.directions).to(z[0].device)
-        gauss = torch.stack([sigreg(x, a, c.knots) for x in z]).mean()
+        gauss = torch.stack([sigreg(x, a, c.knots, c.t_max) for x in z]).mean()
         loss = (1 - c.sigreg_weight) * prediction + c.sigreg_weight * gauss
         return Output(loss, features=h[0], embeddings=(z[0], z[1]))
