@@ -5,6 +5,7 @@ from selfsight.methods.barlow_twins import BarlowTwins
 from selfsight.methods.byol import BYOL
 from selfsight.methods.dcl import DCL, DCLW
 from selfsight.methods.dino import DINO
+from selfsight.methods.distill import Distill
 from selfsight.methods.ibot import IBOT
 from selfsight.methods.ijepa import IJEPA
 from selfsight.methods.lejepa import LeJEPA
@@ -43,6 +44,7 @@ METHODS: dict[str, type[Method]] = {
     "ijepa": IJEPA,
     "ibot": IBOT,
     "lejepa": LeJEPA,
+    "distill": Distill,
 }
 __all__ = ["METHODS", "Backbone", "Batch", "Method", "MethodConfig", "Output"]
 __all__ += [method.__name__ for method in METHODS.values()]

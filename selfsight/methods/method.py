@@ -1,8 +1,9 @@
 """The contract between a method and the engine."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
 
@@ -11,8 +12,7 @@ from selfsight.config import Config
 from selfsight.methods.paper import Paper, paper_in
 
 __all__ = ["Backbone", "Batch", "Method", "MethodConfig", "Output", "Paper"]
-# A torch.nn.Module (B, 3, s, s) -> (B, D) with the attribute num_features, D. What else a method
-# may use of it, such as the blocks of a ViT, no type of torch's can say.
+# A module (B, 3, s, s) -> (B, D) with the attribute num_features, D; no type names a ViT's blocks.
 Backbone = Any
 
 
@@ -21,8 +21,6 @@ class MethodConfig(Config):
 
     >>> class Config(MethodConfig):
     ...     temperature: float = 0.2
-    >>> Config(temperature=0.1).temperature
-    0.1
     """
 
 
@@ -36,8 +34,7 @@ class Output:
         embeddings: (B, E) for one or two views, the vectors that the loss compares; or empty. The
             collapse monitor uses them, detached.
 
-    >>> Output(loss=torch.zeros(()), features=torch.zeros(8, 512)).embeddings
-    ()
+    >>> output = Output(loss=torch.zeros(()), features=torch.zeros(8, 512))
     """
 
     loss: Tensor
@@ -48,21 +45,21 @@ class Output:
 class Method(nn.Module, ABC):
     """A way to pretrain `self.backbone`, independent of loader, optimizer, rank and device.
 
-    All parameters with requires_grad are optimised. Changes over time are made in the two hooks,
-    whose argument progress is the fraction of training done, in [0, 1]. A method also works in a
-    loop of your own: call it with a `Batch`, or with the tensors of the views.
+    All parameters with requires_grad are optimised. `progress` in the two hooks is the fraction of
+    training done, in [0, 1]. A method also works in a loop of your own: call it with a `Batch`, or
+    with the tensors of the views.
 
-    >>> import timm, torch
-    >>> from selfsight.methods import BYOL
+    >>> import timm; from selfsight.methods import BYOL
     >>> byol = BYOL(timm.create_model("resnet18", num_classes=0))
-    >>> x1, x2 = torch.rand(2, 8, 3, 32, 32)
-    >>> byol(x1, x2).loss.backward()
+    >>> byol(*torch.rand(2, 8, 3, 32, 32)).loss.backward()
     >>> byol.after_step(progress=0.1)
 
     Class attributes:
         default_views: the preset with the views of the paper.
         view_count: the smallest and the largest number of views (None: no limit).
         needs: which of "teacher", "queue", "multi-crop", "ViT" and "labels" the method requires.
+        frozen_teacher: whether `__init__` takes one, as `teacher`, and then also `sample`.
+        looks_at: the number of images that `look` gets.
         constant_lr: names of members whose learning rate does not follow the schedule.
         couples_images: the loss of an image depends on the other images of its batch.
         remedy: what to change if all embeddings become equal; None: the monitor does not check.
@@ -76,6 +73,8 @@ class Method(nn.Module, ABC):
     view_count: ClassVar[tuple[int, int | None]] = (2, 2)
     needs: ClassVar[tuple[str, ...]] = ()
     constant_lr: ClassVar[tuple[str, ...]] = ()
+    frozen_teacher: ClassVar[Literal["no", "optional", "required"]] = "no"
+    looks_at: int = 0
     couples_images: ClassVar[bool] = False
     remedy: ClassVar[str | None] = "lower optimizer.lr"
 
@@ -85,8 +84,7 @@ class Method(nn.Module, ABC):
         config: an instance of `Config` (default: its defaults).
         """
         super().__init__()
-        self.backbone = backbone
-        self.config = self.Config() if config is None else config
+        self.backbone, self.config = backbone, self.Config() if config is None else config
 
     def __call__(self, *inputs: Any, **more: Any) -> Output:
         """`forward` of a `Batch`, or of the views as tensors, with keywords as in `batch_of`."""
@@ -101,6 +99,9 @@ class Method(nn.Module, ABC):
     @abstractmethod
     def forward(self, batch: Batch) -> Output:
         """The loss of one batch. Must not change state that the next forward reads."""
+
+    def look(self, batches: Iterable[Batch]) -> None:
+        """Called once, before the first step, with the first batches."""
 
     def after_backward(self, progress: float) -> None:
         """Called between backward and the optimizer's step, for example to drop a gradient."""

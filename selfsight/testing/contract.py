@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from selfsight import blame
 from selfsight.batch import Batch, Normalization, SampleKey
 from selfsight.methods.method import Method, MethodConfig, Output
-from selfsight.testing.encoders import TinyEncoder, tiny_vit
+from selfsight.testing.encoders import TinyEncoder, tiny_teacher, tiny_vit
 from selfsight.testing.two_processes import in_two_processes
 from selfsight.views.make import make_views
 from selfsight.views.recipe import ViewGroup, preset
@@ -75,7 +75,8 @@ class _Case:
         backbone: Callable[[], nn.Module] | None,
     ) -> None:
         self.method, self.config = method, config
-        self._backbone = backbone or (tiny_vit if "ViT" in method.needs else TinyEncoder)
+        tokens = {"ViT", "frozen teacher"} & {*method.needs}
+        self._backbone = backbone or (tiny_vit if tokens else TinyEncoder)
         groups = [ViewGroup(**group) for group in preset(method.default_views)]
         self.groups = [
             group.model_copy(update={"size": SIZE // 2 if group.count > 4 else SIZE})
@@ -89,7 +90,8 @@ class _Case:
         if not hasattr(backbone, "num_features"):
             with torch.no_grad():
                 backbone.num_features = backbone(torch.zeros(1, 3, SIZE, SIZE)).shape[1]
-        built = self.method(backbone, self.config).train()
+        more = tiny_teacher() if self.method.frozen_teacher == "required" else {}
+        built = self.method(backbone, self.config, **more).train()
         return built.double() if double else built
 
     def batch(self, step: int, rank: int = 0, world: int = 1, double: bool = False) -> Batch:

@@ -1,6 +1,11 @@
 """Small encoders for tests: a batch takes milliseconds."""
 
+from typing import Any
+
+import torch
 from torch import Tensor, nn
+
+from selfsight.methods.frozen import FrozenTeacher
 
 
 class TinyEncoder(nn.Module):
@@ -35,3 +40,10 @@ def tiny_vit(size: int = 16) -> nn.Module:
         num_heads=2,
         class_token=False,
     )
+
+
+def tiny_teacher(size: int = 16) -> dict[str, Any]:
+    """Arguments of a method with a frozen teacher: one of random weights, for images of 16 px."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        return {"teacher": FrozenTeacher(tiny_vit(size)), "sample": torch.zeros(1, 3, size, size)}

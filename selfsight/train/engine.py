@@ -6,7 +6,7 @@ after_step -> probe, log, save
 
 import contextlib
 import inspect
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -68,6 +68,8 @@ def fit(
     trained = [p for p in method.parameters() if p.requires_grad]
     amp = pick_precision(config.precision, device) == "bf16"
     method.train()
+    if session.start == 0 and method.looks_at:
+        method.look(first_batches(loader, method.looks_at))
     with session.running(quiet):
         batches = loader.steps(session.start, steps, events)
         for step, parts in enumerate(batches, session.start):
@@ -94,6 +96,13 @@ def fit(
             session.after(step + 1, peak * factor, output, parts[-1].labels)
         session.finish()
     return session.seconds
+
+
+def first_batches(loader: ViewLoader, images: int) -> Iterator[Batch]:
+    """The batches of the first steps with this many images, at most an epoch."""
+    steps = min(loader.steps_per_epoch, -(-images // loader.batch_size))
+    for parts in loader.steps(0, steps):
+        yield from parts
 
 
 def place(

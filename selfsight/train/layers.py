@@ -5,7 +5,6 @@ from collections.abc import Callable
 from torch import nn
 
 from selfsight.errors import UserError
-from selfsight.methods.heads import EncoderWithProjection
 from selfsight.methods.method import Method
 
 
@@ -52,9 +51,8 @@ class FrozenBackbone:
         until: the progress, in [0, 1], from which the encoder is trained.
         Raises: UserError if nothing but the encoder can be trained.
         """
-        encoder = method.backbone
-        # the layer that SimCLR v2 keeps is a head
-        self._encoder = encoder.backbone if isinstance(encoder, EncoderWithProjection) else encoder
+        # SimCLR v2's encoder ends in a layer of its head
+        self._encoder = getattr(method.backbone, "backbone", method.backbone)
         self._trained = [p for p in self._encoder.parameters() if p.requires_grad]
         self._until, self._frozen = until, False
         inside = {id(p) for p in self._encoder.parameters()}

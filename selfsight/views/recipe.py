@@ -143,6 +143,9 @@ PRESETS: dict[str, list[Tree]] = {
     # I-JEPA, appendix A (arXiv 2301.08243): a crop without any other augmentation.
     "ijepa": [{"size": 224, "crop_scale": (0.3, 1.0)}],
     "ijepa-small": [{"size": 32, "crop_scale": (0.3, 1.0)}],
+    # Distillation: teacher and student see the same crops (arXiv 2106.05237), mildly coloured.
+    "distill": [{"size": 224, "crop_scale": (0.25, 1.0), "flip": 0.5, **_WEAK}],
+    "distill-small": [{"size": 32, "crop_scale": (0.35, 1.0), "flip": 0.5, **_WEAK}],
     # Training a classifier, as torchvision and timm do.
     "supervised": [{"size": 224, "flip": 0.5}],
     "supervised-small": [{"size": 32, "crop_scale": (0.35, 1.0), "flip": 0.5}],

@@ -17,6 +17,7 @@ from selfsight.methods.heads import BatchNorm, CosinePrototypes, encode, mlp
 from selfsight.methods.method import Batch
 from selfsight.methods.queue import Queue
 from selfsight.pretraining.config import compose
+from selfsight.testing import tiny_teacher
 from selfsight.views.make import make_views
 from tests.conftest import TinyEncoder, small_heads, tiny_vit
 
@@ -43,8 +44,9 @@ def build(name: str, **keys) -> Method:
     """The method with small heads around a tiny encoder of the kind that it needs."""
     torch.manual_seed(0)
     cls = METHODS[name]
-    encoder = tiny_vit() if "ViT" in cls.needs else TinyEncoder()
-    return cls(encoder, cls.Config(**{**small_heads(name), **keys})).train()
+    encoder = tiny_vit() if {"ViT", "frozen teacher"} & {*cls.needs} else TinyEncoder()
+    more = tiny_teacher() if cls.frozen_teacher == "required" else {}
+    return cls(encoder, cls.Config(**{**small_heads(name), **keys}), **more).train()
 
 
 every_method = pytest.mark.parametrize("name", METHODS)
