@@ -5,6 +5,8 @@ from selfsight.methods.barlow_twins import BarlowTwins
 from selfsight.methods.byol import BYOL
 from selfsight.methods.dcl import DCL, DCLW
 from selfsight.methods.dino import DINO
+from selfsight.methods.dinov2 import DINOv2
+from selfsight.methods.dinov3 import DINOv3
 from selfsight.methods.distill import Distill
 from selfsight.methods.ibot import IBOT
 from selfsight.methods.ijepa import IJEPA
@@ -45,6 +47,8 @@ METHODS: dict[str, type[Method]] = {
     "ibot": IBOT,
     "lejepa": LeJEPA,
     "distill": Distill,
+    "dinov2": DINOv2,
+    "dinov3": DINOv3,
 }
 __all__ = ["METHODS", "Backbone", "Batch", "Method", "MethodConfig", "Output"]
 __all__ += [method.__name__ for method in METHODS.values()]

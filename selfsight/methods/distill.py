@@ -16,9 +16,9 @@ from selfsight.methods.queue import Queue
 
 
 class Distill(Method):
-    """Agglomerative Vision Foundation Model (Ranzinger et al., CVPR 2024, 2312.06709), AM-RADIO, with
-    one teacher, whose features are standardised by PHI-S (2410.01680). With `queue_weight` also
-    SEED (2101.04731): similarities to the features of earlier images.
+    """Agglomerative Vision Foundation Model (Ranzinger et al., CVPR 2024, 2312.06709), AM-RADIO,
+    with one teacher, whose features are standardised by PHI-S (2410.01680). With `queue_weight`
+    also SEED (2101.04731): similarities to the features of earlier images.
 
     differs: views are augmented, and teacher and student see the same ones (2106.05237).
 

@@ -52,7 +52,7 @@ class IBOT(Method):
     def forward(self, batch: Batch) -> Output:
         c, prefix = self.config, self.backbone.num_prefix_tokens
         large = torch.cat(batch.views[:2])  # (2B, 3, s, s)
-        mask = torch.cat([self.mask(batch, view) for view in range(2)])  # (2B, N)
+        mask = large_masks(batch, self.backbone, c.mask_probability, c.mask_ratio)  # (2B, N)
         tokens = vit.run(self.backbone, large, masked=mask, mask_token=self.mask_token)
         h = vit.pool(self.backbone, tokens)  # (2B, D)
         student = [*self.head(h).chunk(2)]  # of each view (B, K)
@@ -75,14 +75,6 @@ class IBOT(Method):
         loss = loss + c.patch_weight * patch_loss
         return Output(loss, features=h.chunk(2)[0], embeddings=tuple(student[:2]))
 
-    def mask(self, batch: Batch, view: int) -> Tensor:
-        """(B, N) bool: blocks in a random part of the images, no patch in the others."""
-        rows, columns = self.backbone.patch_embed.grid_size
-        low, high = self.config.mask_ratio
-        u = batch.keys.mask_draws(2 + view, 2)  # views 0 and 1 are used by the masks themselves
-        ratio = torch.where(u[:, 0] < self.config.mask_probability, low + (high - low) * u[:, 1], 0)
-        return block_mask(batch.keys, (rows, columns), (ratio * rows * columns).long(), view)
-
     def after_backward(self, progress: float) -> None:
         if progress < self.config.freeze_last_layer:
             self.head[-1].weight.grad = None
@@ -95,3 +87,18 @@ class IBOT(Method):
         self.patch_center.commit()
         temperatures = c.teacher_temperature, c.final_teacher_temperature
         self.teacher_temperature.fill_(linear(*temperatures, progress, c.temperature_warmup))
+
+
+def large_masks(
+    batch: Batch, backbone: Backbone, probability: float, ratio: tuple[float, float]
+) -> Tensor:
+    """(2B, N) bool: of both large views, blocks in a random part of the images, no patch in the
+    others."""
+    rows, columns = backbone.patch_embed.grid_size
+    masks, (low, high) = [], ratio
+    for view in range(2):
+        u = batch.keys.mask_draws(2 + view, 2)  # views 0 and 1 are used by the blocks themselves
+        part = torch.where(u[:, 0] < probability, low + (high - low) * u[:, 1], 0)
+        count = (part * rows * columns).long()
+        masks.append(block_mask(batch.keys, (rows, columns), count, view))
+    return torch.cat(masks)

@@ -127,6 +127,13 @@ PRESETS: dict[str, list[Tree]] = {
         {**_BYOL_SMALL, "crop_scale": (0.25, 1.0)},
         {**_BYOL_SMALL, "crop_scale": (0.25, 1.0), "solarize": 0.2},
     ],
+    # DINOv2, its code (arXiv 2304.07193): DINO's with other crops. The small ones have 98 px there,
+    # seven patches of 14; here six of 16.
+    "dinov2": _dino((0.32, 1.0), 8, 96, (0.05, 0.32)),
+    "dinov2-small": [
+        {**_BYOL_SMALL, "crop_scale": (0.32, 1.0)},
+        {**_BYOL_SMALL, "crop_scale": (0.32, 1.0), "solarize": 0.2},
+    ],
     # LeJEPA, the code of arXiv 2511.08544: two large, six small, all with the same colours. The
     # small ones have 98 px, seven patches of 14.
     "lejepa": [

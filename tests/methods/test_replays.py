@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from selfsight.methods import METHODS, Method
+from selfsight.methods.ibot import large_masks
 from selfsight.methods.method import Batch
 from selfsight.randomness import directions
 from selfsight.train.optim import OptimizerConfig, build_optimizer, set_rates
@@ -266,16 +267,21 @@ def test_simsiam_replays_algorithm_1_with_a_constant_rate_of_the_predictor():
         same([method.backbone, method.projector, method.predictor], [*f, h])
 
 
-def test_lejepa_replays_algorithm_2():
-    """Of arXiv 2511.08544, where all views and the centres have gradients."""
-    method = build("lejepa", directions=3, output_dim=8, sigreg_weight=0.2).double()
+@pytest.mark.parametrize("centre", ["large", "all"])
+def test_lejepa_replays_algorithm_2(centre):
+    """Of arXiv 2511.08544, where all views and the centres have gradients; and its later code."""
+    later = {} if centre == "large" else {"knots": 33, "t_max": 3.0, "centre": "all"}
+    keys = {"directions": 3, "output_dim": 8, "sigreg_weight": 0.2}
+    method = build("lejepa", **keys, **later).double()
     f = nn.Sequential(*copies(method.backbone, method.projector))
     for number in range(3):
         batch = batch_in_float64("lejepa", 5, number)
         emb = f[1](torch.cat(crops(f[0], batch.views))).split(5)
         slices = directions(batch.keys.seed, number, 8, 3).double()
-        sigreg = sum(naive_sigreg(z, slices, 17) for z in emb) / len(emb)
-        loss = (1 - 0.2) * naive_centre_distance(emb, 2) + 0.2 * sigreg
+        how = (17, 5.0) if centre == "large" else (33, 3.0)
+        sigreg = sum(naive_sigreg(z, slices, *how) for z in emb) / len(emb)
+        large = 2 if centre == "large" else len(emb)
+        loss = (1 - 0.2) * naive_centre_distance(emb, large) + 0.2 * sigreg
         loss.backward()
         update([f], 0.1)
         assert step(method, batch, 0.1, number / 4) == pytest.approx(loss.item(), rel=1e-9)
@@ -430,7 +436,7 @@ def test_ibot_replays_algorithm_1(encoder):
     prefix = 1 if encoder == "class token" else 0
     for number in range(3):
         progress, batch = number / steps, batch_in_float64("ibot", step=number)
-        masks = [method.mask(batch, view) for view in range(2)]
+        masks = large_masks(batch, f_s, 0.5, (0.1, 0.5)).chunk(2)
         assert any(mask.any() for mask in masks)
         assert not all(mask.any(1).all() for mask in masks)
         # Algorithm 1 of arXiv 2111.07832, with small crops as in DINO

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from selfsight.batch import Batch, SampleKey
 from selfsight.methods import METHODS
+from selfsight.methods.ibot import large_masks
 from selfsight.views.masks import block_mask, context_and_targets, masked_positions, random_mask
 from tests.conftest import tiny_vit
 
@@ -191,10 +192,9 @@ def test_block_mask_makes_blocks_not_dots():
 
 
 def test_ibot_masks_half_of_the_views_by_a_tenth_to_a_half():
-    cls = METHODS["ibot"]
-    method = cls(tiny_vit(56), cls.Config(hidden_dim=8, bottleneck_dim=8, output_dim=8))
-    n = 2000
-    first, second = (method.mask(Batch([], None, at(n)), view).sum(1) / 196 for view in (0, 1))
+    n, c = 2000, METHODS["ibot"].Config()
+    mask = large_masks(Batch([], None, at(n)), tiny_vit(56), c.mask_probability, c.mask_ratio)
+    first, second = (part.sum(1) / 196 for part in mask.chunk(2))
     for covered in (first, second):
         some = covered[covered > 0]
         assert stats.binomtest(len(some), n, 0.5).pvalue > 1e-3
