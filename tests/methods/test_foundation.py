@@ -271,12 +271,12 @@ def test_cached_features_are_computed_once_and_equal():
 @pytest.mark.parametrize(
     ("name", "options", "size"),
     [
-        ("resnet18", {}, 64),
-        ("mobilenetv3_small_050", {}, 64),
+        ("resnet18", {}, 128),
+        ("mobilenetv3_small_050", {}, 128),
         ("swin_tiny_patch4_window7_224", {"img_size": 64, "window_size": 2, "depths": [1] * 4}, 64),
         ("vit_small_patch16_dinov3", {"depth": 1}, 64),
         ("deit_tiny_distilled_patch16_224", {"depth": 1, "img_size": 64}, 64),
-        ("convnext_atto", {}, 64),
+        ("convnext_atto", {}, 128),
     ],
 )
 def test_dense_features_of_timms_models(name, options, size):
@@ -287,7 +287,8 @@ def test_dense_features_of_timms_models(name, options, size):
         torch.testing.assert_close(found.image, backbone(x))
         assert found.places.shape[:2] == (2, found.grid[0] * found.grid[1])
         # a patch is where it says: a change of the lower left moves that place the most
-        x[:, :, -32:, :32] += 3
+        side = size // found.grid[0]
+        x[:, :, -side:, :side] += 3
         moved = (dense(backbone, x).places - found.places).norm(dim=2)[0]
     rows, columns = found.grid
     assert rows == columns
