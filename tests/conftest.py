@@ -1,18 +1,24 @@
 """What the tests share: real data if it is there, a tiny encoder, commands as real processes."""
 
+import functools
 import json
 import os
 import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
+import timm
 import torch
 from hypothesis import settings
+from safetensors.torch import save_file
 
 from selfsight import cli
+from selfsight.encoders.timm_weights import TimmWeights
 from selfsight.methods import METHODS
+from selfsight.pretraining import start
 from selfsight.testing import TinyEncoder, tiny_vit  # noqa: F401 (for the tests)
 from tests.processes import Started
 
@@ -77,7 +83,32 @@ def heads(name: str) -> list[str]:
         options = json.dumps({**TINY_VIT, "global_pool": "avg"})
         keys += ["backbone.name=vit_tiny_patch16_224", "backbone.small_images=false"]
         keys += ["backbone.patch_size=4", f"backbone.options={options}"]
+    if METHODS[name].frozen_teacher != "no":
+        options = json.dumps({**TINY_VIT, "global_pool": "avg"})
+        about = f"{{name: vit_tiny_patch16_224, patch_size: 4, options: {options}}}"
+        keys.append(f"teacher={{weights: '{teacher_file()}', backbone: {about}, image_size: 16}}")
     return keys
+
+
+@pytest.fixture
+def no_network(monkeypatch):
+    """The models that weights of timm are for, without the weights."""
+
+    def named(weights: str) -> TimmWeights:
+        return TimmWeights(weights[5:].partition(".")[0], Path("none"), (0.5,) * 3, (0.5,) * 3)
+
+    monkeypatch.setattr(start, "find_timm", named)
+
+
+@functools.cache
+def teacher_file() -> Path:
+    """Weights of a tiny ViT for 16 px, as a frozen teacher's."""
+    torch.manual_seed(3)
+    options = {**TINY_VIT, "img_size": 16, "patch_size": 4, "num_classes": 0, "fc_norm": False}
+    teacher = timm.create_model("vit_tiny_patch16_224", global_pool="avg", **options)
+    path = Path(tempfile.mkdtemp()) / "teacher.safetensors"
+    save_file(teacher.state_dict(), path)
+    return path
 
 
 def small_heads(name: str) -> dict[str, int]:

@@ -2,30 +2,39 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from selfsight import distributed, randomness
-from selfsight.encoders.artifact import INITIAL, encoder_file, is_ours, read_network
+from selfsight.encoders.artifact import INITIAL, is_ours, read_network
 from selfsight.encoders.backbones import build_backbone
 from selfsight.encoders.foreign import load_foreign
 from selfsight.encoders.resample import resampled
-from selfsight.encoders.timm_weights import PREFIX, find_timm
+from selfsight.encoders.timm_weights import PREFIX
 from selfsight.errors import UserError
 from selfsight.files import Damaged, file_hash
 from selfsight.methods import Method
 from selfsight.methods.heads import EncoderWithProjection
 from selfsight.pretraining.config import RunConfig
 from selfsight.pretraining.own_parts import find_method
+from selfsight.pretraining.teacher import (
+    TeacherConfig,
+    build_teacher,
+    check_cache,
+    weights_file,
+)
 from selfsight.train.log import console
 from selfsight.views.recipe import ViewGroup
 
 
-def build_method(config: RunConfig) -> Method:
+def build_method(config: RunConfig, images: int = 0) -> Method:
     """The method with its encoder. All weights follow from the seed, except those of an encoder
-    that starts from `weights`.
+    that starts from `weights`, and of a frozen teacher.
 
+    Args:
+        images: that it is trained on.
     Raises: UserError for views or an encoder that the method does not work with.
     """
     name = config.method.name
@@ -38,10 +47,41 @@ def build_method(config: RunConfig) -> Method:
     head = {} if config.weights is None else _fill(backbone, config.weights, config.backbone.name)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(randomness.torch_seed(randomness.WEIGHTS, config.seed, 1))
-        method = find_method(name)(backbone, config.method)
+        method = find_method(name)(backbone, config.method, **_teacher(config, images))
     if head:
         _fill_head(method, head, config.weights)
     return method
+
+
+def _teacher(config: RunConfig, images: int) -> dict[str, Any]:
+    """Further arguments of a method with a frozen teacher; {} for another."""
+    needs, given = find_method(config.method.name).frozen_teacher, config.teacher.weights
+    if given is None:
+        if config.teacher != TeacherConfig() or needs == "required":
+            raise UserError(
+                f"teacher.weights=null: {config.method.name} learns from a frozen teacher; set it "
+                f"to a run's folder, a file of weights, or timm:NAME.TAG"
+            )
+        if needs == "optional" and (config.resume or not config.weights):
+            raise UserError(
+                f"teacher.weights=null: {config.method.name} keeps close to the encoder that it "
+                f"starts from, and this run starts at random; set weights=..., or teacher.weights"
+            )
+        return {}
+    if needs == "no":
+        raise UserError(
+            f"teacher.weights={given}: {config.method.name} has no frozen teacher; leave it out, "
+            f"or set method=distill"
+        )
+    teacher, said = build_teacher(config.teacher, config.data, config.views, config.seed)
+    size = image_size(config.views)
+    sample = torch.zeros(1, config.data.channels, size, size)
+    if config.teacher.cache:
+        views = sum(group.count for group in config.views)
+        check_cache(teacher, sample, images, views)
+    if said:
+        _say(f"teacher.weights={given}: {said}")
+    return {"teacher": teacher, "sample": sample}
 
 
 def check_part(config: RunConfig, method: Method) -> None:
@@ -91,11 +131,6 @@ def _fill(backbone: nn.Module, weights: str, name: str) -> dict[str, Tensor]:
     return head
 
 
-def weights_file(weights: str) -> Path:
-    """The file that the key `weights` names. Raises: UserError if there is none."""
-    return find_timm(weights).file if weights.startswith(PREFIX) else encoder_file(weights)
-
-
 def _fill_head(method: Method, head: dict[str, Tensor], weights: str) -> None:
     """Load the kept head into a method that keeps one of the same widths."""
     own = getattr(method.backbone, "head", None)
@@ -117,20 +152,31 @@ def _say(line: str) -> None:
 
 
 def with_hash(config: RunConfig) -> RunConfig:
-    """The configuration with the hash of its weights file, so that another file is another run."""
-    if config.weights is None:
-        return config
+    """The configuration with the hashes of its files of weights, so that others are another run."""
+    if config.weights is not None:
+        sha = _hash(config.weights, config.weights_sha256, "weights")
+        config = config.model_copy(update={"weights_sha256": sha})
+    teacher = config.teacher
+    if teacher.weights is not None:
+        sha = _hash(teacher.weights, teacher.weights_sha256, "teacher.weights")
+        teacher = teacher.model_copy(update={"weights_sha256": sha})
+        config = config.model_copy(update={"teacher": teacher})
+    return config
+
+
+def _hash(weights: str, recorded: str | None, key: str) -> str:
+    """The hash of a file of weights. Raises: UserError if it is not the one that was recorded."""
     try:
-        sha = file_hash(weights_file(config.weights))
+        sha = file_hash(weights_file(weights))
     except (OSError, Damaged) as error:
         reason = error.reason if isinstance(error, Damaged) else error.strerror
-        raise UserError(f"weights={config.weights}: {reason}") from None
-    if config.weights_sha256 not in (None, sha):
+        raise UserError(f"{key}={weights}: {reason}") from None
+    if recorded not in (None, sha):
         raise UserError(
-            f"weights={config.weights}: the hash of this file is not weights_sha256; restore the "
-            f"file, or start another run without weights_sha256"
+            f"{key}={weights}: the hash of this file is not {key}_sha256; restore the file, or "
+            f"start another run without {key}_sha256"
         )
-    return config.model_copy(update={"weights_sha256": sha})
+    return sha
 
 
 def image_size(views: list[ViewGroup]) -> int:

@@ -13,13 +13,14 @@ from selfsight.config import Config, Tree, added, may_change
 from selfsight.data.config import with_source
 from selfsight.encoders.artifact import NAMED_BY, named
 from selfsight.encoders.backbones import BackboneConfig
-from selfsight.encoders.timm_weights import PREFIX, find_timm
 from selfsight.errors import UserError
 from selfsight.methods import METHODS
 from selfsight.methods.simclr import SimCLR
 from selfsight.pretraining import own_parts
 from selfsight.pretraining.origins import Origins
 from selfsight.pretraining.recipes import recipe_file, recipe_name, recipes
+from selfsight.pretraining.start import with_weights
+from selfsight.pretraining.teacher import TeacherConfig
 from selfsight.train.config import NAMED, TrainConfig, with_names
 from selfsight.views.recipe import PRESETS, preset
 
@@ -53,6 +54,7 @@ class RunConfig(TrainConfig):
     # timm:hf-hub:ORG/NAME, timm:local-dir:FOLDER (in the form of the hub)
     weights: str | None = may_change(None)
     weights_sha256: str | None = None  # of that file; filled in when the run starts
+    teacher: TeacherConfig = added(TeacherConfig())
     # another run's folder, or a checkpoint in it: continue from its whole state
     resume: str | None = may_change(None)
     # make a run longer that its folder already holds: epochs or max_steps may then be larger
@@ -127,7 +129,7 @@ def compose(
     tree = layers.fold(tree, overrides, lambda below, above: _lay(below, above, origin, origins))
     if run is not None:
         tree = _lay(tree, {"run": run}, origin, origins)
-    tree = _with_weights(tree, origins)
+    tree = with_weights(tree, origins)
     if "views" not in tree:
         name = _default_views(tree)
         tree["views"] = preset(name)
@@ -142,26 +144,6 @@ def compose(
         config = config.model_copy(update={"run": folder})
     _check_tag(config)
     return Composed(config, origins)
-
-
-def _with_weights(tree: Tree, origins: Origins) -> Tree:
-    """With timm's weights, the name of their model and its mean and std, unless the layer that
-    names the weights, or a later one, sets them."""
-    weights = tree.get("weights")
-    if not isinstance(weights, str) or not weights.startswith(PREFIX):
-        return tree
-    found = find_timm(weights)
-    if origins.is_below("backbone.name", "weights"):
-        origins.forget("backbone")
-        tree = {key: value for key, value in tree.items() if key != "backbone"}
-        layer = {"backbone": {"name": found.name, "options": found.options}}
-        tree = _lay(tree, layer, f"weights={weights}", origins)
-    colours = {"mean": list(found.mean), "std": list(found.std)}
-    free = {k: v for k, v in colours.items() if origins.is_below(f"data.{k}", "weights")}
-    if free:
-        origins.record({"data": free}, f"weights={weights}")
-        tree = layers.merge(tree, {"data": free})
-    return tree
 
 
 def _class_of(tree: Tree) -> type[RunConfig]:

@@ -124,6 +124,8 @@ class Job:
         """What encoder.safetensors says of the encoder."""
         config, method = self.config, self.method
         started = {"weights_sha256": config.weights_sha256} if config.weights else {}
+        if config.teacher.weights:
+            started["teacher_sha256"] = config.teacher.weights_sha256
         steps = config.steps(self.loader.steps_per_epoch)
         return describe(
             method.backbone,
@@ -183,7 +185,7 @@ def assemble(
     images = images or training_images(config, device, Path(config.run) / BAD_IMAGES)
     loader = make_loader(config, images)
     _check_labels(config.method, images.classes)
-    method, probe = build_method(config), None
+    method, probe = build_method(config, len(images)), None
     check_part(config, method)
     check_optimizer(config.optimizer)
     if config.evaluate.probe and images.classes is not None:

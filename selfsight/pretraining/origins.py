@@ -17,8 +17,13 @@ class Origins:
 
     def is_below(self, key: str, other: str) -> bool:
         """Whether a key was set by a layer below the one that set the other key, or by none."""
-        latest = {k: n for n, (k, _) in enumerate(self._records) if k in (key, other)}
-        return key not in latest or (self.of(key) != self.of(other) and latest[key] < latest[other])
+        mine, others = self._latest(key), self._latest(other)
+        return mine is None or (others is not None and mine[1] != others[1] and mine < others)
+
+    def _latest(self, section: str) -> tuple[int, str] | None:
+        """Number and origin of the last record of a key, or of a key in it."""
+        found = ((n, o) for n, (k, o) in enumerate(self._records) if is_inside(k, section))
+        return max(found, default=None)
 
     def of(self, key: str) -> str:
         return next((o for k, o in reversed(self._records) if is_inside(key, k)), "default")

@@ -68,6 +68,18 @@ def test_what_the_user_sets_stays(folder, tmp_path):
     assert compose("mine.yaml", ["backbone=resnet34"]).config.backbone.name == "resnet34"
 
 
+def test_keys_of_the_encoder_beside_the_weights_stay(folder, tmp_path):
+    """Those of the recipe below are of another model, but stochastic depth is of any."""
+    (tmp_path / "mine.yaml").write_text(
+        "base: digits/simclr\nbackbone: {drop_path: 0.2, options: {layers: [1, 1, 1, 2]}}\n"
+    )
+    keys = [f"weights={folder}", "backbone.options={global_pool: avg}"]
+    for overrides in (keys, keys[::-1]):
+        config = compose("mine.yaml", overrides).config.backbone
+        assert config.options == {**ARGUMENTS, "global_pool": "avg"}
+        assert (config.drop_path, config.small_images, config.stem_stride) == (0.2, False, 1)
+
+
 def test_a_run_starts_from_them_and_knows_their_hash(folder, tmp_path):
     keys = [f"weights={folder}", "max_steps=2", "batch_size=32", "views.0.size=32", "device=cpu"]
     config = compose("digits/simclr", keys, "runs/a").config

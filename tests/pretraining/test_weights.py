@@ -48,7 +48,8 @@ FITTING = [m for m in METHODS if "ViT" not in METHODS[m].needs and m != "simclr_
 def test_every_network_of_a_method_starts_from_the_weights(first, tmp_path, method):
     built = build_method(config_of(tmp_path, f"weights={first}", method=method))
     expected = load_file(first / "encoder.safetensors")
-    networks = [built.backbone, *getattr(built, "teacher", [])[:1]]
+    teacher = built.teacher[:1] if "teacher" in METHODS[method].needs else []
+    networks = [built.backbone, *teacher]
     assert len(networks) == 1 + ("teacher" in METHODS[method].needs)
     for network in networks:
         found = state(network)
