@@ -34,6 +34,7 @@ FILE = "encoder.safetensors"
 DESCRIPTION = "encoder.json"
 BEST = "best.safetensors"
 INITIAL = "initial.safetensors"  # before the first step, of an encoder of the user's own
+START = "start.safetensors"  # the encoder that a run with `weights` started from
 STARTED_IN = "working_directory"  # key of encoder.json alone: equal runs write equal encoders
 METADATA = ("selfsight", "tacit")  # its key in the file; the second until the package was renamed
 NAMED_BY = ("epoch", "step", "loss", "probe", "knn")  # the last two in percent

@@ -1,5 +1,7 @@
 """Weighted k-nearest-neighbour classification (Wu et al., CVPR 2018, arXiv 1805.01978)."""
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -45,8 +47,13 @@ def _unit(x: Tensor, device: torch.device) -> Tensor:
     return F.normalize(x.to(device).float(), dim=1)
 
 
+def knn_accuracy(*features: Features, **how: Any) -> dict[int, float]:
+    """k -> top-1 accuracy in [0, 1]; arguments as of `knn_right`."""
+    return {k: int(right.sum()) / len(right) for k, right in knn_right(*features, **how).items()}
+
+
 @torch.no_grad()
-def knn_accuracy(
+def knn_right(
     bank: Features,
     bank_labels: Tensor,
     queries: Features,
@@ -54,18 +61,19 @@ def knn_accuracy(
     ks: tuple[int, ...] = (20, 200),
     temperature: float = 0.07,
     device: torch.device | None = None,
-) -> dict[int, float]:
-    """Top-1 accuracy for each k: the k nearest vote with weight exp(cosine / temperature).
+) -> dict[int, Tensor]:
+    """For each k which queries get their class: the k nearest vote with weight
+    exp(cosine / temperature).
 
     Args:
         bank: (N, D), bank_labels: (N,) int64; queries: (M, D), query_labels: (M,) int64.
         device: as for `neighbours`.
-    Returns: k -> accuracy in [0, 1]; a k above N counts as N.
+    Returns: k -> (M,) bool on the CPU; a k above N counts as N.
     """
     classes = int(max(bank_labels.max(), query_labels.max())) + 1
     similarity, place = neighbours(bank, queries, min(max(ks), len(bank)), device)
     bank_labels, truth = bank_labels.to(place.device), query_labels.to(place.device)
-    right = dict.fromkeys(ks, 0)
+    right = {k: torch.zeros(len(truth), dtype=torch.bool) for k in ks}
     for first in range(0, len(truth), QUERIES):
         at = slice(first, first + QUERIES)
         # Subtracting the largest similarity changes no vote's rank and keeps exp in range.
@@ -74,5 +82,5 @@ def knn_accuracy(
         for k in ks:
             votes = torch.zeros(len(weight), classes, device=place.device)
             votes.scatter_add_(1, votes_for[:, :k], weight[:, :k])
-            right[k] += int((votes.argmax(1) == truth[at]).sum())
-    return {k: count / len(truth) for k, count in right.items()}
+            right[k][at] = (votes.argmax(1) == truth[at]).cpu()
+    return right

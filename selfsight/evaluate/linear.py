@@ -16,7 +16,7 @@ Features are read chunk by chunk, so they may be float16, mapped from a file and
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -50,6 +50,7 @@ class LinearResult:
         strength: the chosen c.
         few: labels per class -> (mean, standard deviation) of top-1 over the drawn subsets.
         validation: strength -> top-1 on the validation part; empty where there was none.
+        right: (M,) bool, the test images that top1 counts.
     """
 
     top1: float
@@ -57,6 +58,7 @@ class LinearResult:
     strength: float
     few: dict[int, tuple[float, float]]
     validation: dict[float, float]
+    right: Tensor = field(compare=False, repr=False)
 
 
 def linear_probe(
@@ -100,9 +102,10 @@ def linear_probe(
         data = _Labelled(space, train, places, len(names))
         asked = _Labelled(space, test, truth, len(names))
         strength, validation, weights = _choose(data, seed)
-        top1, top5 = asked.accuracy(data.solve(strength, weights))
+        right = asked.right(data.solve(strength, weights))
+        top1, top5 = (int(count) / len(right) for count in right.sum(0))
         few = {count: _few(data, asked, count, seed) for count in shots}
-    return LinearResult(top1, top5, strength, few, validation)
+    return LinearResult(top1, top5, strength, few, validation, right[:, 0])
 
 
 def _choose(data: "_Labelled", seed: int) -> tuple[float, dict[float, float], "_Weights | None"]:
@@ -246,9 +249,14 @@ class _Labelled:
 
     def accuracy(self, weights: _Weights) -> tuple[float, float]:
         """top-1 and top-5."""
-        first, five = 0, 0
+        first, five = self.right(weights).sum(0).tolist()
+        return first / len(self.labels), five / len(self.labels)
+
+    def right(self, weights: _Weights) -> Tensor:
+        """(n, 2) bool: whether the class has the highest score, and one of the five highest."""
+        found = []
         for x, y in self._chunks():
             scores = torch.addmm(weights.b, x, weights.w.T)
             hits = scores.topk(min(5, self.classes), 1).indices == y  # (n, 5), at most one true
-            first, five = first + int(hits[:, 0].sum()), five + int(hits.sum())
-        return first / len(self.labels), five / len(self.labels)
+            found.append(torch.stack([hits[:, 0], hits.any(1)], 1).cpu())
+        return torch.cat(found)

@@ -45,7 +45,8 @@ def measure_features(
         settings = subset_record(config, subset)
         x, y = x[torch.from_numpy(subset.rows)], y[subset.rows]
     began, labels = time.perf_counter(), (torch.from_numpy(y), torch.from_numpy(y_test))
-    metrics = measure(x, labels[0], x_test, labels[1], config, pick_device(config.device))
+    device = pick_device(config.device)
+    metrics, _ = measure(x, labels[0], x_test, labels[1], config, device)
     cost = {"seconds": round(time.perf_counter() - began, 3)}
     counts = {"train": len(x), "test": len(x_test)}
     version = VERSIONS[protocol]

@@ -20,7 +20,7 @@ import torch
 from selfsight import own
 from selfsight.files import write_json
 from selfsight.grid.cell import read_outcome
-from selfsight.grid.plan import GridConfig, Job, plan
+from selfsight.grid.plan import GridConfig, Job, first_label, plan
 from selfsight.locks import locked
 from selfsight.processes import Stopped
 from selfsight.report.rows import Cell
@@ -178,11 +178,13 @@ def _summary(grid: GridConfig, job: Job, folder: Path) -> str:
 
 
 def read_cells(grid: GridConfig, job: Job, folder: Path, errors: dict[str, str]) -> list[Cell]:
-    """The cells of one job for the table: the encoder's, and the pixels' if it measured them."""
+    """The cells of one job for the table: the encoder's, and those of what it started from and of
+    the pixels if it measured them."""
     home = folder / "cells" / job.folder
     outcome = read_outcome(home)
     cost = outcome["cost"]
-    metrics: dict[str, dict[str, float | None]] = {"encoder": {}, "pixels": {}}
+    metrics: dict[str, dict[str, float | None]] = {}
+    metrics |= {name: {} for name in ("encoder", "start", "pixels")}
     if outcome["online"] is not None:
         metrics["encoder"]["online"] = outcome["online"]
     for protocol in grid.protocols:
@@ -207,7 +209,10 @@ def read_cells(grid: GridConfig, job: Job, folder: Path, errors: dict[str, str])
             error,
         )
     ]
-    if metrics["pixels"] and job.backbone == next(iter(grid.backbones)):
+    if metrics["start"]:
+        found = metrics["start"]
+        cells.append(Cell(job.data, "start", job.backbone, job.seed, found, None, None, None))
+    if metrics["pixels"] and job.backbone == first_label(grid):
         cells.append(Cell(job.data, "pixels", "", job.seed, metrics["pixels"], None, None, None))
     return cells
 

@@ -90,6 +90,7 @@ def _online(folder: Path) -> float | None:
 def _measure(protocol: Protocol, home: str, device: str, job: Job) -> list[Result]:
     """The encoder alone: the untrained one has cells of its own, which also measure the pixels."""
     keys = [*protocol.arguments(), f"device={device}", "untrained=false"]
+    keys.append(f"start={json.dumps(job.start)}")
     if protocol.kind in ("knn", "linear"):
         pixels = job.method == UNTRAINED
         return MEASURES[protocol.kind](home, [*keys, f"pixels={json.dumps(pixels)}"])

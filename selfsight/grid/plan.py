@@ -1,8 +1,9 @@
-"""A grid: data sets x methods x backbones x seeds x protocols, and its list of cells."""
+"""A grid: data sets x methods x backbones x starts x seeds x protocols, and its list of cells."""
 
 import json
 import re
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any, Literal
 
@@ -64,6 +65,8 @@ class GridConfig(Config):
     backbones: dict[str, Tree] = Field(
         {"default": {}}, min_length=1
     )  # name -> keys of `backbone`; {}: the recipe's
+    # name -> key `weights` of every pretraining; null: at random. {}: as the recipes say
+    starts: dict[str, str | None] = Field({})
     seeds: list[int] = Field([0, 1, 2], min_length=1)
     protocols: list[Protocol] = Field(min_length=1)
     overrides: list[str] = Field([])  # key=value of every pretraining, after all others
@@ -79,7 +82,7 @@ class GridConfig(Config):
                 )
         return list(dict.fromkeys(methods))
 
-    @field_validator("data", "backbones")
+    @field_validator("data", "backbones", "starts")
     @classmethod
     def _part_of_a_folder(cls, named: dict[str, Any]) -> dict[str, Any]:
         """These names become part of a cell's folder, which must stay inside the grid's folder."""
@@ -117,7 +120,9 @@ class Job:
 
     Attributes:
         folder: its name below cells/, different for every configuration.
+        backbone: its name, and that of the start if the grid has several.
         what, keys: the recipe or file and the overrides that `compose` takes.
+        start: also measure the encoder that it starts from.
     """
 
     data: str
@@ -127,6 +132,7 @@ class Job:
     folder: str
     what: str
     keys: list[str]
+    start: bool = False
 
     @property
     def title(self) -> str:
@@ -178,13 +184,13 @@ def plan(grid: GridConfig) -> list[Job]:
     jobs = []
     for seed in grid.seeds:
         for data in grid.data:
-            for backbone in grid.backbones:
+            for backbone, start in product(grid.backbones, grid.starts or [""]):
                 for method in (UNTRAINED, *grid.methods):
-                    jobs.append(_job(grid, data, method, backbone, seed))
+                    jobs.append(_job(grid, data, method, backbone, start, seed))
     return jobs
 
 
-def _job(grid: GridConfig, data: str, method: str, backbone: str, seed: int) -> Job:
+def _job(grid: GridConfig, data: str, method: str, backbone: str, start: str, seed: int) -> Job:
     described = grid.data[data]
     taught = grid.methods[0] if method == UNTRAINED else method
     what, keys = f"{described.recipes}/{taught}", []
@@ -193,12 +199,27 @@ def _job(grid: GridConfig, data: str, method: str, backbone: str, seed: int) -> 
         what, keys = described.recipes, [f"method={taught}"]
     keys += arguments(described.keys)
     keys += arguments({"backbone": grid.backbones[backbone]}) if grid.backbones[backbone] else []
+    keys += [f"weights={json.dumps(grid.starts[start])}"] if start else []
     keys += [*grid.overrides, f"seed={seed}"]
     config = compose(what, keys, run="unnamed").config
     for protocol in grid.protocols:
         check(protocol, config)
-    name = f"{data}-{method}-{backbone}-{seed}-{config.fingerprint()}"
-    return Job(data, method, backbone, seed, name, what, keys)
+    label = label_of(backbone, start)
+    name = f"{data}-{method}-{label}-{seed}-{config.fingerprint()}"
+    first = method == grid.methods[0] and config.weights is not None
+    return Job(data, method, label, seed, name, what, keys, first)
+
+
+def label_of(backbone: str, start: str) -> str:
+    """The name of a backbone in the table, and of its start if the grid has several."""
+    if not start:
+        return backbone
+    return start if backbone == "default" else f"{backbone} {start}"
+
+
+def first_label(grid: GridConfig) -> str:
+    """That of the grid's first cells."""
+    return label_of(next(iter(grid.backbones)), next(iter(grid.starts), ""))
 
 
 def check(protocol: Protocol, config: RunConfig) -> Any:

@@ -53,6 +53,16 @@ def build_method(config: RunConfig, images: int = 0) -> Method:
     return method
 
 
+def check_start(config: RunConfig) -> None:
+    """Raises: UserError for a run at random whose method stays close to what it starts from."""
+    optional = find_method(config.method.name).frozen_teacher == "optional"
+    if optional and not config.teacher.weights and (config.resume or not config.weights):
+        raise UserError(
+            f"teacher.weights=null: {config.method.name} keeps close to the encoder that it "
+            f"starts from, and this run starts at random; set weights=..., or teacher.weights"
+        )
+
+
 def _teacher(config: RunConfig, images: int) -> dict[str, Any]:
     """Further arguments of a method with a frozen teacher; {} for another."""
     needs, given = find_method(config.method.name).frozen_teacher, config.teacher.weights
@@ -61,11 +71,6 @@ def _teacher(config: RunConfig, images: int) -> dict[str, Any]:
             raise UserError(
                 f"teacher.weights=null: {config.method.name} learns from a frozen teacher; set it "
                 f"to a run's folder, a file of weights, or timm:NAME.TAG"
-            )
-        if needs == "optional" and (config.resume or not config.weights):
-            raise UserError(
-                f"teacher.weights=null: {config.method.name} keeps close to the encoder that it "
-                f"starts from, and this run starts at random; set weights=..., or teacher.weights"
             )
         return {}
     if needs == "no":
@@ -138,12 +143,19 @@ def _fill_head(method: Method, head: dict[str, Tensor], weights: str) -> None:
     shapes = {key: value.shape for key, value in own.state_dict().items()} if own else {}
     if shapes == {key: value.shape for key, value in head.items()}:
         own.load_state_dict(head)
+        own.was_loaded = True
         _say(f"weights={weights}: its head, which SimCLR v2 keeps in the encoder, is used as well")
     else:
         _say(
             f"weights={weights}: its head is left out, for {method.config.name} keeps "
             f"{'one of other widths' if own else 'none'} in the encoder"
         )
+
+
+def loaded_part(backbone: nn.Module) -> nn.Module:
+    """The encoder that `weights` filled: without a layer of a head that is new."""
+    new = isinstance(backbone, EncoderWithProjection) and not hasattr(backbone.head, "was_loaded")
+    return backbone.backbone if new else backbone
 
 
 def _say(line: str) -> None:

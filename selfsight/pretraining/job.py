@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from selfsight import __version__, blame, distributed
 from selfsight.config import Config, flatten
-from selfsight.data.bad import BadImages, read_bad
+from selfsight.data.bad import BadImages
 from selfsight.data.identity import fingerprint
 from selfsight.data.images import Images
 from selfsight.data.source import cache_beside
@@ -22,6 +23,7 @@ from selfsight.encoders.artifact import (
     DESCRIPTION,
     FILE,
     INITIAL,
+    START,
     STARTED_IN,
     describe,
     save_copy,
@@ -34,13 +36,16 @@ from selfsight.methods import Method
 from selfsight.pretraining.build import (
     build_method,
     check_part,
+    check_start,
     image_size,
+    loaded_part,
     with_hash,
     without_weights,
 )
 from selfsight.pretraining.check_knn import periodic_knn
 from selfsight.pretraining.config import RunConfig
 from selfsight.pretraining.own_parts import find_method, is_own, parts_of
+from selfsight.pretraining.said import announce, tell_bad
 from selfsight.train.engine import check_sync_batchnorm, fit
 from selfsight.train.folder import (
     BAD_IMAGES,
@@ -54,9 +59,9 @@ from selfsight.train.folder import (
 )
 from selfsight.train.hooks import Hook
 from selfsight.train.loader import ViewLoader, make_loader
-from selfsight.train.log import console, print_notes, read_metrics
-from selfsight.train.optim import check_optimizer, scaled_lr
-from selfsight.train.precision import pick_device, pick_precision
+from selfsight.train.log import read_metrics
+from selfsight.train.optim import check_optimizer
+from selfsight.train.precision import pick_device
 from selfsight.train.probe import OnlineProbe
 
 
@@ -69,6 +74,7 @@ def pretrain(config: RunConfig, quiet: bool = False, hooks: Sequence[Hook] = ())
     """
     if config.run is None:
         raise UserError("run=null: a run needs a folder; set run=FOLDER")
+    check_start(config)
     folder, extend = Path(config.run), config.extend
     # config.yaml does not say it: the next start, or a run made from that file, asks again
     config = with_hash(config).model_copy(update={"extend": False})
@@ -85,7 +91,7 @@ def pretrain(config: RunConfig, quiet: bool = False, hooks: Sequence[Hook] = ())
             job = distributed.by_all(lambda: assemble(config, device, images, hooks))
             distributed.by_first(lambda: _begin(job, data, extend))
             if first and not quiet:
-                _announce(config, job.images, device)
+                announce(config, job.images, device)
             stack.enter_context(contextlib.nullcontext() if first else watched(folder))
             fit(**job.arguments(), quiet=quiet)
             distributed.by_first(lambda: _save(job))
@@ -105,7 +111,7 @@ def _save(job: "Job") -> None:
     save_encoder(folder, job.method.backbone, job.description())
     if config.save_as:
         save_copy(folder, config.save_as, _last_record(folder, job))
-    _tell_bad(folder / BAD_IMAGES)
+    tell_bad(folder / BAD_IMAGES)
 
 
 @dataclass(frozen=True)
@@ -120,15 +126,15 @@ class Job:
     probe: OnlineProbe | None
     hooks: tuple[Hook, ...]
 
-    def description(self) -> dict[str, Any]:
-        """What encoder.safetensors says of the encoder."""
+    def description(self, backbone: nn.Module | None = None) -> dict[str, Any]:
+        """What encoder.safetensors says of the encoder (default: the method's)."""
         config, method = self.config, self.method
         started = {"weights_sha256": config.weights_sha256} if config.weights else {}
         if config.teacher.weights:
             started["teacher_sha256"] = config.teacher.weights_sha256
         steps = config.steps(self.loader.steps_per_epoch)
         return describe(
-            method.backbone,
+            backbone or method.backbone,
             config.backbone,
             config.method.model_dump(mode="json"),
             with_range(config.data, self.images.source),
@@ -166,10 +172,18 @@ def _begin(job: Job, data: dict[str, Any], extend: bool) -> None:
     if not has_trained(folder) or not (folder / DATA).exists():
         write_json(folder / DATA, sealed(data))
     if is_own("backbone", job.config.backbone.name) and not (folder / INITIAL).exists():
-        start = job.description() | {"pretrained_on": {"images": 0, "epochs": 0}}
-        save_encoder(folder, job.method.backbone, start, INITIAL)
+        _save_start(job, job.method.backbone, INITIAL)
+    if job.config.weights and not (folder / START).exists():
+        _save_start(job, loaded_part(job.method.backbone), START)
     if not (folder / FILE).exists():  # so that its checkpoints can be evaluated
         write_json(folder / DESCRIPTION, sealed(job.description() | {STARTED_IN: os.getcwd()}))
+
+
+def _save_start(job: Job, backbone: nn.Module, name: str) -> None:
+    """Write the encoder as it is before the first step."""
+    about = job.description(backbone)
+    about["pretrained_on"] = {**about["pretrained_on"], "images": 0, "epochs": 0, "steps": 0}
+    save_encoder(Path(job.config.run), backbone, about, name)
 
 
 def assemble(
@@ -198,11 +212,6 @@ def assemble(
     return job
 
 
-def _short(name: str) -> str:
-    """The name of a class, without its file."""
-    return name.rpartition(":")[2]
-
-
 def _last_record(folder: Path, job: Job) -> dict[str, Any]:
     """The last metrics; those of a finished run may have been removed."""
     steps = job.config.steps(job.loader.steps_per_epoch)
@@ -219,12 +228,6 @@ def _keep_best(job: Job, record: dict[str, Any]) -> None:
         description["pretrained_on"]["epochs"] = record["epoch"]
         description["knn"] = record["knn"]
         save_encoder(folder, job.method.backbone, description, BEST)
-
-
-def _tell_bad(file: Path) -> None:
-    count = len(read_bad(file))
-    if count:
-        console.print(f"{count} broken images were replaced by others; see {file}", soft_wrap=True)
 
 
 def untrained(config: RunConfig) -> Path:
@@ -266,27 +269,3 @@ def training_images(
     source = distributed.by_all(lambda: open_source(config.data, "train", cache), fingerprint)
     bad = bad_images and BadImages(bad_images, len(source), config.data.max_bad)
     return Images(source, config.data, device, bad)
-
-
-def _announce(config: RunConfig, images: Images, device: torch.device) -> None:
-    print_notes(images.source)
-    if config.accumulate > 1 and find_method(config.method.name).couples_images:
-        part = config.batch_size // config.accumulate
-        console.print(
-            f"accumulate={config.accumulate}: the loss of {config.method.name} compares the images "
-            f"of a batch with each other, here {part} of {config.batch_size} at a time: another "
-            f"objective than without accumulate",
-            soft_wrap=True,
-        )
-    classes = f"{len(images.classes)} classes" if images.classes else "no labels"
-    optimizer = config.optimizer
-    lr = f"peak lr {scaled_lr(optimizer, config.batch_size):.4g}"
-    if optimizer.lr_scaling != "none":
-        lr += f" ({optimizer.lr:.4g} per 256 images, {optimizer.lr_scaling})"
-    console.print(
-        f"{_short(config.method.name)} with {_short(config.backbone.name)} on {len(images):,} "
-        f"images ({classes}), "
-        f"{device.type} {pick_precision(config.precision, device)}, "
-        f"{lr} -> {config.run}",
-        soft_wrap=True,
-    )

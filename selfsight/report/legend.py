@@ -73,7 +73,7 @@ def legend(found: list[Row], about: Mapping[str, Any]) -> list[str]:
         lines.append(
             "best: highest mean. =: not significantly different from it: the 95 % interval of the "
             "difference, paired by seed and uncorrected, includes 0. ?: unknown: fewer than two "
-            "common seeds, or no spread. *: not clearly above untrained or pixels. "
+            "common seeds, or no spread. *: not clearly above untrained, start or pixels. "
             "table.json has p of every pair, also corrected by Holm over all pairs of rows of a "
             "data set and column."
         )

@@ -13,7 +13,7 @@ from selfsight.report.statistics import SAME, Paired, holm, paired
 
 COLUMNS = {name: metric.title for name, metric in GRID.items()}
 MAIN = ("linear_top1", "augmented_top1", "knn")  # the first that was measured ranks the rows
-FLOORS = ("untrained", "pixels")  # baselines, not methods
+FLOORS = ("untrained", "start", "pixels")  # baselines, not methods
 
 
 @dataclass(frozen=True)
@@ -21,8 +21,8 @@ class Cell:
     """One pretraining with its evaluations.
 
     Attributes:
-        method: its name, or 'untrained' (the encoder before its first step), or 'pixels', whose
-            backbone is ''.
+        method: its name, or 'untrained' (the encoder before its first step, had it started at
+            random), 'start' (what it started from), or 'pixels', whose backbone is ''.
         metrics: a name of COLUMNS -> accuracy in [0, 1]; None or absent if not measured. All
             values are used, also those of a cell with an error: give no value of an unfinished one.
         minutes, memory_mib, images_per_second: of pretraining; memory at its peak.
@@ -58,7 +58,8 @@ class Row:
             95 % interval of the paired difference includes 0; '?' unknown: fewer than two common
             seeds, or no spread;
             '' below the best.
-        notes: a sentence if the row is not better than the untrained encoder, or than the pixels.
+        notes: a sentence if the row is not better than the untrained encoder, than what it started
+            from, or than the pixels.
         points_per_minute: gain of pretraining in `main`, see `_points_per_minute`.
     """
 
@@ -229,7 +230,7 @@ def _judged(row: Row, among: list[Row]) -> Row:
 
 
 def _floor(row: Row, among: list[Row], name: str) -> Row | None:
-    """The untrained encoder of this backbone; pixels of any, as they have none."""
+    """The baseline of this backbone; pixels of any, as they have none."""
     fitting = [r for r in among if r.method == name and r.values(row.main)]
     own = [r for r in fitting if r.backbone == row.backbone]
     return next(iter(own or (fitting if name == "pixels" else [])), None)

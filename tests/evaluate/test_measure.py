@@ -332,7 +332,8 @@ def test_raw_pixels_that_need_too_much_memory_are_left_out(run, monkeypatch, cap
     """Of a linear probe; 40 bytes for each pair of 768 features are 24 MB."""
     monkeypatch.setattr(frozen_features, "physical_memory", lambda: memory / 1e3)
     cls, _ = frozen_features.PROTOCOLS["linear"]
-    at_once = (cls, lambda *features: {"top1": 0.5})  # fitting it takes seconds
+    nothing = frozen_features.Measured({"top1": 0.5}, torch.zeros(360, dtype=torch.bool))
+    at_once = (cls, lambda *features: nothing)  # fitting it takes seconds
     monkeypatch.setitem(frozen_features.PROTOCOLS, "linear", at_once)
     rows = [r.evaluated for r in selfsight.linear(run, ["untrained=false"])]
     said = capsys.readouterr().err

@@ -48,6 +48,8 @@ class Evaluation(Config):
         False
     )  # measure even if test images are among the training images
     untrained: bool = may_change(True)  # also measure the same network before its first step
+    # also measure the encoder that a run with `weights` started from
+    start: bool = may_change(True)
     # for weights that another library wrote:
     backbone: BackboneConfig | None = None
     image_size: int | None = Field(None, ge=1)  # side in pixels (default: the encoder's own)

@@ -10,6 +10,7 @@ import torch
 
 from selfsight import __version__, distributed
 from selfsight.config import flatten
+from selfsight.encoders.artifact import Network
 from selfsight.encoders.backbones import accepts
 from selfsight.errors import UserError
 from selfsight.evaluate.protocols.config import Evaluation
@@ -39,6 +40,16 @@ class EvaluationContext:
     def size(self) -> int:
         """Side in pixels of what the networks see."""
         return self.config.image_size or self.target.encoder.image_size
+
+    def networks(self) -> dict[str, Network]:
+        """The networks to measure, by name: the encoder, what it started from, and as it was
+        before its first step, had it started at random."""
+        found, target = {"encoder": self.target.encoder}, self.target
+        if self.config.start and target.start is not None:
+            found["start"] = target.start
+        if self.config.untrained:
+            found["untrained"] = target.untrained
+        return found
 
     def result(
         self,

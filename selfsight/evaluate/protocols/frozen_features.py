@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -18,10 +18,10 @@ from selfsight.data.images import Images
 from selfsight.data.source import cache_beside
 from selfsight.encoders.artifact import Network
 from selfsight.evaluate.features import extract, raw_pixels, read_features, scale_of
-from selfsight.evaluate.knn import knn_accuracy
+from selfsight.evaluate.knn import knn_right
 from selfsight.evaluate.protocols.config import KnnConfig, LinearConfig, compose_cached
 from selfsight.evaluate.protocols.context import EvaluationContext, open_context
-from selfsight.evaluate.protocols.results import VERSIONS, Result
+from selfsight.evaluate.protocols.results import VERSIONS, Result, with_gain
 from selfsight.evaluate.protocols.splits import labelled, subset_record, write_subset
 from selfsight.evaluate.protocols.target import EvaluationTarget, open_target
 from selfsight.files import (
@@ -81,17 +81,25 @@ def linear(
     return measure_target("linear", open_target(where, overrides or [], folder), overrides or [])
 
 
+class Measured(NamedTuple):
+    """Metrics, and (M,) bool, the test images that the main one counts as right."""
+
+    metrics: Metrics
+    right: Tensor
+
+
 def knn_metrics(
     train: Tensor, y: Tensor, test: Tensor, y_test: Tensor, config: KnnConfig, device: torch.device
-) -> Metrics:
+) -> Measured:
     """The protocol `knn` on features (N, D) and (M, D) with labels (N,) and (M,) int64."""
     how = {"ks": (20, 200), "temperature": 0.07, "device": device}
-    return {f"k{k}": value for k, value in knn_accuracy(train, y, test, y_test, **how).items()}
+    right = knn_right(train, y, test, y_test, **how)
+    return Measured({f"k{k}": int(x.sum()) / len(x) for k, x in right.items()}, right[20])
 
 
 def linear_metrics(
     train: Tensor, y: Tensor, test: Tensor, y_test: Tensor, config: KnnConfig, device: torch.device
-) -> Metrics:
+) -> Measured:
     """The protocol `linear`; arguments as in `knn_metrics`."""
     from selfsight.evaluate.linear import linear_probe  # scipy takes 0.8 s: kNN need not wait
 
@@ -103,7 +111,7 @@ def linear_metrics(
     for shots, (mean, deviation) in result.few.items():
         metrics[f"shots{shots}"] = mean
         metrics[f"shots{shots}_std"] = deviation
-    return metrics
+    return Measured(metrics, result.right)
 
 
 PROTOCOLS = {"knn": (KnnConfig, knn_metrics), "linear": (LinearConfig, linear_metrics)}
@@ -113,7 +121,7 @@ def measure_target(protocol: str, target: EvaluationTarget, overrides: list[str]
     """Measure an encoder by `knn` or `linear`, and store the records."""
     cls, measure = PROTOCOLS[protocol]
     config = compose_cached(cls, target.base, overrides)
-    results = []
+    results, right = [], {}
     with open_context(target, config) as context:
         train, test, settings = context.splits.train, context.splits.test, {}
         rows = None
@@ -124,23 +132,22 @@ def measure_target(protocol: str, target: EvaluationTarget, overrides: list[str]
             rows, settings = torch.from_numpy(subset.rows), subset_record(config, subset)
         for x in _compared(context):
             began = time.perf_counter()
-            metrics: Metrics = {}
+            found = None
             if distributed.rank() == 0:
                 y = train.labels if rows is None else train.labels[rows]
                 x = x if rows is None else replace(x, train=x.train[rows])
-                metrics = measure(x.train, y, x.test, test.labels, config, context.device)
-            metrics = distributed.share(metrics)
+                found = measure(x.train, y, x.test, test.labels, config, context.device)
+            metrics, right[x.name] = distributed.share(found)
             cost = {"features_seconds": x.seconds, "seconds": time.perf_counter() - began}
             record = (x.name, metrics, settings, cost, x.weights_sha256)
             results.append(context.result(protocol, protocol, *record))
-        return context.keep(results)
+        return context.keep(with_gain(results, right, config.seed))
 
 
 def _compared(context: EvaluationContext) -> Iterator[_Features]:
-    """The encoder, the same network as it was before its first step, and the raw pixels."""
-    yield _read(context, "encoder", context.target.encoder)
-    if context.config.untrained:
-        yield _read(context, "untrained", context.target.untrained)
+    """The encoder, what it started from, the untrained network, and the raw pixels."""
+    for name, network in context.networks().items():
+        yield _read(context, name, network)
     train, test = context.splits.train, context.splits.test
     width = 3 * context.size**2
     fits = 4 * width * (len(train) + len(test)) <= PIXELS

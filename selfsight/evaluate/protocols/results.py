@@ -3,10 +3,13 @@
 import json
 import math
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
+from selfsight.evaluate.gain import gain
 from selfsight.files import (
     Damaged,
     are_numbers,
@@ -31,10 +34,12 @@ class Result:
     Attributes:
         protocol, version: of the definition that it was measured by; kind: knn, linear,
             linear-augmented or finetune, which the protocol is one of.
-        evaluated: encoder, untrained or pixels.
+        evaluated: encoder, start (what a run that did not start at random started from), untrained
+            or pixels.
         metrics: name -> value, accuracies in [0, 1], all on the test split.
         settings: what else defines it: the share of labels, keys that differ from the protocol's.
         cost: seconds.
+        gain: of the encoder over `start`, as `evaluate.gain.gain` gives it.
         overlap: images that the test split shares with the training split, and whether that was
             allowed.
     """
@@ -51,6 +56,7 @@ class Result:
     data: dict[str, Any]
     overlap: dict[str, Any] = field(default_factory=dict)
     selfsight: str = ""
+    gain: dict[str, float] = field(default_factory=dict)
 
 
 def read_results(folder: Path) -> list[dict[str, Any]]:
@@ -121,10 +127,22 @@ def main_metric(record: dict[str, Any]) -> float:
     return record["metrics"][MAIN.get(record.get("kind", record["protocol"]), "top1")]
 
 
+def with_gain(results: list[Result], right: dict[str, Tensor], seed: int) -> list[Result]:
+    """The records, that of the encoder with its gain over `start`.
+
+    Args:
+        right: by what was evaluated (M,) bool, the test images that the main metric counts.
+    """
+    if not {"encoder", "start"} <= right.keys():
+        return results
+    found = gain(right["encoder"], right["start"], seed)
+    return [replace(r, gain=found) if r.evaluated == "encoder" else r for r in results]
+
+
 def notes(results: list[Result]) -> list[str]:
-    """Warnings, a sentence each: an encoder that is no better than untrained, images in both
-    splits."""
-    lines = []
+    """What the records say, a sentence each: whether it was worth to train on from another encoder;
+    an encoder that is no better than untrained; images in both splits."""
+    lines = _over_start(results)
     by_name = {result.evaluated: result for result in results}
     encoder, untrained = by_name.get("encoder"), by_name.get("untrained")
     if encoder and untrained:
@@ -144,6 +162,27 @@ def notes(results: list[Result]) -> list[str]:
             f"(allow_overlap=true): this is no measure of generalisation"
         )
     return lines
+
+
+def _over_start(results: list[Result]) -> list[str]:
+    """Whether the encoder is better than the one that it started from."""
+    by_name = {result.evaluated: result for result in results}
+    encoder, start = by_name.get("encoder"), by_name.get("start")
+    if not (encoder and start and encoder.gain):
+        return []
+    a, b, gain = main_metric(vars(encoder)), main_metric(vars(start)), encoder.gain
+    if gain["low"] > 0:
+        said = "training made the encoder better than what it started from"
+    elif gain["high"] < 0:
+        said = "training made the encoder worse than what it started from: use that one"
+    else:
+        said = "training made the encoder neither better nor worse than what it started from"
+    low, high = 100 * gain["low"], 100 * gain["high"]
+    return [
+        f"{encoder.protocol}: {said} ({a:.1%} against {b:.1%}; 95 % interval of the difference "
+        f"{low:+.1f} to {high:+.1f} points, over {gain['draws']:,.0f} draws of the "
+        f"{encoder.data['test']:,} test images)"
+    ]
 
 
 def noise(a: float, b: float, n: int) -> float:

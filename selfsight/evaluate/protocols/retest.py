@@ -57,7 +57,7 @@ def retest(
         before = weights_hash(target.encoder.build())
         classes = context.splits.train.classes
         _same_classes(home, classes, str(classifier))
-        metrics = test_classifier(context, target.encoder, home, len(classes), None, before)
+        metrics, _ = test_classifier(context, target.encoder, home, len(classes), None, before)
         cost = {"seconds": time.perf_counter() - began}
         settings = {"classifier": str(home)}
         record = (config.protocol, config.kind, "encoder", metrics, settings, cost, before)

@@ -17,6 +17,7 @@ from selfsight.encoders.artifact import (
     DESCRIPTION,
     FILE,
     INITIAL,
+    START,
     STARTED_IN,
     Network,
     encoder_file,
@@ -41,6 +42,7 @@ class EvaluationTarget:
 
     Attributes:
         encoder, untrained: the weights after and before pretraining.
+        start: those that the pretraining started from, if it did not start at random.
         weights_sha256: of the encoder.
         base: configuration keys that the evaluation takes over from the pretraining.
         folder: where results go; home: the folder of its pretraining, if that is there.
@@ -56,6 +58,7 @@ class EvaluationTarget:
     home: Path | None = None
     settings: dict[str, Any] = field(default_factory=dict)
     loaded: str | None = None
+    start: Network | None = None
 
     @property
     def pretraining_data(self) -> DataConfig | None:
@@ -121,6 +124,9 @@ def _target(encoder: Network, folder: Path, home: Path | None, **more: Any) -> E
     untrained = encoder.untrained()
     if initial and initial.is_file():
         untrained = replace(read_network(initial), where=untrained.where)
+    begun = home and home / START
+    if begun and begun.is_file():
+        more["start"] = replace(read_network(begun), where="the encoder that the run started from")
     return EvaluationTarget(encoder, untrained, sha, base, folder, home, **more)
 
 

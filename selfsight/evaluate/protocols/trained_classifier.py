@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from selfsight import config as layers
 from selfsight import distributed, randomness
@@ -20,7 +20,7 @@ from selfsight.evaluate.classifiers import Classifier, FineTuned, LinearHeads
 from selfsight.evaluate.predict import accuracy
 from selfsight.evaluate.protocols.config import TrainedConfig, compose_trained
 from selfsight.evaluate.protocols.context import EvaluationContext, open_context
-from selfsight.evaluate.protocols.results import Result
+from selfsight.evaluate.protocols.results import Result, with_gain
 from selfsight.evaluate.protocols.splits import labelled, subset_record, write_subset
 from selfsight.evaluate.protocols.target import open_target
 from selfsight.files import are_numbers, read_or_set_aside, sealed, write_json
@@ -92,16 +92,15 @@ def _train_and_test(
     with open_context(target, config) as context:
         home = _home(context)
         images = _labels(context, home)
-        networks = {"encoder": target.encoder}
-        if config.untrained:
-            networks["untrained"] = target.untrained
-        results = []
-        for name, network in networks.items():
-            metrics, cost, sha = _train(context, network, images, home / name, quiet)
+        results, right = [], {}
+        for name, network in context.networks().items():
+            metrics, cost, sha, hits = _train(context, network, images, home / name, quiet)
+            if hits is not None:
+                right[name] = hits
             settings = {**images.settings, **_changed(protocol, kind, context, overrides)}
             record = (config.protocol, kind, name, metrics, settings, cost, sha)
             results.append(context.result(*record))
-        return context.keep(results)
+        return context.keep(with_gain(results, right, config.seed))
 
 
 def _home(context: EvaluationContext) -> Path:
@@ -154,14 +153,17 @@ def _labels(context: EvaluationContext, home: Path) -> _Labelled:
 
 def _train(
     context: EvaluationContext, network: Network, images: _Labelled, folder: Path, quiet: bool
-) -> tuple[dict[str, float], dict[str, float], str]:
-    """Metrics, cost and hash of the network's weights; from the disk if it was done before."""
+) -> tuple[dict[str, float], dict[str, float], str, Tensor | None]:
+    """Metrics, cost, hash of the network's weights, and (M,) which test images top1 counts; from
+    the disk if it was done before, where older versions did not store the last."""
     done = folder / "result.json"
     first = distributed.rank() == 0
     stored = read_or_set_aside(done, _is_result, say) if first else None
     stored = distributed.share(stored)
     if stored is not None:
-        return stored["metrics"], stored["cost"], stored["weights_sha256"]
+        right = stored.get("right")
+        right = None if right is None else torch.tensor([c == "1" for c in right])
+        return stored["metrics"], stored["cost"], stored["weights_sha256"], right
     with owned(folder, context.config):
         distributed.by_first(lambda: _begin(context, folder))
         config = fit_batch_size(context.config, len(images.train))
@@ -179,11 +181,13 @@ def _train(
             quiet=quiet,
         )
         began = time.perf_counter()
-        metrics = test_classifier(context, network, folder, classes, images.validation, before)
+        found = test_classifier(context, network, folder, classes, images.validation, before)
+        metrics, right = found
         cost = {"train_seconds": seconds, "seconds": time.perf_counter() - began}
         record = {"metrics": metrics, "cost": cost, "weights_sha256": before}
+        record["right"] = "".join("01"[int(hit)] for hit in right)
         distributed.by_first(lambda: write_json(done, sealed(record)))
-    return metrics, cost, before
+    return metrics, cost, before, right
 
 
 def _is_result(value: dict[str, Any]) -> bool:
@@ -214,8 +218,11 @@ def test_classifier(
     classes: int,
     validation: Images | None,
     before: str,
-) -> dict[str, float]:
-    """Read the last checkpoint, choose among its heads, and go through the test split once."""
+) -> tuple[dict[str, float], Tensor]:
+    """Read the last checkpoint, choose among its heads, and go through the test split once.
+
+    Returns: metrics, and (M,) bool, the images that top1 counts.
+    """
     config = context.config
     method = _classifier(network, config, classes)
     step, state = Checkpoints(folder / "checkpoints", config.checkpoint.keep).load(context.device)
@@ -232,7 +239,7 @@ def test_classifier(
         chosen = {"chosen_lr_factor": factor, "validation_top1": scores[best]}
         method.heads = nn.ModuleList([method.heads[best]])
     (right,) = accuracy(method, context.splits.test, *how)
-    return {"top1": right.top1, "top5": right.top5, **chosen, "steps": step}
+    return {"top1": right.top1, "top5": right.top5, **chosen, "steps": step}, right.images
 
 
 def fit_batch_size(config: TrainedConfig, images: int) -> TrainedConfig:
