@@ -24,7 +24,8 @@ class Dense(NamedTuple):
         """(B, N', E) the features of places on another grid, interpolated bilinearly."""
         if grid == self.grid:
             return self.places
-        maps = self.places.mT.unflatten(2, self.grid)  # (B, E, rows, columns)
+        wide = torch.promote_types(self.places.dtype, torch.float32)  # not of bf16 on a CPU
+        maps = self.places.to(wide).mT.unflatten(2, self.grid)  # (B, E, rows, columns)
         maps = F.interpolate(maps, grid, mode="bilinear", antialias=True, align_corners=False)
         return maps.flatten(2).mT
 

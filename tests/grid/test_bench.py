@@ -76,6 +76,35 @@ def test_a_grid_from_nothing_to_its_table(tmp_path, bench):
     assert content["cells"]
 
 
+def test_a_grid_of_several_starts(tmp_path, bench, command):
+    """Each has rows of its own, and a row of what it is."""
+    for seed in (5, 6):
+        keys = [*TINY, "max_steps=2", f"seed={seed}", "--run", f"begin{seed}"]
+        assert command("pretrain", "digits/simclr", *keys, cwd=tmp_path).returncode == 0
+    starts = {"random": None, "five": "begin5", "six": "begin6"}
+    grid = write(
+        tmp_path,
+        starts=starts,
+        methods=["simclr", "byol"],
+        seeds=[0],
+        protocols=[{"kind": "knn"}],
+        overrides=[*TINY, "max_steps=1"],
+    )
+    done = bench(grid)
+    assert done.returncode == 0, done.stdout
+    with (tmp_path / "out" / "table.csv").open() as file:
+        table = {(r["method"], r["backbone"]): float(r["knn"]) for r in csv.DictReader(file)}
+    methods = [(m, name) for m in ("simclr", "byol", "untrained") for name in starts]
+    assert set(table) == {*methods, ("start", "five"), ("start", "six"), ("pixels", "")}
+    assert len({table["untrained", name] for name in starts}) == 1
+    for seed, name in ((5, "five"), (6, "six")):
+        (record,) = json.loads(
+            command("knn", f"begin{seed}", "untrained=false", "pixels=false", cwd=tmp_path)
+            and (tmp_path / f"begin{seed}" / "results.json").read_text()
+        )
+        assert table["start", name] == pytest.approx(record["metrics"]["k20"])
+
+
 def test_a_cell_that_fails_is_shown_and_the_others_go_on(tmp_path, bench):
     grid = write(tmp_path, methods=["supcon", "byol"], seeds=[0], protocols=[{"kind": "knn"}])
     # something of no use where the cell's run should be
