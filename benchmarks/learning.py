@@ -81,7 +81,8 @@ def main() -> None:
     from selfsight.methods import METHODS
 
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--methods", nargs="+", default=list(METHODS))
+    scratch = [name for name, method in METHODS.items() if method.frozen_teacher == "no"]
+    parser.add_argument("--methods", nargs="+", default=scratch)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--epochs", type=int, default=14)
     parser.add_argument("--jobs", type=int, default=max(1, os.cpu_count() or 1))
