@@ -10,10 +10,11 @@ from selfsight import distributed, randomness
 from selfsight.encoders.artifact import INITIAL, encoder_file, is_ours, read_network
 from selfsight.encoders.backbones import build_backbone
 from selfsight.encoders.foreign import load_foreign
+from selfsight.encoders.foreign.read import weights_file_hash
 from selfsight.encoders.resample import resampled
-from selfsight.encoders.timm_weights import PREFIX, find_timm
+from selfsight.encoders.timm_weights import describes_itself, find_timm
 from selfsight.errors import UserError
-from selfsight.files import Damaged, file_hash
+from selfsight.files import Damaged
 from selfsight.methods import Method
 from selfsight.methods.heads import EncoderWithProjection
 from selfsight.pretraining.config import RunConfig
@@ -74,18 +75,21 @@ def _check_view_count(name: str, count: int) -> None:
 
 def _fill(backbone: nn.Module, weights: str, name: str) -> dict[str, Tensor]:
     """Load the weights that the encoder starts from; each tensor must fit, but those for another
-    number or size of patches are resampled.
+    number or size of patches are resampled, which `adapted` of the encoder says.
 
     Returns: the tensors of the head that a method such as SimCLR v2 kept; others have none.
     """
     path = weights_file(weights)
     if not is_ours(path):
-        kind = "timm" if weights.startswith(PREFIX) else None
-        _say(f"weights={weights}: {load_foreign(path, backbone, kind, resample=True).line()}")
+        kind = find_timm(weights).format if describes_itself(weights) else None
+        loaded = load_foreign(path, backbone, kind, resample=True)
+        backbone.adapted = loaded.resampled
+        _say(f"weights={weights}: {loaded.line()}")
         return {}
     network, head = read_network(path).without_head()
     tensors, made = resampled(network.tensors, backbone)
     replace(network, tensors=tensors).fill(backbone, name)
+    backbone.adapted = made
     if made:
         _say(f"weights={weights}: {made}")
     return head
@@ -93,7 +97,7 @@ def _fill(backbone: nn.Module, weights: str, name: str) -> dict[str, Tensor]:
 
 def weights_file(weights: str) -> Path:
     """The file that the key `weights` names. Raises: UserError if there is none."""
-    return find_timm(weights).file if weights.startswith(PREFIX) else encoder_file(weights)
+    return find_timm(weights).file if describes_itself(weights) else encoder_file(weights)
 
 
 def _fill_head(method: Method, head: dict[str, Tensor], weights: str) -> None:
@@ -121,7 +125,7 @@ def with_hash(config: RunConfig) -> RunConfig:
     if config.weights is None:
         return config
     try:
-        sha = file_hash(weights_file(config.weights))
+        sha = weights_file_hash(weights_file(config.weights))
     except (OSError, Damaged) as error:
         reason = error.reason if isinstance(error, Damaged) else error.strerror
         raise UserError(f"weights={config.weights}: {reason}") from None

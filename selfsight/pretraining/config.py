@@ -13,12 +13,12 @@ from selfsight.config import Config, Tree, added, is_inside, may_change
 from selfsight.data.config import with_source
 from selfsight.encoders.artifact import NAMED_BY, named
 from selfsight.encoders.backbones import BackboneConfig
-from selfsight.encoders.timm_weights import PREFIX, find_timm
 from selfsight.errors import UserError
 from selfsight.methods import METHODS
 from selfsight.methods.simclr import SimCLR
 from selfsight.pretraining import own_parts
 from selfsight.pretraining.recipes import recipe_file, recipe_name, recipes
+from selfsight.pretraining.weights import with_model
 from selfsight.train.config import NAMED, TrainConfig, with_names
 from selfsight.views.recipe import PRESETS, preset
 
@@ -48,8 +48,8 @@ class RunConfig(TrainConfig):
     backbone: BackboneConfig = BackboneConfig()
     method: MethodChoice = SimCLR.Config()
     # the encoder starts with these weights and not at random: a run's folder, an
-    # encoder.safetensors, a checkpoint of another library, or timm's: timm:NAME.TAG,
-    # timm:hf-hub:ORG/NAME, timm:local-dir:FOLDER (in the form of the hub)
+    # encoder.safetensors, a checkpoint of another library, a folder of timm's or transformers'
+    # model, or one by name: timm:NAME.TAG, timm:hf-hub:ORG/NAME, timm:local-dir:FOLDER
     weights: str | None = may_change(None)
     weights_sha256: str | None = None  # of that file; filled in when the run starts
     # another run's folder, or a checkpoint in it: continue from its whole state
@@ -138,7 +138,7 @@ def compose(
     tree = layers.fold(tree, overrides, lambda below, above: _lay(below, above, origin, origins))
     if run is not None:
         tree = _lay(tree, {"run": run}, origin, origins)
-    tree = _with_weights(tree, origins)
+    tree = with_model(tree, origins)
     if "views" not in tree:
         name = _default_views(tree)
         tree["views"] = preset(name)
@@ -153,26 +153,6 @@ def compose(
         config = config.model_copy(update={"run": folder})
     _check_tag(config)
     return Composed(config, origins)
-
-
-def _with_weights(tree: Tree, origins: Origins) -> Tree:
-    """With timm's weights, the name of their model and its mean and std, unless the layer that
-    names the weights, or a later one, sets them."""
-    weights = tree.get("weights")
-    if not isinstance(weights, str) or not weights.startswith(PREFIX):
-        return tree
-    found = find_timm(weights)
-    if origins.is_below("backbone.name", "weights"):
-        origins.forget("backbone")
-        tree = {key: value for key, value in tree.items() if key != "backbone"}
-        layer = {"backbone": {"name": found.name, "options": found.options}}
-        tree = _lay(tree, layer, f"weights={weights}", origins)
-    colours = {"mean": list(found.mean), "std": list(found.std)}
-    free = {k: v for k, v in colours.items() if origins.is_below(f"data.{k}", "weights")}
-    if free:
-        origins.record({"data": free}, f"weights={weights}")
-        tree = layers.merge(tree, {"data": free})
-    return tree
 
 
 def _class_of(tree: Tree) -> type[RunConfig]:

@@ -153,7 +153,7 @@ def test_what_cannot_be_found_is_one_line(cache, weights, message):
 )
 def test_a_folder_with_another_description_is_refused(folder, tmp_path, text):
     (tmp_path / "hub" / "config.json").write_text(text)
-    with pytest.raises(UserError, match="is not a description that timm wrote"):
+    with pytest.raises(UserError, match="is not a description that timm or transformers wrote"):
         find_timm(folder)
 
 
