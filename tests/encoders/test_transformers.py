@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from selfsight.encoders.artifact import weights_hash
 from selfsight.encoders.backbones import BackboneConfig, build_backbone
+from selfsight.encoders.encoder import load_encoder
 from selfsight.encoders.foreign import load_foreign
 from selfsight.encoders.foreign.described import DEFAULTS, describe_transformers
 from selfsight.encoders.timm_weights import find_timm
@@ -704,6 +705,8 @@ def test_a_run_starts_from_a_folder_and_says_what_was_adapted(name, tmp_path, co
     about = json.loads((tmp_path / "run/encoder.json").read_text())
     assert about["pretrained_on"]["adapted"] == f"resampled: {what}"
     assert about["backbone"].get("norm_eps") == (1e-12 if name == "vit" else None)
+    trained = load_encoder(tmp_path / "run")  # built again, with the same epsilon
+    assert trained.backbone.norm.eps == model.config.layer_norm_eps
     # a file alone names no model
     file = ["weights=hub/model.safetensors", "views.0.size=24", "--run", "other"]
     done = command("pretrain", "digits/simclr", *file, cwd=tmp_path)
