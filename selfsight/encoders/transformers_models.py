@@ -1,5 +1,6 @@
 """timm's model for a Vision Transformer that transformers' config.json describes."""
 
+import functools
 from typing import Any
 
 import torch
@@ -37,6 +38,7 @@ def backbone_for(described: Described) -> dict[str, Any]:
     return {"name": name, "options": options, **eps}
 
 
+@functools.cache
 def _without_weights(name: str) -> nn.Module:
     """timm's model of this name, of which only shapes are read."""
     import timm

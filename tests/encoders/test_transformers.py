@@ -22,6 +22,7 @@ from selfsight.encoders.foreign.described import DEFAULTS, describe_transformers
 from selfsight.encoders.timm_weights import find_timm
 from selfsight.encoders.transformers_models import backbone_for
 from selfsight.errors import UserError
+from selfsight.evaluate.protocols.target import open_target
 from selfsight.methods import MAE
 from selfsight.pretraining.build import with_hash
 from selfsight.pretraining.config import compose
@@ -712,3 +713,19 @@ def test_a_run_starts_from_a_folder_and_says_what_was_adapted(name, tmp_path, co
     done = command("pretrain", "digits/simclr", *file, cwd=tmp_path)
     assert done.returncode == 2
     assert "weights=hub builds the encoder that its config.json describes" in done.stderr
+
+
+def test_a_folder_is_evaluated_as_it_describes_itself(tmp_path, command):
+    model = made("vit")
+    saved(model, tmp_path / "hub")
+    colours = {"image_mean": [0.1, 0.2, 0.3], "image_std": [0.4, 0.5, 0.6]}
+    (tmp_path / "hub/preprocessor_config.json").write_text(json.dumps(colours))
+    keys = ["data.source=digits", "image_size=16", "device=cpu"]
+    done = command("knn", "hub", *keys, "--run", "results", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "as config.json says: 2 attention heads" in " ".join(done.stderr.split())
+    target = open_target(tmp_path / "hub", ["image_size=16"], None)
+    assert target.base == {"data": {"mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6]}}
+    check_features(target.encoder.build().eval(), model)
+    with pytest.raises(UserError, match="set the image size of the pretraining: image_size=16"):
+        open_target(tmp_path / "hub", ["image_size=32"], None)

@@ -93,7 +93,7 @@ def describe_transformers(config: Any, file: Path) -> Described | None:
     Raises: UserError for a model that is not known, and for values that cannot be.
     """
     kind = config.get("model_type") if isinstance(config, dict) else None
-    if not isinstance(kind, str):
+    if not isinstance(kind, str) or "pretrained_cfg" in config:  # timm's
         return None
     if kind not in DEFAULTS:
         raise UserError(
