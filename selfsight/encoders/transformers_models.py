@@ -27,8 +27,7 @@ def backbone_for(described: Described) -> dict[str, Any]:
     """The keys of the section `backbone` that build this model: the name of timm's and, where it
     differs from that, options and norm_eps. What timm's model cannot be is found when the weights
     are loaded."""
-    kind = "vit" if described.model_type in ("vit", "vit_mae") else "dinov2"
-    kind = "dinov3" if described.theta is not None else kind
+    kind = described.model_type.partition("_")[0]
     name = {"vit": _vit, "dinov2": _dinov2, "dinov3": _dinov3}[kind](described)
     model = _without_weights(name)
     options = _shape_options(model, described) | _other_options(model, described)

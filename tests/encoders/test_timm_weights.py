@@ -229,6 +229,21 @@ def test_a_repository_of_transformers(hub, tmp_path, monkeypatch):
         find_timm(weights)  # other colours would be other features
 
 
+def test_the_cache_knows_what_a_repository_lacks(cache, tmp_path):
+    """Without a network, a model of transformers without a description of its images loads."""
+    place = tmp_path / "cache" / "models--someone--vit"
+    for folder in ("refs", ".no_exist/abc", "snapshots/abc"):
+        (place / folder).mkdir(parents=True)
+    (place / "refs/main").write_text("abc")
+    (place / "snapshots/abc/config.json").write_text('{"model_type": "vit"}')
+    (place / "snapshots/abc/pytorch_model.bin").write_bytes(b"")
+    with pytest.raises(UserError, match=r"'preprocessor_config.json' of .* cannot be fetched"):
+        find_timm("timm:hf-hub:someone/vit")
+    (place / ".no_exist/abc/preprocessor_config.json").touch()
+    found = find_timm("timm:hf-hub:someone/vit")
+    assert (found.name, found.mean, found.norm_eps) == ("vit_base_patch16_224", None, 1e-12)
+
+
 def test_a_repository_without_weights(hub, tmp_path):
     (tmp_path / "hub").mkdir()
     for name, message in (("config.json", "config.json"), ("x", "model.safetensors or ")):

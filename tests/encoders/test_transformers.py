@@ -81,6 +81,7 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], dict[str, int]]] = {
             "Dinov2WithRegistersConfig",
             **SMALL,
             use_swiglu_ffn=True,
+            mlp_ratio=3,
         ),
         {"mask token": 1, "classifier": 2},
     ),
@@ -569,7 +570,9 @@ def test_the_files_of_dinov3(gated, entry, tmp_path):
     parts |= {"biases that are 0": 2} | ({"projector": 1} if entry else {})
     assert loaded.format == "dinov3"
     assert loaded.left_out == parts
-    assert re.search(r"periods computed in single precision, 0\.\d% from", loaded.line())
+    assert re.search(
+        r"; rotary positions by periods of single precision, up to 0\.\d%", loaded.line()
+    )
 
 
 def test_dinov3s_file_that_is_not_of_this_encoder(tmp_path):

@@ -30,11 +30,13 @@ class Beyond:
         heads: attention heads of a ViT, as built.
         silent: other properties of the encoder, of which the file says nothing.
         beside: properties that a config.json beside the file confirmed.
+        others: where the encoder knowingly differs from the model that the file was written of.
     """
 
     heads: int | None = None
     silent: tuple[str, ...] = ()
     beside: tuple[str, ...] = ()
+    others: tuple[str, ...] = ()
 
     def line(self) -> str:
         """The same as a part of a sentence; "": nothing to say."""
@@ -42,7 +44,8 @@ class Beyond:
         if self.heads and not self.beside:
             silent = (f"{self.heads} attention heads", *silent)
         text = f"; {', '.join(silent)}, on which the file is silent" if silent else ""
-        return text + (f"; as {CONFIG} says: {', '.join(self.beside)}" if self.beside else "")
+        text += f"; as {CONFIG} says: {', '.join(self.beside)}" if self.beside else ""
+        return "; ".join((text, *self.others))
 
 
 def check_beyond(path: Path, found: Fit, backbone: nn.Module) -> Beyond:
@@ -59,12 +62,14 @@ def check_beyond(path: Path, found: Fit, backbone: nn.Module) -> Beyond:
     if not format.model_types and not format.rotary:
         return Beyond(heads)
     described = _beside(path, format)
-    silent = _check_rotary(path, found, backbone, described) if format.rotary else ()
-    facts = (f"layer norm epsilon {_epsilon(backbone):g}", f"activation {_activation(backbone)}")
+    others = _check_rotary(path, found, backbone, described) if format.rotary else ()
+    facts = [f"layer norm epsilon {_epsilon(backbone):g}", f"activation {_activation(backbone)}"]
+    if format.rotary and found.periods is None:
+        facts.append(f"base of rotary positions {backbone.rope.temperature:g}")
     if described is None:
-        return Beyond(heads, (*facts, *silent))
+        return Beyond(heads, tuple(facts), others=others)
     _check_described(path, backbone, described)
-    return Beyond(heads, silent, (f"{heads} attention heads", *facts))
+    return Beyond(heads, beside=(f"{heads} attention heads", *facts), others=others)
 
 
 def _check_stem(path: Path, name: str, format: Format, backbone: nn.Module) -> None:
@@ -88,8 +93,10 @@ def _check_stem(path: Path, name: str, format: Format, backbone: nn.Module) -> N
 def _beside(path: Path, format: Format) -> Described | None:
     """What a config.json of transformers in the folder of the file says; None without one."""
     file = path.parent / CONFIG
-    described = describe_transformers(read_json(file), file) if file.is_file() else None
-    if described and format.model_types and described.model_type not in format.model_types:
+    if not format.model_types or not file.is_file():
+        return None
+    described = describe_transformers(read_json(file), file)
+    if described and described.model_type not in format.model_types:
         raise UserError(
             f"'{path}': its tensors are those of model_type={' or '.join(format.model_types)}, but "
             f"'{file}' says {described.model_type}; keep the files of two models in two folders"
@@ -122,7 +129,7 @@ def _differs(path: Path, what: str, wanted: Any, here: Any, remedy: str) -> NoRe
 def _check_rotary(
     path: Path, found: Fit, backbone: nn.Module, described: Described | None
 ) -> tuple[str, ...]:
-    """DINOv3's rotary positions, and the features that are meant. Returns: what nothing shows."""
+    """DINOv3's rotary positions, and the features that are meant. Returns: what is other here."""
     rope = getattr(backbone, "rope", None)
     kind = type(rope).__name__
     if kind != "RotaryEmbeddingDinoV3" or not rope.rotate_half or rope.grid_indexing != "ij":
@@ -130,20 +137,18 @@ def _check_rotary(
             f"'{path}': its positions are DINOv3's rotary ones, and this encoder's are not, so its "
             f"features would differ; set backbone.name to one of timm's with dinov3 in the name"
         )
-    theta, silent = rope.temperature, []
+    theta, others = rope.temperature, []
     if described is not None and described.theta is not None and theta != described.theta:
         remedy = f"set backbone.options={{rope_temperature: {described.theta:g}}}"
         _differs(path, "the base of the rotary positions", described.theta, theta, remedy)
     if found.periods is not None:
-        silent += _check_periods(path, found.periods, rope.periods, backbone)
-    elif described is None:
-        silent.append(f"base of rotary positions {theta:g}")
+        others += _check_periods(path, found.periods, rope.periods, backbone)
     if getattr(backbone, "global_pool", "") != "token":
-        silent.append(
+        others.append(
             f"features by global_pool={backbone.global_pool} where DINOv3's own are the class "
             f"token (backbone.options={{global_pool: token}})"
         )
-    return tuple(silent)
+    return tuple(others)
 
 
 def _check_periods(path: Path, given: Tensor, own: Tensor, backbone: nn.Module) -> list[str]:
@@ -161,7 +166,11 @@ def _check_periods(path: Path, given: Tensor, own: Tensor, backbone: nn.Module) 
             f"features would differ; set backbone.options.rope_temperature to the base that it was "
             f"trained with (pos_embed_rope_base)"
         )
-    return [f"periods computed in single precision, {apart:.1%} from its rounded ones"][: apart > 0]
+    if apart < 1e-6:
+        return []
+    return [
+        f"rotary positions by periods of single precision, up to {apart:.1%} from its rounded ones"
+    ]
 
 
 def _heads(backbone: nn.Module) -> int | None:

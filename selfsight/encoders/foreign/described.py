@@ -50,6 +50,8 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     },
 }
 
+_REGISTERED = ("dinov2_with_registers", "dinov3_vit")
+
 
 @dataclass(frozen=True)
 class Described:
@@ -132,9 +134,9 @@ def _described(kind: str, values: _Values) -> Described:
     patch = given["patch_size"]
     if isinstance(patch, list) and len(set(map(str, patch))) == 1:
         values.values = given = {**given, "patch_size": patch[0]}
-    theta = given.get("rope_parameters")  # where later versions keep it
-    if rotary and isinstance(theta, dict) and "rope_theta" in theta:
-        values.values = given = {**given, "rope_theta": theta["rope_theta"]}
+    rope = given.get("rope_parameters")  # where later versions keep it
+    if rotary and isinstance(rope, dict) and "rope_theta" in rope:
+        values.values = given = {**given, "rope_theta": rope["rope_theta"]}
     width = values.number("hidden_size", 1, 2**16)
     gated = values.flag("use_gated_mlp" if rotary else "use_swiglu_ffn")
     if "mlp_ratio" in given and "intermediate_size" not in given:
@@ -159,9 +161,6 @@ def _described(kind: str, values: _Values) -> Described:
         patch=values.number("patch_size", 1, 1000),
         registers=values.number("num_register_tokens", 0, 1000) if kind in _REGISTERED else 0,
         bias=values.flag("query_bias" if rotary else "qkv_bias"),
-        eps=values.number("layer_norm_eps", 0, 1, whole=False),
+        eps=values.number("layer_norm_eps", 1e-20, 0.5, whole=False),
         theta=float(values.number("rope_theta", 1e-3, 2**16, whole=False)) if rotary else None,
     )
-
-
-_REGISTERED = ("dinov2_with_registers", "dinov3_vit")
