@@ -12,7 +12,7 @@ from selfsight.encoders.backbones import build_backbone
 from selfsight.encoders.foreign import load_foreign
 from selfsight.encoders.foreign.read import weights_file_hash
 from selfsight.encoders.resample import resampled
-from selfsight.encoders.timm_weights import describes_itself, find_timm
+from selfsight.encoders.timm_weights import PREPROCESSOR, describes_itself, find_timm
 from selfsight.errors import UserError
 from selfsight.files import Damaged
 from selfsight.methods import Method
@@ -85,9 +85,14 @@ def _fill(backbone: nn.Module, weights: str, name: str) -> tuple[dict[str, Tenso
     """
     path = weights_file(weights)
     if not is_ours(path):
-        kind = find_timm(weights).format if describes_itself(weights) else None
-        loaded = load_foreign(path, backbone, kind, resample=True)
+        found = find_timm(weights) if describes_itself(weights) else None
+        loaded = load_foreign(path, backbone, found and found.format, resample=True)
         _say(f"weights={weights}: {loaded.line()}")
+        if found and found.mean is None:
+            _say(
+                f"weights={weights}: no {PREPROCESSOR} says what its images were normalised with; "
+                f"here it is data.mean and data.std"
+            )
         return {}, loaded.resampled
     network, head = read_network(path).without_head()
     tensors, made = resampled(network.tensors, backbone)

@@ -719,6 +719,7 @@ def test_a_run_starts_from_a_folder_and_says_what_was_adapted(name, tmp_path, co
     what = "patch_embed.proj.weight from 24x3x4x4 to 24x3x8x8"
     what = f"pos_embed from 1x17x24 to 1x10x24, {what}" if name == "vit" else what
     assert f"resampled: {what}" in said
+    assert "no preprocessor_config.json says what its images were normalised with" in said
     about = json.loads((tmp_path / "run/encoder.json").read_text())
     assert about["pretrained_on"]["adapted"] == f"resampled: {what}"
     assert about["backbone"].get("norm_eps") == (1e-12 if name == "vit" else None)
