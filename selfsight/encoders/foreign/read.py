@@ -17,10 +17,9 @@ from torch import Tensor
 from selfsight.errors import UserError, some
 from selfsight.files import file_hash
 
+INDEX = ".index.json"  # end of the name of a file that names those with the tensors
 _WHOLE = ("model.safetensors", "pytorch_model.bin")
-# of a folder, the first that it has; an index names the files that the tensors are spread over
-INDEX = ".index.json"
-FILES = tuple(f"{name}{end}" for name in _WHOLE for end in ("", INDEX))
+FILES = tuple(f"{name}{end}" for name in _WHOLE for end in ("", INDEX))  # a folder's first counts
 
 
 def file_in(path: Path) -> Path:
