@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from selfsight import cli
 from selfsight.encoders.timm_weights import TimmWeights
 from selfsight.methods import METHODS
-from selfsight.pretraining import start
+from selfsight.pretraining import weights
 from selfsight.testing import TinyEncoder, tiny_vit  # noqa: F401 (for the tests)
 from tests.processes import Started
 
@@ -94,10 +94,10 @@ def heads(name: str) -> list[str]:
 def no_network(monkeypatch):
     """The models that weights of timm are for, without the weights."""
 
-    def named(weights: str) -> TimmWeights:
-        return TimmWeights(weights[5:].partition(".")[0], Path("none"), (0.5,) * 3, (0.5,) * 3)
+    def named(name: str) -> TimmWeights:
+        return TimmWeights(name[5:].partition(".")[0], Path("none"), (0.5,) * 3, (0.5,) * 3)
 
-    monkeypatch.setattr(start, "find_timm", named)
+    monkeypatch.setattr(weights, "find_timm", named)
 
 
 @functools.cache

@@ -9,7 +9,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from selfsight import own, randomness
-from selfsight.config import Config, near
+from selfsight.config import Config, added, near
 from selfsight.encoders.given import build_part
 from selfsight.encoders.stems import adapt_stem, skip_before, to_gray
 from selfsight.errors import UserError
@@ -47,6 +47,8 @@ class BackboneConfig(Config):
     patch_size: int | None = Field(None, ge=1)  # ViTs: side of a patch in pixels
     drop_path: float = Field(0.0, ge=0, lt=1)  # stochastic depth
     options: dict[str, Any] = Field({})  # further arguments of the timm model
+    # epsilon of every layer norm, for weights of other libraries (default: that of the timm model)
+    norm_eps: float | None = added(None, gt=0, lt=1)
 
 
 def build_backbone(
@@ -188,6 +190,8 @@ def _build(
     for module in backbone.modules():
         if isinstance(module, nn.Conv2d):
             skip_before(module)
+    if config.norm_eps is not None:
+        _set_norm_eps(backbone, config)
     if options.get("in_chans") == 1:
         for entrance in (backbone, getattr(backbone, "patch_embed", None)):
             if entrance is not None:  # methods on patches call the second
@@ -195,6 +199,16 @@ def _build(
     if measured:
         _measured(backbone, config.name, sizes)
     return backbone
+
+
+def _set_norm_eps(backbone: nn.Module, config: BackboneConfig) -> None:
+    norms = [module for module in backbone.modules() if isinstance(module, nn.LayerNorm)]
+    if not norms:
+        raise UserError(
+            f"backbone.norm_eps={config.norm_eps}: {config.name} has no layer norm; leave it out"
+        )
+    for norm in norms:
+        norm.eps = config.norm_eps
 
 
 def _measured(backbone: nn.Module, name: str, sizes: Mapping[str, int]) -> int:

@@ -11,20 +11,17 @@ from selfsight import distributed, randomness
 from selfsight.encoders.artifact import INITIAL, is_ours, read_network
 from selfsight.encoders.backbones import build_backbone
 from selfsight.encoders.foreign import load_foreign
+from selfsight.encoders.foreign.read import weights_file_hash
 from selfsight.encoders.resample import resampled
-from selfsight.encoders.timm_weights import PREFIX
+from selfsight.encoders.timm_weights import PREPROCESSOR, describes_itself, find_timm
 from selfsight.errors import UserError
-from selfsight.files import Damaged, file_hash
+from selfsight.files import Damaged
 from selfsight.methods import Method
 from selfsight.methods.heads import EncoderWithProjection
 from selfsight.pretraining.config import RunConfig
 from selfsight.pretraining.own_parts import find_method
-from selfsight.pretraining.teacher import (
-    TeacherConfig,
-    build_teacher,
-    check_cache,
-    weights_file,
-)
+from selfsight.pretraining.teacher import TeacherConfig, build_teacher, check_cache
+from selfsight.pretraining.weights import weights_file
 from selfsight.train.log import console
 from selfsight.views.recipe import ViewGroup
 
@@ -44,10 +41,13 @@ def build_method(config: RunConfig, images: int = 0) -> Method:
     initial = Path(config.run or "") / INITIAL
     if config.run and initial.is_file():  # its own code may begin with other weights each time
         read_network(initial).fill(backbone, config.backbone.name)
-    head = {} if config.weights is None else _fill(backbone, config.weights, config.backbone.name)
+    head, adapted = {}, ""
+    if config.weights is not None:
+        head, adapted = _fill(backbone, config.weights, config.backbone.name)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(randomness.torch_seed(randomness.WEIGHTS, config.seed, 1))
         method = find_method(name)(backbone, config.method, **_teacher(config, images))
+    method.adapted = adapted  # of the weights that it starts from, for its encoder's description
     if head:
         _fill_head(method, head, config.weights)
     return method
@@ -117,23 +117,30 @@ def _check_view_count(name: str, count: int) -> None:
         raise UserError(f"views: makes {count} of an image, {name} takes {wanted}; {hint}")
 
 
-def _fill(backbone: nn.Module, weights: str, name: str) -> dict[str, Tensor]:
+def _fill(backbone: nn.Module, weights: str, name: str) -> tuple[dict[str, Tensor], str]:
     """Load the weights that the encoder starts from; each tensor must fit, but those for another
     number or size of patches are resampled.
 
-    Returns: the tensors of the head that a method such as SimCLR v2 kept; others have none.
+    Returns: the tensors of the head that a method such as SimCLR v2 kept; others have none. And
+    what was adapted, as part of a sentence.
     """
     path = weights_file(weights)
     if not is_ours(path):
-        kind = "timm" if weights.startswith(PREFIX) else None
-        _say(f"weights={weights}: {load_foreign(path, backbone, kind, resample=True).line()}")
-        return {}
+        found = find_timm(weights) if describes_itself(weights) else None
+        loaded = load_foreign(path, backbone, found and found.format, resample=True)
+        _say(f"weights={weights}: {loaded.line()}")
+        if found and found.mean is None:
+            _say(
+                f"weights={weights}: no {PREPROCESSOR} says what its images were normalised with; "
+                f"here it is data.mean and data.std"
+            )
+        return {}, loaded.resampled
     network, head = read_network(path).without_head()
     tensors, made = resampled(network.tensors, backbone)
     replace(network, tensors=tensors).fill(backbone, name)
     if made:
         _say(f"weights={weights}: {made}")
-    return head
+    return head, made
 
 
 def _fill_head(method: Method, head: dict[str, Tensor], weights: str) -> None:
@@ -179,7 +186,7 @@ def with_hash(config: RunConfig) -> RunConfig:
 def _hash(weights: str, recorded: str | None, key: str) -> str:
     """The hash of a file of weights. Raises: UserError if it is not the one that was recorded."""
     try:
-        sha = file_hash(weights_file(weights))
+        sha = weights_file_hash(weights_file(weights))
     except (OSError, Damaged) as error:
         reason = error.reason if isinstance(error, Damaged) else error.strerror
         raise UserError(f"{key}={weights}: {reason}") from None

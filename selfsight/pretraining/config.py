@@ -19,8 +19,8 @@ from selfsight.methods.simclr import SimCLR
 from selfsight.pretraining import own_parts
 from selfsight.pretraining.origins import Origins
 from selfsight.pretraining.recipes import recipe_file, recipe_name, recipes
-from selfsight.pretraining.start import with_weights
 from selfsight.pretraining.teacher import TeacherConfig
+from selfsight.pretraining.weights import with_model
 from selfsight.train.config import NAMED, TrainConfig, with_names
 from selfsight.views.recipe import PRESETS, preset
 
@@ -50,8 +50,8 @@ class RunConfig(TrainConfig):
     backbone: BackboneConfig = BackboneConfig()
     method: MethodChoice = SimCLR.Config()
     # the encoder starts with these weights and not at random: a run's folder, an
-    # encoder.safetensors, a checkpoint of another library, or timm's: timm:NAME.TAG,
-    # timm:hf-hub:ORG/NAME, timm:local-dir:FOLDER (in the form of the hub)
+    # encoder.safetensors, a checkpoint of another library, a folder of timm's or transformers'
+    # model, or one by name: timm:NAME.TAG, timm:hf-hub:ORG/NAME, timm:local-dir:FOLDER
     weights: str | None = may_change(None)
     weights_sha256: str | None = None  # of that file; filled in when the run starts
     teacher: TeacherConfig = added(TeacherConfig())
@@ -129,7 +129,7 @@ def compose(
     tree = layers.fold(tree, overrides, lambda below, above: _lay(below, above, origin, origins))
     if run is not None:
         tree = _lay(tree, {"run": run}, origin, origins)
-    tree = with_weights(tree, origins)
+    tree = with_model(tree, origins)
     if "views" not in tree:
         name = _default_views(tree)
         tree["views"] = preset(name)

@@ -132,6 +132,8 @@ class Job:
         started = {"weights_sha256": config.weights_sha256} if config.weights else {}
         if config.teacher.weights:
             started["teacher_sha256"] = config.teacher.weights_sha256
+        if method.adapted:
+            started["adapted"] = method.adapted
         steps = config.steps(self.loader.steps_per_epoch)
         return describe(
             backbone or method.backbone,

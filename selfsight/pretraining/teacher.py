@@ -1,19 +1,18 @@
 """A frozen teacher by its weights: of a run, of another library, of timm by name."""
 
-from pathlib import Path
-
 import torch
 from pydantic import Field
 
 from selfsight.batch import Normalization
 from selfsight.config import Config, may_change
 from selfsight.data.config import DataConfig
-from selfsight.encoders.artifact import encoder_file, is_ours, read_network
+from selfsight.encoders.artifact import is_ours, read_network
 from selfsight.encoders.backbones import BackboneConfig, build_backbone
 from selfsight.encoders.foreign import load_foreign
-from selfsight.encoders.timm_weights import PREFIX, find_timm
+from selfsight.encoders.timm_weights import describes_itself, find_timm
 from selfsight.errors import UserError
 from selfsight.methods.frozen import FrozenTeacher
+from selfsight.pretraining.weights import weights_file
 from selfsight.train.precision import physical_memory
 from selfsight.views.recipe import ViewGroup
 
@@ -31,11 +30,6 @@ class TeacherConfig(Config):
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
     cache: bool = may_change(False)  # keep its features in memory, for views that are always equal
-
-
-def weights_file(weights: str) -> Path:
-    """The file that a key `weights` names. Raises: UserError if there is none."""
-    return find_timm(weights).file if weights.startswith(PREFIX) else encoder_file(weights)
 
 
 def build_teacher(
@@ -60,18 +54,20 @@ def build_teacher(
         size, said = config.image_size or network.image_size, ""
         encoder = network.build()
     else:
-        found = find_timm(config.weights) if config.weights.startswith(PREFIX) else None
+        found = find_timm(config.weights) if describes_itself(config.weights) else None
         about = config.backbone
         if about is None and found is None:
             raise UserError(
                 f"teacher.weights={config.weights}: does not say which encoder it holds; add "
                 f"teacher.backbone.name=... (a timm model)"
             )
-        own = Normalization(found.mean, found.std) if found else data.normalization
-        about = about or BackboneConfig(name=found.name, options=found.options)
+        own = data.normalization
+        if found is not None:
+            own = Normalization(found.mean or own.mean, found.std or own.std)
+        about = about or BackboneConfig(**found.backbone())
         size = config.image_size or about.image_size or size
         encoder = build_backbone(about, {"teacher.image_size": size}, seed)
-        said = load_foreign(path, encoder, "timm" if found else None, resample=True).line()
+        said = load_foreign(path, encoder, found and found.format, resample=True).line()
     own = Normalization(config.mean or own.mean, config.std or own.std)
     return FrozenTeacher(encoder, size, *_between(data.normalization, own), config.cache), said
 

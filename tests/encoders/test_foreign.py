@@ -25,6 +25,8 @@ from torchvision.models.resnet import BasicBlock
 from selfsight.encoders.artifact import weights_hash
 from selfsight.encoders.backbones import BackboneConfig, build_backbone
 from selfsight.encoders.foreign import FORMATS, Loaded, load_foreign
+from selfsight.encoders.foreign.beyond import Beyond
+from selfsight.encoders.foreign.transformers import TRANSFORMERS
 from selfsight.errors import UserError
 
 SIZE = 16
@@ -597,7 +599,7 @@ def test_features_are_those_of_the_foreign_module(name, tmp_path):
     assert loaded.format == (made.name or name)
     assert loaded.left_out == made.left_out
     assert loaded.used == len(made.encoder_keys())
-    assert loaded.heads == (2 if made.kind == "vit" else None)
+    assert loaded.beyond.heads == (2 if made.kind == "vit" else None)
     again = backbone(made.kind)
     load_foreign(path, again, loaded.format)  # the name forces the same
     assert weights_hash(again) == weights_hash(model)
@@ -605,7 +607,8 @@ def test_features_are_those_of_the_foreign_module(name, tmp_path):
 
 def test_every_format_is_tested():
     tested = {name.partition(",")[0] for name in CASES}
-    assert set(FORMATS) == tested | {"timm-ema"}  # which has a test of its own
+    elsewhere = {"timm-ema", "dinov3", *TRANSFORMERS}  # below, and in test_transformers.py
+    assert set(FORMATS) == tested | elsewhere
 
 
 def test_every_tensor_arrives_counters_too(tmp_path):
@@ -644,7 +647,7 @@ def test_line_says_what_went_in_and_what_did_not():
     line = "moco-v2: 318 tensors used; left out: projector 4, momentum encoder 322, queue 2"
     assert Loaded("moco-v2", 318, left_out).line() == line
     assert Loaded("timm", 3, {}).line() == "timm: 3 tensors used; nothing left out"
-    assert "2 attention heads" in Loaded("timm", 3, {}, 2).line()
+    assert "2 attention heads" in Loaded("timm", 3, {}, Beyond(2)).line()
 
 
 ATTACKED = ["torchvision", "torchvision, ViT", "timm", "moco-v2", "moco-v3, ViT", "simsiam"]
@@ -789,7 +792,7 @@ def test_heads_that_weights_do_not_show(tmp_path):
         path = write(tmp_path, file)
         refusal(path, small_vit(6), name, "backbone.options={num_heads: 12}")
         model = shake(small_vit(12), seed=9)
-        assert load_foreign(path, model).heads == 12
+        assert load_foreign(path, model).beyond.heads == 12
         check_features(Case(file, encoder), model)
 
 

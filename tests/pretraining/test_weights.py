@@ -195,6 +195,33 @@ def test_weights_of_another_size_are_resampled(tmp_path, capsys):
         assert built.pos_embed.requires_grad == (method == "simclr")
 
 
+def test_what_was_adapted_is_stored_and_survives_an_interruption(tmp_path, monkeypatch):
+    jobs.pretrain(tokens(tmp_path / "a", "simclr", "max_steps=1"), quiet=True)
+    keys = [f"weights={tmp_path / 'a'}", "views.0.size=32", "max_steps=4"]
+    keys += ["checkpoint={every_epochs: 0, every_steps: 1}"]
+    jobs.pretrain(tokens(tmp_path / "whole", "simclr", *keys), quiet=True)
+    forward_backward, calls = engine._forward_backward, []
+
+    def crash(*arguments):
+        calls.append(1)
+        if len(calls) == 3:
+            raise RuntimeError("power cut")
+        return forward_backward(*arguments)
+
+    monkeypatch.setattr(engine, "_forward_backward", crash)
+    with pytest.raises(RuntimeError):
+        jobs.pretrain(tokens(tmp_path / "run", "simclr", *keys), quiet=True)
+    sentence = "resampled: pos_embed from 1x16x24 to 1x64x24"
+    for again in (False, True):
+        about = read_description(tmp_path / "run" / "encoder.json")
+        assert about["pretrained_on"]["adapted"] == sentence
+        if not again:
+            monkeypatch.undo()
+            jobs.pretrain(tokens(tmp_path / "run", "simclr", *keys), quiet=True)
+    files = (tmp_path / run / "encoder.safetensors" for run in ("run", "whole"))
+    assert len({file.read_bytes() for file in files}) == 1
+
+
 # All of another run's state -----------------------------------------------------------------------
 
 

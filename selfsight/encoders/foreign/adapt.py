@@ -8,7 +8,8 @@ from typing import Any
 
 from torch import Tensor
 
-from selfsight.encoders.foreign.formats import FORMATS, TRAINING, Format, Patterns
+from selfsight.encoders.foreign.format import TRAINING, Format, Patterns
+from selfsight.encoders.foreign.formats import FORMATS
 from selfsight.encoders.foreign.read import tensors
 
 COUNTER = "num_batches_tracked"  # steps of a batch norm, which eval mode does not read
@@ -29,6 +30,7 @@ class Fit:
         resampled: what was made to fit all the same, as part of a sentence.
         unknown: keys of the file that the format does not explain.
         not_finite: keys of the file with NaN or infinity.
+        periods: of rotary positions, where the file holds them.
     """
 
     format: str
@@ -41,6 +43,7 @@ class Fit:
     resampled: str = ""
     unknown: list[str] = field(default_factory=list)
     not_finite: list[str] = field(default_factory=list)
+    periods: Tensor | None = None
 
     @property
     def problems(self) -> int:
@@ -64,9 +67,13 @@ def adapt(file: Mapping[Any, Any], name: str, own: dict[str, Tensor]) -> Fit:
     format, result = FORMATS[name], Fit(name)
     result.entry, state = _state(file, format)
     bare_names = _bare(state)
-    converted = format.convert({bare: state[key] for key, bare in bare_names.items()})
-    for key, bare in bare_names.items():
-        _place(result, format, own, key, bare, converted[bare])
+    keys = {bare: key for key, bare in bare_names.items()}
+    converted = format.convert({bare: _single(state[key]) for key, bare in bare_names.items()})
+    result.unknown += [str(key) for key, bare in bare_names.items() if keys[bare] != key]
+    for bare, value in converted.items():
+        _place(result, format, own, keys.get(bare, bare), bare, value)
+        if format.periods and re.fullmatch(format.periods, bare):
+            result.periods = value
     for key, value in file.items():
         count = sum(1 for _ in tensors(value))
         if not count or key == result.entry or (result.entry == "" and key in state):
@@ -102,6 +109,12 @@ def _bare(state: Mapping[Any, Any]) -> dict[Any, str]:
     return names
 
 
+def _single(value: Any) -> Any:
+    """Half precision as single, which every format computes with."""
+    half = isinstance(value, Tensor) and value.is_floating_point() and value.itemsize < 4
+    return value.float() if half else value
+
+
 def _place(
     result: Fit, format: Format, own: dict[str, Tensor], key: Any, bare: str, value: Any
 ) -> None:
@@ -116,7 +129,11 @@ def _place(
         return
     name = _rename(format, bare)
     if name not in own or name in result.keys:
-        result.unknown.append(str(key))
+        known = name and name not in own and format.zeros
+        if known and re.fullmatch(format.zeros, name) and not value.any():
+            result.left_out["biases that are 0"] += 1
+        else:
+            result.unknown.append(str(key))
         return
     result.keys[name] = str(key)
     if value.shape != own[name].shape:

@@ -4,69 +4,11 @@ Patterns are regular expressions over whole names, after DDP's `module.` and tor
 `_orig_mod.` are gone. A tensor whose name fits none of them is refused, not skipped.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import replace
 
-Patterns = tuple[tuple[str, str], ...]
-State = dict[str, Any]
-
-# torchvision/models/vision_transformer.py, on the left, in timm's names; a ResNet's are the same.
-# `linear_1` and `linear_2` are the names before torchvision 0.12.
-_TORCHVISION_VIT: Patterns = (
-    (r"class_token$", "cls_token"),
-    (r"conv_proj\.", "patch_embed.proj."),
-    (r"encoder\.pos_embedding$", "pos_embed"),
-    (r"encoder\.ln\.", "norm."),
-    (r"encoder\.layers\.encoder_layer_(\d+)\.", r"blocks.\1."),
-    (r"blocks\.(\d+)\.ln_([12])\.", r"blocks.\1.norm\2."),
-    (r"blocks\.(\d+)\.self_attention\.in_proj_", r"blocks.\1.attn.qkv."),
-    (r"blocks\.(\d+)\.self_attention\.out_proj\.", r"blocks.\1.attn.proj."),
-    (r"blocks\.(\d+)\.mlp\.(?:0|linear_1)\.", r"blocks.\1.mlp.fc1."),
-    (r"blocks\.(\d+)\.mlp\.(?:3|linear_2)\.", r"blocks.\1.mlp.fc2."),
-)
-
-
-@dataclass(frozen=True)
-class Format:
-    """One layout.
-
-    Attributes:
-        published: repository where code writes it.
-        marks: each fits at least one name; by them a file is recognised.
-        prefix: the text before the encoder's own names.
-        renames: what a name begins with -> what timm calls it; all are applied, in this order.
-        parts: part of the training that is left out -> its names, prefix included.
-        where: entries of the file that may hold the state dict, the first that does; "": the file.
-        entries: other part -> entries of the file that hold it.
-        lacks_counters: the file may have none of batch norm's num_batches_tracked.
-        stem_padding: pixels that a ResNet's 3x3 stem is padded by.
-        stem_relu: whether a ResNet's stem ends with an activation.
-        convert: the tensors by name -> the same names with tensors as timm's model uses them.
-        heads: width of a ViT -> its attention heads, where timm's model of that width has others.
-    """
-
-    published: str
-    marks: tuple[str, ...]
-    prefix: str = ""
-    renames: Patterns = _TORCHVISION_VIT
-    parts: Patterns = ()
-    where: tuple[str, ...] = ("state_dict", "model", "")
-    entries: Patterns = ()
-    lacks_counters: bool = False
-    stem_padding: int = 1
-    stem_relu: bool = True
-    heads: tuple[tuple[int, int], ...] = ()
-    convert: Callable[[State], State] = lambda state: state
-
-
-# Entries of a file beside the weights, in any format, and what they are.
-TRAINING: Patterns = (
-    ("optimizer", r"optim\w*"),
-    ("training state", r"(lr_)?schedulers?|lr_scheduler\w*|(\w+_)?scaler|amp|\w*MixedPrecision\w*"),
-    ("training state", r"callbacks|loops|args|hyper_parameters|rng_state\w*|native_amp\w*"),
-    ("training state", r"epoch|iter|step|global_step|loss|metric_val|best_\w+"),
-)
+from selfsight.encoders.foreign import convert
+from selfsight.encoders.foreign.format import TORCHVISION_VIT, Format, Patterns
+from selfsight.encoders.foreign.transformers import TRANSFORMERS
 
 _CLASSIFIER = r"(fc|head|heads|heads\.head|head\.fc|classifier|head_dist)\.(weight|bias)"
 _TIMM = Format(
@@ -109,7 +51,7 @@ _LIGHTLY = Format(
         (r"0\.", "conv1."),
         (r"1\.", "bn1."),
         *((rf"{at}\.(?=\d)", f"layer{at - 3}.") for at in range(4, 8)),
-        *_TORCHVISION_VIT,
+        *TORCHVISION_VIT,
     ),
     parts=(
         ("classifier", rf"backbone\.(vit\.)?{_CLASSIFIER}"),
@@ -125,17 +67,6 @@ _LIGHTLY = Format(
         ("loss", r"criterion\w*\..+"),
     ),
 )
-
-
-def _without_position_of_class_token(state: State) -> State:
-    """DINOv2 with registers: timm's model adds no position to the class token, so it is a part of
-    the token."""
-    prefix = next((k.removesuffix("register_tokens") for k in state if "register_tokens" in k), "")
-    token, positions = (state.get(f"{prefix}{name}") for name in ("cls_token", "pos_embed"))
-    if f"{prefix}register_tokens" not in state or token is None or positions is None:
-        return state
-    own = {f"{prefix}cls_token": token + positions[:, :1]}
-    return {**state, **own, f"{prefix}pos_embed": positions[:, 1:]}
 
 
 FORMATS: dict[str, Format] = {
@@ -217,7 +148,32 @@ FORMATS: dict[str, Format] = {
         ),
         where=("teacher", "model", ""),
         entries=(("student", "student"),),
-        convert=_without_position_of_class_token,
+        convert=convert.class_position_into_token,
+    ),
+    # The biases of queries and values are in timm's models whose names end in _qkvb.
+    "dinov3": Format(
+        published="facebookresearch/dinov3: dinov3/models/vision_transformer.py, dinov3/layers",
+        marks=(r"(backbone\.)?(rope_embed\.periods|storage_tokens)",),
+        prefix=r"(backbone\.)?",
+        renames=(
+            (r"storage_tokens$", "reg_token"),
+            (r"blocks\.(\d+)\.ls([12])\.gamma$", r"blocks.\1.gamma_\2"),
+            (r"blocks\.(\d+)\.mlp\.w1\.", r"blocks.\1.mlp.fc1_g."),
+            (r"blocks\.(\d+)\.mlp\.w2\.", r"blocks.\1.mlp.fc1_x."),
+            (r"blocks\.(\d+)\.mlp\.w3\.", r"blocks.\1.mlp.fc2."),
+        ),
+        parts=(
+            ("mask token", r"(backbone\.)?mask_token"),
+            ("periods of rotary positions", r"(backbone\.)?rope_embed\.periods"),
+            ("norm of local crops", r"(backbone\.)?local_cls_norm\.(weight|bias)"),
+            ("projector", r"(dino_head|ibot_head)\..+"),
+        ),
+        where=("teacher", "model", ""),
+        entries=(("student", "student"),),
+        convert=convert.split_masked_bias,
+        zeros=convert.ZERO_BIASES,
+        periods=r"(backbone\.)?rope_embed\.periods",
+        rotary=True,
     ),
     "mae": Format(
         published="facebookresearch/mae: models_mae.py, util/misc.py",
@@ -295,4 +251,5 @@ FORMATS: dict[str, Format] = {
         entries=(("moving average", "ema"),),
         heads=_MOCO_V3_HEADS,
     ),
+    **TRANSFORMERS,
 }

@@ -10,8 +10,10 @@ from torch import Tensor, nn
 
 from selfsight.config import near
 from selfsight.encoders.foreign.adapt import Fit, adapt, recognised
+from selfsight.encoders.foreign.beyond import Beyond, check_beyond
+from selfsight.encoders.foreign.described import CONFIG
 from selfsight.encoders.foreign.formats import FORMATS
-from selfsight.encoders.foreign.read import read
+from selfsight.encoders.foreign.read import file_in, read
 from selfsight.encoders.resample import resampled
 from selfsight.errors import UserError, some
 
@@ -22,26 +24,25 @@ class Loaded:
 
     Attributes:
         format: name in FORMATS.
-        used: tensors of the checkpoint that went into the encoder: all that it has, except for
+        used: tensors of the encoder that came from the checkpoint: all that it has, except for
             batch norm's counters of steps where the format lacks them.
         left_out: what was deliberately not used: part of the training -> number of tensors.
-        heads: attention heads of a ViT, as built; a checkpoint does not contain their number.
+        beyond: what no weight shows.
         resampled: what was made to fit another number of patches; "": nothing.
     """
 
     format: str
     used: int
     left_out: dict[str, int] = field(default_factory=dict)
-    heads: int | None = None
+    beyond: Beyond = field(default_factory=Beyond)
     resampled: str = ""
 
     def line(self) -> str:
         """The same as a sentence."""
         parts = ", ".join(f"{part} {count}" for part, count in self.left_out.items())
         rest = f"left out: {parts}" if parts else "nothing left out"
-        heads = f"; {self.heads} attention heads, on which the file is silent" if self.heads else ""
         made = f"; {self.resampled}" if self.resampled else ""
-        return f"{self.format}: {self.used} tensors used; {rest}{heads}{made}"
+        return f"{self.format}: {self.used} tensors used; {rest}{self.beyond.line()}{made}"
 
 
 def load_foreign(
@@ -55,7 +56,9 @@ def load_foreign(
     attention heads, how pixels were normalised) is checked only where a format is known for it.
 
     Args:
-        path: a file of torch.save (read without running code from it), or .safetensors.
+        path: a file of torch.save (read without running code from it), or .safetensors; an index of
+            several; or a folder with model.safetensors or pytorch_model.bin, as the Hugging Face
+            hub has them.
         backbone: a timm model without classifier, as `build_backbone` makes it.
         format: name in FORMATS; by default recognised from the keys.
         resample: make positions and patch embeddings of a ViT fit, if the file's are for another
@@ -63,19 +66,22 @@ def load_foreign(
     Raises: UserError if the file cannot be read, or is of no format, or of several that read it
         differently, or does not fit the encoder in full.
     """
-    path = Path(path)
+    path = file_in(Path(path))
     if format is not None and format not in FORMATS:
         hint = near(format, FORMATS) or f" Known: {', '.join(FORMATS)}."
         raise UserError(f"format={format}: no such format of checkpoints.{hint}")
     own = backbone.state_dict()
     found = _choose(path, read(path), own, format, backbone if resample else None)
     if found.problems:
-        raise UserError(f"'{path}': {_what_is_wrong(found, own, backbone)}")
-    heads = _check_beyond(path, found, backbone)
+        wrong = _what_is_wrong(found, own, backbone)
+        hint = _described_beside(path) if found.missing or found.shapes or found.unknown else ""
+        raise UserError(f"'{path}': {wrong}{hint}")
+    beyond = check_beyond(path, found, backbone)
     # What own adds are the counters that the format lacks; for all else the file has a tensor.
     backbone.load_state_dict({**own, **found.used}, strict=True)
     backbone.weights_were_loaded = True  # so a method keeps their positions
-    return Loaded(found.format, len(found.used), dict(found.left_out), heads, found.resampled)
+    left_out = dict(found.left_out)
+    return Loaded(found.format, len(found.used), left_out, beyond, found.resampled)
 
 
 def _choose(
@@ -102,7 +108,11 @@ def _choose(
             f"'{path}': {read_as}; it begins with {some(_keys(file))}; name another format "
             f"({', '.join(FORMATS)}), or re-save the encoder alone in timm's names"
         )
-    candidates = [found for found in ways.values() if not found.problems] or list(ways.values())
+    candidates = [found for found in ways.values() if not found.problems]
+    if not candidates:  # then what is wrong is said of the one that finds the most of the encoder
+        lacking = {id(found): len(found.missing) + len(found.shapes) for found in ways.values()}
+        least = min(lacking.values())
+        candidates = [found for found in ways.values() if lacking[id(found)] == least]
     if len(candidates) > 1:
         names = " or ".join(f"format={found.format}" for found in candidates)
         raise UserError(f"'{path}': could be of several formats; say which: {names}")
@@ -144,6 +154,12 @@ def _what_is_wrong(found: Fit, own: dict[str, Tensor], backbone: nn.Module) -> s
     return f"read as {found.format}, {matched}; {'; '.join(problems)}; {remedy}"
 
 
+def _described_beside(path: Path) -> str:
+    if not (path.parent / CONFIG).is_file():
+        return ""
+    return f"; weights={path.parent} builds the encoder that its {CONFIG} describes"
+
+
 def _position_remedy(shape: tuple[int, ...], backbone: nn.Module) -> str:
     remedy = "position embeddings of another grid are not interpolated for an evaluation; set the "
     remedy += "image size of the pretraining"
@@ -152,41 +168,3 @@ def _position_remedy(shape: tuple[int, ...], backbone: nn.Module) -> str:
     if side and side * side == patches and hasattr(patch, "patch_size"):
         remedy += f": image_size={side * patch.patch_size[0]}"
     return remedy
-
-
-def _check_beyond(path: Path, found: Fit, backbone: nn.Module) -> int | None:
-    """Hold against the encoder what a format is known for and no weight shows; heads of a ViT.
-
-    Raises: UserError if the encoder would compute something else from the same weights.
-    """
-    format = FORMATS[found.format]
-    stem, end = getattr(backbone, "conv1", None), getattr(backbone, "act1", None)
-    if isinstance(stem, nn.Conv2d) and stem.kernel_size == (3, 3):
-        pads = (format.stem_padding, format.stem_padding)
-        if stem.padding != pads:
-            raise UserError(
-                f"'{path}': {found.format} pads a 3x3 stem by {pads[0]}, this encoder by "
-                f"{stem.padding[0]}, so its features would differ; "
-                f"set backbone.stem_padding={pads[0]}"
-            )
-    if end is not None and isinstance(end, nn.Identity) == format.stem_relu:
-        has, wanted = ("a ReLU", "true") if format.stem_relu else ("no ReLU", "false")
-        raise UserError(
-            f"'{path}': {found.format} has {has} after the stem, unlike this encoder, so its "
-            f"features would differ; set backbone.stem_relu={wanted}"
-        )
-    heads = _heads(backbone)
-    right = dict(format.heads).get(getattr(backbone, "embed_dim", None), heads)
-    if heads != right:
-        raise UserError(
-            f"'{path}': {found.format} has {right} attention heads at this width, this encoder "
-            f"{heads}; set backbone.options={{num_heads: {right}}}"
-        )
-    return heads
-
-
-def _heads(backbone: nn.Module) -> int | None:
-    """Attention heads of a plain ViT."""
-    blocks = getattr(backbone, "blocks", None)
-    attention = getattr(blocks[0], "attn", None) if isinstance(blocks, nn.Sequential) else None
-    return getattr(attention, "num_heads", None)

@@ -1,6 +1,8 @@
 """The tensors of a checkpoint, read without running any code from it."""
 
 import argparse
+import hashlib
+import json
 import pickle
 import re
 import warnings
@@ -12,7 +14,19 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from selfsight.errors import UserError
+from selfsight.errors import UserError, some
+from selfsight.files import file_hash
+
+INDEX = ".index.json"  # end of the name of a file that names those with the tensors
+_WHOLE = ("model.safetensors", "pytorch_model.bin")
+FILES = tuple(f"{name}{end}" for name in _WHOLE for end in ("", INDEX))  # a folder's first counts
+
+
+def file_in(path: Path) -> Path:
+    """The file with the weights of a folder, as the Hugging Face hub has them; of a file itself."""
+    if not path.is_dir():
+        return path
+    return next((path / name for name in FILES if (path / name).is_file()), path / FILES[0])
 
 
 def read(path: Path) -> Mapping[Any, Any]:
@@ -25,6 +39,8 @@ def read(path: Path) -> Mapping[Any, Any]:
     """
     if not path.is_file():
         raise UserError(f"'{path}': no such file; give the path of a checkpoint")
+    if path.name.endswith(INDEX):
+        return _read_shards(path)
     try:
         file = load_file(path) if path.suffix == ".safetensors" else _load(path)
     except pickle.UnpicklingError as error:
@@ -45,6 +61,51 @@ def read(path: Path) -> Mapping[Any, Any]:
     if next(tensors(file), None) is None:
         raise UserError(f"'{path}': holds no tensors; give a checkpoint with an encoder's weights")
     return file
+
+
+def shards(index: Path) -> dict[str, list[str]]:
+    """Name of a file beside an index -> names of the tensors in it. Raises: UserError."""
+    try:
+        places = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        named: dict[str, list[str]] = {str(file): [] for file in sorted(set(places.values()))}
+        for tensor, file in places.items():
+            named[str(file)].append(tensor)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise UserError(f"'{index}': no list of files with weights (weight_map)") from None
+    for file in named:
+        if file != Path(file).name or file.endswith(INDEX):
+            raise UserError(f"'{index}': names '{file}', which is no file of weights beside it")
+    return named
+
+
+def _read_shards(index: Path) -> Mapping[Any, Any]:
+    whole: dict[Any, Any] = {}
+    for file, names in shards(index).items():
+        part = read(_shard(index, file))
+        wrong = part.keys() ^ set(names)
+        if wrong:
+            raise UserError(
+                f"'{index.parent / file}': its tensors are not those that '{index.name}' says: "
+                f"{some(sorted(map(str, wrong)))}; fetch both again"
+            )
+        whole |= part
+    return whole
+
+
+def _shard(index: Path, file: str) -> Path:
+    path = index.parent / file
+    if not path.is_file():
+        raise UserError(f"'{index}': '{file}' is not beside it; fetch all parts of the weights")
+    return path
+
+
+def weights_file_hash(path: Path) -> str:
+    """SHA-256 of a file of weights; of an index, of all files that it names. Raises: UserError,
+    files.Damaged, OSError."""
+    if not path.name.endswith(INDEX):
+        return file_hash(path)
+    lines = [f"{file} {file_hash(_shard(path, file))}" for file in shards(path)]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
 def _load(path: Path) -> Any:

@@ -28,6 +28,7 @@ from selfsight.encoders.artifact import (
 from selfsight.encoders.backbones import BackboneConfig, build_backbone
 from selfsight.encoders.description import read_description
 from selfsight.encoders.foreign import load_foreign
+from selfsight.encoders.timm_weights import describes_itself, find_timm
 from selfsight.errors import UserError
 from selfsight.train.checkpoint import Checkpoints, read_checkpoint
 from selfsight.train.config import with_names
@@ -77,7 +78,8 @@ def open_target(where: str | Path, overrides: list[str], folder: str | None) -> 
 
     Args:
         where: a run's folder, an encoder.safetensors, a checkpoint of a run, or a checkpoint of
-            another library; for the last the overrides must hold backbone.name.
+            another library; for the last the overrides must hold backbone.name, unless it is a
+            folder whose config.json says it.
         folder: where results go; default: the run, or runs/<file name>.
     Raises: UserError for a tensor that is missing, left over or of another shape.
     """
@@ -89,7 +91,8 @@ def open_target(where: str | Path, overrides: list[str], folder: str | None) -> 
             f"'{where}': is a configuration, not a file of weights; run it by `selfsight run`"
         )
     step = Checkpoints.step_of(path)
-    if not path.is_dir() and step is None and not is_ours(path):
+    file_of_others = not path.is_dir() and step is None and not is_ours(path)
+    if file_of_others or describes_itself(str(path)):
         return _foreign(path, overrides, Path(folder or f"runs/{path.stem}"))
     _check_described(str(where), path, overrides)
     unfinished = path.is_dir() and not (path / FILE).is_file()
@@ -199,6 +202,13 @@ class _Foreign(layers.Config):
 
 def _foreign(path: Path, overrides: list[str], folder: Path) -> EvaluationTarget:
     tree = layers.fold({}, overrides, lambda low, top: layers.merge(low, with_names(top)))
+    base: Tree = {}
+    if describes_itself(str(path)):
+        found = find_timm(str(path))
+        if "name" not in tree.get("backbone", {}):
+            tree = layers.merge({"backbone": found.backbone(), "format": found.format}, tree)
+        colours = {"mean": found.mean, "std": found.std}
+        base = {"data": {key: list(value) for key, value in colours.items() if value}}
     keys = layers.validate(_Foreign, tree)
     if keys.backbone is None:
         raise UserError(
@@ -222,7 +232,7 @@ def _foreign(path: Path, overrides: list[str], folder: Path) -> EvaluationTarget
         Network(description, backbone.state_dict(), str(path)),
         Network(description, first, "the untrained network"),
         weights_hash(backbone),
-        {},
+        base,
         folder,
         loaded=loaded.line(),
     )
