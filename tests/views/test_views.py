@@ -76,7 +76,8 @@ def test_numbers_of_the_first_steps_are_the_ones_they_always_were():
     """New steps take new slots: a run of before resumes with the same views."""
     slots = make.Slot
     assert (slots.FLIP, slots.JITTER, slots.SOLARIZE) == (22, 29, 41)
-    assert (slots.ERASE, slots.ERASE_BOX, slots.RAND_AUGMENT, make.SLOTS) == (42, 43, 65, 85)
+    assert (slots.ERASE, slots.ERASE_BOX, slots.RAND_AUGMENT) == (42, 43, 65)
+    assert (slots.TURN, slots.QUARTERS, slots.GAIN, make.SLOTS) == (85, 86, 87, 119)
     u = SampleKey(1, 2, torch.arange(5)).uniform(3, make.SLOTS)[:, : make.Slot.SOLARIZE + 1]
     assert hashlib.sha256(u.numpy().tobytes()).hexdigest()[:16] == "d65ae6eb065958fd"
 
