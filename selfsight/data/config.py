@@ -28,8 +28,8 @@ class DataConfig(Config):
     limit: int | None = Field(None, ge=2)  # at most so many training images, drawn by coordinates
     fraction: float = Field(1.0, gt=0, le=1)  # or this share of them
     test_fraction: float = Field(0.2, gt=0, lt=1)  # held out of a labelled set without a test split
-    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)  # of pixels in [0, 1], subtracted
-    std: tuple[float, float, float] = (0.229, 0.224, 0.225)  # divided by
+    mean: tuple[float, ...] = (0.485, 0.456, 0.406)  # of pixels in [0, 1], subtracted
+    std: tuple[float, ...] = (0.229, 0.224, 0.225)  # divided by
     # (lowest, highest) value of images with more than 8 bits, which become 0 and 255 (default: what
     # the bits of the training images allow)
     range: tuple[float, float] | None = added(None)

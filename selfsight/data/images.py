@@ -133,7 +133,7 @@ class Images:
         _, first = self.decode(0)
         if wanted is None and max(first.shape[:2]) > SMALL:
             return None
-        out = np.empty((len(self.source), *first.shape), np.uint8)
+        out = np.empty((len(self.source), *first.shape), first.dtype)
         for i in range(len(out)):  # one thread: two would only wait for Python's global lock
             taken, image = self.decode(i)
             if image.shape != first.shape:

@@ -12,7 +12,7 @@ from selfsight.views.ops.randaugment import MOST_OPS, STRONGEST
 
 Probability = Field(0.0, ge=0, le=1)
 Strength = Field(0.0, ge=0)
-MOST_CHANNELS = 32  # of an image
+MOST_CHANNELS = 32  # of an image, as data.channels allows
 LARGEST_VIEW = 4096  # pixels: more than 16 views of this side are in memory at a time
 
 
