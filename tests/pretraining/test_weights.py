@@ -212,7 +212,7 @@ def test_weights_of_rgb_are_adapted_to_other_channels(
     config = config_of(tmp_path / "run", *keys)
     built = build_method(config).backbone
     said = " ".join(capsys.readouterr().err.split())
-    line = f"adapted from RGB: conv1.weight from 8x3x4x4 to 8x{channels}x4x4"
+    line = f"adapted from RGB: conv1.weight from 64x3x4x4 to 64x{channels}x4x4"
     assert line in said
     x = torch.rand(2, channels, 16, 16)
     if channels == 1:
@@ -235,7 +235,7 @@ def test_an_evaluation_adapts_no_weights(first, tmp_path):
     torch.save(load_encoder(first).backbone.state_dict(), where)
     keys = [key for key in TINY if key.startswith("backbone")] + keys_of(4)[:3]
     with pytest.raises(
-        UserError, match=r"of other shape: conv1\.weight \(8, 3, 4, 4\), here \(8, 4"
+        UserError, match=r"of other shape: conv1\.weight \(64, 3, 4, 4\), here \(64, 4"
     ):
         open_target(where, keys, None)
     assert open_target(where, keys[:-3], None).encoder.channels == 3
