@@ -124,8 +124,8 @@ def check_channels(groups: Sequence[ViewGroup], channels: int) -> None:
         if channels != 3 and key is not None:
             raise ValueError(
                 f"views.{number}.{key}={getattr(group, key)}: needs red, green and blue, and the "
-                f"images have data.channels={channels}; set views.{number}.{key}=0, or "
-                f"views={_without_rgb(channels)}"
+                f"images have data.channels={channels}; set views={_without_rgb(channels)}, or "
+                f"views.{number}.{key}=0"
             )
 
 
