@@ -44,14 +44,12 @@ class Bands:
         return f"{self._what} {i}"
 
 
-def data_of(channels: int) -> DataConfig:
-    """The keys `data.*` of images of so many channels."""
-    values = {"mean": (0.3,) * channels, "std": (0.4,) * channels}
-    return DataConfig(channels=channels, **values)
-
-
 def images_of(channels: int, kind: Any, split: str = "train") -> Images:
-    return Images(Bands(split, channels, kind), data_of(channels), torch.device("cpu"))
+    values: dict[str, Any] = {"mean": (0.3,) * channels, "std": (0.4,) * channels}
+    if "bits" in DataConfig.model_fields:
+        values["bits"] = 8 * np.dtype(kind).itemsize
+    data = DataConfig(channels=channels, **values)
+    return Images(Bands(split, channels, kind), data, torch.device("cpu"))
 
 
 def keys_of(channels: int) -> list[str]:

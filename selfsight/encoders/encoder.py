@@ -85,7 +85,10 @@ class Encoder(nn.Module):
         data = self.description.get("data", {})
         how = Decoding(data.get("range") and tuple(data["range"]))
         if isinstance(image, Image.Image):
-            return np.array(to_rgb(image, how))
+            try:
+                return np.array(to_rgb(image, how))
+            except ValueError as error:
+                raise UserError(f"embed: an image {error}") from None
         if not isinstance(image, (str, Path)):
             raise UserError(
                 f"embed: takes paths, PIL images and uint8 arrays, found {type(image).__name__}; "

@@ -64,9 +64,7 @@ def test_the_encoder_says_its_channels_and_is_built_again(banded):
         with pytest.raises(UserError, match=r"embed: an array must be uint(8|16) of shape"):
             encoder.embed([wrong])
     if channels > 1:
-        with pytest.raises(
-            UserError, match=f"an image has 3 channels, those of the encoder {channels}"
-        ):
+        with pytest.raises(UserError, match=r"^embed: an image has 3 channels"):
             encoder.embed(Image.new("RGB", (8, 8)))
 
 
