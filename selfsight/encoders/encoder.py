@@ -71,7 +71,8 @@ class Encoder(nn.Module):
         """(H, W, C) uint8 or uint16. Raises: UserError for other channels than the encoder's."""
         channels = self.description.get("channels", 3)
         if isinstance(image, np.ndarray):
-            deep = self.description.get("data", {}).get("bits") == 16
+            data = self.description.get("data", {})
+            deep = data.get("bits") == 16 and data.get("range") in (None, [0, 65535])
             return _as_pixels(image, channels, np.uint16 if deep else np.uint8)
         pixels = self._decoded(image)
         if pixels.shape[2] != channels:

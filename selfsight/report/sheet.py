@@ -32,12 +32,19 @@ def contact_sheet(loader: ViewLoader, rows: int, epochs: int = 1) -> Image.Image
     pictures = []
     for row, i in enumerate(indices.tolist()):
         image = decode(loader.images.source, i, loader.images.patience)
-        box = center_box(image.shape[0], image.shape[1], 1.0)
-        size = min(box[2], side)
-        original = augment.as_floats(cut(image, box, size)[None])[0]
+        original = _original(image, side, all(v.shape[2] == v.shape[3] for v in views))
         shown = [(view[row].cpu() * scale + shift).clamp(0, 1) for view in views]
         pictures.append([_picture(x) for x in (original, *shown)])
     return _paste(pictures, side)
+
+
+def _original(image: np.ndarray, side: int, square: bool) -> Tensor:
+    """An image as floats (C, h, w) of at most `side` pixels: its central square, or all of it."""
+    height, width, _ = image.shape
+    box = center_box(height, width, 1.0) if square else [0, 0, height, width]
+    scale = min(1.0, side / max(box[2:]))
+    down, across = (max(1, round(scale * pixels)) for pixels in box[2:])
+    return augment.as_floats(cut(image, box, (down, across))[None])[0]
 
 
 def _picture(x: Tensor) -> np.ndarray:

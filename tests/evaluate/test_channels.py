@@ -60,6 +60,12 @@ def test_the_encoder_says_its_channels_and_is_built_again(banded):
     normalization = Normalization(about["mean"], about["std"])
     expected = extract(encoder.backbone, images, 16, normalization, rows=np.arange(5))
     torch.testing.assert_close(encoder.embed(pixels), expected, rtol=1e-4, atol=1e-5)
+    if kind == np.uint16:  # of another range, 65535 is not white
+        about = {**encoder.description["data"], "range": [0, 4095]}
+        other = selfsight.load_encoder(run.path)
+        other.description["data"] = about
+        with pytest.raises(UserError, match=r"embed: an array must be uint8"):
+            other.embed(pixels)
     for wrong in (np.zeros((8, 8, channels + 1), kind), np.zeros((8, 8, channels), float)):
         with pytest.raises(UserError, match=r"embed: an array must be uint(8|16) of shape"):
             encoder.embed([wrong])
@@ -109,6 +115,12 @@ def test_views_are_drawn(opened, tmp_path, monkeypatch, capsys):
     sheet = np.asarray(Image.open(tmp_path / "views.png"))
     gray = (sheet[..., 0] == sheet[..., 1]).all() and (sheet[..., 0] == sheet[..., 2]).all()
     assert gray == (channels == 1)
+    keys = ["views.0.size=[16, 48]", "views.0.rotate90=0"]
+    config = selfsight.compose("digits/simclr", [*TINY, *keys_of(channels), *keys]).config
+    selfsight.draw_views(config, tmp_path / "wide.png", 2, 1)
+    wide = np.asarray(Image.open(tmp_path / "wide.png"))
+    assert (wide[4 : 4 + 64, 4 : 4 + 64] != 255).any()  # the original, enlarged
+    assert (wide[4 + 16 : 4 + 64, -52:-4] == 255).all()  # below a view of 16 rows
     assert len(np.unique(sheet)) > 50
 
 
