@@ -198,8 +198,11 @@ def test_an_evaluation_shows_what_the_run_showed(shaped, long):
     (found, *_) = selfsight.knn(shaped)
     assert found.metrics["k20"] == 1.0
     assert found.settings == {"resize": "squash"}
+    kept = set((shaped.path / "features").glob("*.npy"))
     (other, *_) = selfsight.knn(shaped, resize="crop")
     assert other.settings == {}
+    assert len(kept) == 4  # train and test, of the encoder and of the untrained one
+    assert len(set((shaped.path / "features").glob("*.npy")) - kept) == 4
     data = DataConfig(path=str(long), in_memory=False)
     images = Images(open_source(data, "test"), data, CPU)
     files = [images.source.name(n) for n in range(len(images))]
