@@ -79,7 +79,6 @@ def describe(
     positions = getattr(backbone, "pos_embed", None)
     kept_head = isinstance(backbone, EncoderWithProjection)
     inner = backbone.backbone if kept_head else backbone
-    changed = getattr(inner, "weights_changed", "")
     return {
         "format": FORMAT,
         "method": method,
@@ -96,7 +95,7 @@ def describe(
         "seed": seed,
         "precision": precision,
         "data": data.model_dump(mode="json", exclude={"workers", "patience"}),
-        "pretrained_on": pretrained_on | ({"weights_changed": changed} if changed else {}),
+        "pretrained_on": pretrained_on,
         METADATA[0]: __version__,
     }
 

@@ -37,10 +37,13 @@ def build_method(config: RunConfig) -> Method:
     initial = Path(config.run or "") / INITIAL
     if config.run and initial.is_file():  # its own code may begin with other weights each time
         read_network(initial).fill(backbone, config.backbone.name)
-    head = {} if config.weights is None else _fill(backbone, config.weights, config.backbone.name)
+    head, adapted = {}, ""
+    if config.weights is not None:
+        head, adapted = _fill(backbone, config.weights, config.backbone.name)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(randomness.torch_seed(randomness.WEIGHTS, config.seed, 1))
         method = find_method(name)(backbone, config.method)
+    method.adapted = adapted  # of the weights that it starts from, for its encoder's description
     if head:
         _fill_head(method, head, config.weights)
     return method
@@ -74,27 +77,26 @@ def _check_view_count(name: str, count: int) -> None:
         raise UserError(f"views: makes {count} of an image, {name} takes {wanted}; {hint}")
 
 
-def _fill(backbone: nn.Module, weights: str, name: str) -> dict[str, Tensor]:
+def _fill(backbone: nn.Module, weights: str, name: str) -> tuple[dict[str, Tensor], str]:
     """Load the weights that the encoder starts from; each tensor must fit, but those for another
     number or size of patches are resampled, and a first convolution of RGB is adapted to other
-    channels; `backbone.weights_changed` says what was done.
+    channels.
 
-    Returns: the tensors of the head that a method such as SimCLR v2 kept; others have none.
+    Returns: the tensors of the head that a method such as SimCLR v2 kept; others have none. And
+    what was adapted, as part of a sentence.
     """
     path = weights_file(weights)
     if not is_ours(path):
         kind = "timm" if weights.startswith(PREFIX) else None
         loaded = load_foreign(path, backbone, kind, resample=True)
-        backbone.weights_changed = loaded.resampled
         _say(f"weights={weights}: {loaded.line()}")
-        return {}
+        return {}, loaded.resampled
     network, head = read_network(path).without_head()
     tensors, made = resampled(network.tensors, backbone)
     replace(network, tensors=tensors).fill(backbone, name)
-    backbone.weights_changed = made
     if made:
         _say(f"weights={weights}: {made}")
-    return head
+    return head, made
 
 
 def weights_file(weights: str) -> Path:

@@ -124,6 +124,8 @@ class Job:
         """What encoder.safetensors says of the encoder."""
         config, method = self.config, self.method
         started = {"weights_sha256": config.weights_sha256} if config.weights else {}
+        if method.adapted:
+            started["adapted"] = method.adapted
         steps = config.steps(self.loader.steps_per_epoch)
         return describe(
             method.backbone,

@@ -224,7 +224,7 @@ def test_weights_of_rgb_are_adapted_to_other_channels(
         assert torch.equal(weight, given[:, [0, 1, 2, 0]] * 3 / 4)
     jobs.pretrain(config, quiet=True)
     stored = json.loads((tmp_path / "run/encoder.json").read_text())
-    assert stored["pretrained_on"]["weights_changed"] == line
+    assert stored["pretrained_on"]["adapted"] == line
     assert stored["channels"] == channels
     untrained = open_target(tmp_path / "run", [], None).untrained.build()
     assert untrained.conv1.weight.shape == built.conv1.weight.shape
