@@ -1,6 +1,6 @@
 """The keys `data.*`."""
 
-from pydantic import Field, field_validator
+from pydantic import Field, ValidationInfo, field_validator
 
 from selfsight.batch import Normalization
 from selfsight.config import Config, Tree, added, may_change
@@ -28,19 +28,27 @@ class DataConfig(Config):
     limit: int | None = Field(None, ge=2)  # at most so many training images, drawn by coordinates
     fraction: float = Field(1.0, gt=0, le=1)  # or this share of them
     test_fraction: float = Field(0.2, gt=0, lt=1)  # held out of a labelled set without a test split
-    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)  # of pixels in [0, 1], subtracted
-    std: tuple[float, float, float] = (0.229, 0.224, 0.225)  # divided by
+    # of an image: 1 (gray), 3 (RGB), or 2 to 32 bands
+    channels: int = added(3, ge=1, le=32)
+    mean: tuple[float, ...] = (0.485, 0.456, 0.406)  # of pixels in [0, 1], subtracted
+    std: tuple[float, ...] = (0.229, 0.224, 0.225)  # divided by
     # (lowest, highest) value of images with more than 8 bits, which become 0 and 255 (default: what
     # the bits of the training images allow)
     range: tuple[float, float] | None = added(None)
-    # of an image: 1 (gray), 3 (RGB), or 2 to 32 bands
-    channels: int = added(3, ge=1, le=32)
     max_pixels: int = added(89_478_485, ge=1)  # larger images are refused: decompression bombs
     in_memory: bool | None = None  # decode once and keep (default: equal images up to 96 px)
     workers: int | None = may_change(None, ge=1)  # decoding threads (default: one for each core)
     # the share of images that may be broken; training replaces them, and stops if there are more
     max_bad: float = may_change(0.001, ge=0, le=1)
     patience: float = may_change(60.0, ge=0)  # seconds to wait while a disk or network fails
+
+    @field_validator("mean", "std")
+    @classmethod
+    def _one_a_channel(cls, value: tuple[float, ...], info: ValidationInfo) -> tuple[float, ...]:
+        channels = info.data.get("channels", len(value))
+        if len(value) != channels:
+            raise ValueError(f"{len(value)} numbers for data.channels={channels}; give {channels}")
+        return value
 
     @field_validator("mean")
     @classmethod

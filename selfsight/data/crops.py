@@ -29,7 +29,7 @@ class PendingCrops:
     """A batch that threads are writing; its tensors may be read after `wait`.
 
     Attributes:
-        views: for each view (B, s, s, 3) uint8, not yet mirrored.
+        views: for each view (B, h, w, 3) uint8, not yet mirrored.
         flips: (V, B) bool, the crops to be mirrored, as drawn together with their boxes.
     """
 
@@ -50,10 +50,10 @@ class CropDecoder:
     """Makes batches of crops, one crop of each image for each view.
 
     Args:
-        sizes: of each view the side of its crops in pixels.
+        sizes: of each view the height and width of its crops in pixels.
     """
 
-    def __init__(self, images: Images, sizes: list[int]) -> None:
+    def __init__(self, images: Images, sizes: list[tuple[int, int]]) -> None:
         self._images, self._sizes = images, sizes
         self._spare: list[tuple[list[Tensor], Tensor]] = []  # tensors of batches to be reused
         self._pinned = images.device.type == "cuda"  # torch itself reuses pinned memory
@@ -83,7 +83,7 @@ class CropDecoder:
     def _batch(self, count: int) -> tuple[list[Tensor], Tensor]:
         if self._spare and self._spare[-1][1].shape[1] == count:
             return self._spare.pop()
-        shapes = [(count, size, size, 3) for size in self._sizes]
+        shapes = [(count, *size, 3) for size in self._sizes]
         views = [torch.empty(s, dtype=torch.uint8, pin_memory=self._pinned) for s in shapes]
         shape = len(views), count
         return views, torch.empty(shape, dtype=torch.bool, pin_memory=self._pinned)
@@ -106,7 +106,7 @@ def _fill(
     for out, flip, crops in zip(outs, flips, drawn, strict=True):
         flip[:] = crops[:, 4:].any(1)  # without a fifth column none is mirrored
         for n, box in enumerate(crops[:, :4].tolist()):
-            out[n] = resize(decoded[n], box, out.shape[1])
+            out[n] = resize(decoded[n], box, out.shape[1:3])
     if worked:
         worked("decode", decoding)
         worked("crops", time.perf_counter() - began - decoding)

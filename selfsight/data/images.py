@@ -133,7 +133,7 @@ class Images:
         _, first = self.decode(0)
         if wanted is None and max(first.shape[:2]) > SMALL:
             return None
-        out = np.empty((len(self.source), *first.shape), np.uint8)
+        out = np.empty((len(self.source), *first.shape), first.dtype)
         for i in range(len(out)):  # one thread: two would only wait for Python's global lock
             taken, image = self.decode(i)
             if image.shape != first.shape:
@@ -148,7 +148,7 @@ class Images:
         return torch.from_numpy(out).permute(0, 3, 1, 2).contiguous()
 
 
-def cut(image: np.ndarray, box: list[int], size: int) -> Tensor:
+def cut(image: np.ndarray, box: list[int], size: int | tuple[int, int]) -> Tensor:
     """One crop as `resize` makes it, but (3, size, size) uint8."""
     return torch.from_numpy(resize(image, box, size)).permute(2, 0, 1)
 

@@ -1,5 +1,6 @@
 """The encoder and the method that a configuration describes."""
 
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 
 from selfsight import distributed, randomness
 from selfsight.encoders.artifact import INITIAL, is_ours, read_network
-from selfsight.encoders.backbones import build_backbone
+from selfsight.encoders.backbones import ImageSize, build_backbone
 from selfsight.encoders.foreign import load_foreign
 from selfsight.encoders.foreign.read import weights_file_hash
 from selfsight.encoders.resample import resampled
@@ -23,7 +24,7 @@ from selfsight.pretraining.own_parts import find_method
 from selfsight.pretraining.teacher import TeacherConfig, build_teacher, check_cache
 from selfsight.pretraining.weights import weights_file
 from selfsight.train.log import console
-from selfsight.views.recipe import ViewGroup
+from selfsight.views.recipe import ViewGroup, sides
 
 
 def build_method(config: RunConfig, images: int = 0) -> Method:
@@ -37,7 +38,8 @@ def build_method(config: RunConfig, images: int = 0) -> Method:
     name = config.method.name
     _check_view_count(name, sum(group.count for group in config.views))
     sizes = {f"views.{number}.size": group.size for number, group in enumerate(config.views)}
-    backbone = build_backbone(config.backbone, sizes, config.seed)
+    channels = config.data.channels
+    backbone = build_backbone(config.backbone, sizes, config.seed, channels=channels)
     initial = Path(config.run or "") / INITIAL
     if config.run and initial.is_file():  # its own code may begin with other weights each time
         read_network(initial).fill(backbone, config.backbone.name)
@@ -78,9 +80,9 @@ def _teacher(config: RunConfig, images: int) -> dict[str, Any]:
             f"teacher.weights={given}: {config.method.name} has no frozen teacher; leave it out, "
             f"or set method=distill"
         )
-    teacher, said = build_teacher(config.teacher, config.data, config.views, config.seed)
     size = image_size(config.views)
-    sample = torch.zeros(1, config.data.channels, size, size)
+    teacher, said = build_teacher(config.teacher, config.data, config.views, size, config.seed)
+    sample = torch.zeros(1, config.data.channels, *sides(size))
     if config.teacher.cache:
         views = sum(group.count for group in config.views)
         check_cache(teacher, sample, images, views)
@@ -119,7 +121,8 @@ def _check_view_count(name: str, count: int) -> None:
 
 def _fill(backbone: nn.Module, weights: str, name: str) -> tuple[dict[str, Tensor], str]:
     """Load the weights that the encoder starts from; each tensor must fit, but those for another
-    number or size of patches are resampled.
+    number or size of patches are resampled, and a first convolution of RGB is adapted to other
+    channels.
 
     Returns: the tensors of the head that a method such as SimCLR v2 kept; others have none. And
     what was adapted, as part of a sentence.
@@ -198,6 +201,6 @@ def _hash(weights: str, recorded: str | None, key: str) -> str:
     return sha
 
 
-def image_size(views: list[ViewGroup]) -> int:
-    """The side in pixels of the images in an evaluation: that of the largest views."""
-    return max(group.size for group in views)
+def image_size(views: list[ViewGroup]) -> ImageSize:
+    """Of the images in an evaluation, in pixels: that of the largest views."""
+    return max(views, key=lambda group: math.prod(group.sides)).size

@@ -13,10 +13,12 @@ from selfsight.config import Config, Tree, added, may_change
 from selfsight.data.config import with_source
 from selfsight.encoders.artifact import NAMED_BY, named
 from selfsight.encoders.backbones import BackboneConfig
+from selfsight.encoders.shown import Resize
 from selfsight.errors import UserError
 from selfsight.methods import METHODS
 from selfsight.methods.simclr import SimCLR
 from selfsight.pretraining import own_parts
+from selfsight.pretraining.default_views import default_views
 from selfsight.pretraining.origins import Origins
 from selfsight.pretraining.recipes import recipe_file, recipe_name, recipes
 from selfsight.pretraining.teacher import TeacherConfig
@@ -36,6 +38,9 @@ class EvaluateConfig(Config):
     every_epochs: int = Field(10, ge=0)  # kNN accuracy, if there are labels (0: never)
     images: int = Field(10_000, ge=10)  # the kNN accuracy uses at most this many training images
     probe: bool = True  # train a linear probe beside the method, if there are labels
+    # crop: the central part of an image; squash: all of it, for long images. The encoder's
+    # evaluations do the same unless they say otherwise
+    resize: Resize = added("crop")
 
 
 class RunConfig(TrainConfig):
@@ -131,8 +136,7 @@ def compose(
         tree = _lay(tree, {"run": run}, origin, origins)
     tree = with_model(tree, origins)
     if "views" not in tree:
-        name = _default_views(tree)
-        tree["views"] = preset(name)
+        tree["views"], name = default_views(tree)
         origins.record({"views": []}, f"default (preset {name})")
     parts = own_parts.parts_of(tree)
     code = own_parts.code_of(parts, tree.pop("code", None))
@@ -187,7 +191,7 @@ def _lay(tree: Tree, layer: Tree, origin: str, origins: Origins) -> Tree:
         tree = {**tree, "backbone": kept}
         origins.forget("backbone.options" if ours else "backbone")
     if isinstance(layer.get("views"), dict) and "views" not in tree:
-        tree = {**tree, "views": preset(_default_views(layers.merge(tree, {**layer, "views": {}})))}
+        tree = {**tree, "views": default_views(layers.merge(tree, {**layer, "views": {}}))[0]}
     origins.record({k: v for k, v in layer.items() if k != "views"}, origin)
     if "views" in layer:
         views = layer["views"]
@@ -201,17 +205,6 @@ def _renames(section: str, below: Tree, above: Tree) -> bool:
     if not isinstance(old, dict) or not isinstance(new, dict) or "name" not in new:
         return False
     return "name" in old and old["name"] != new["name"]
-
-
-def _default_views(tree: Tree) -> str:
-    """The name of the method's preset of views; its small variant for backbone.small_images."""
-    method = tree.get("method")
-    name = method.get("name", "simclr") if isinstance(method, dict) else "simclr"
-    known = METHODS.get(name) or own_parts.own_method(name)
-    views = "simclr" if known is None else known.default_views
-    backbone = tree.get("backbone")
-    small = isinstance(backbone, dict) and backbone.get("small_images") is True
-    return f"{views}-small" if small else views
 
 
 def _load(what: str | None, above: tuple[Path, ...] = ()) -> list[tuple[Tree, str]]:

@@ -1,13 +1,12 @@
 """A frozen teacher by its weights: of a run, of another library, of timm by name."""
 
 import torch
-from pydantic import Field
 
 from selfsight.batch import Normalization
 from selfsight.config import Config, may_change
 from selfsight.data.config import DataConfig
 from selfsight.encoders.artifact import is_ours, read_network
-from selfsight.encoders.backbones import BackboneConfig, build_backbone
+from selfsight.encoders.backbones import BackboneConfig, ImageSize, build_backbone
 from selfsight.encoders.foreign import load_foreign
 from selfsight.encoders.timm_weights import describes_itself, find_timm
 from selfsight.errors import UserError
@@ -25,7 +24,7 @@ class TeacherConfig(Config):
     weights_sha256: str | None = None  # of that file; filled in when the run starts
     backbone: BackboneConfig | None = None  # which encoder a file of another library holds
     # side in pixels of what it sees (default: of a run its own, else that of the largest views)
-    image_size: int | None = Field(None, ge=1)
+    image_size: ImageSize | None = None
     # what its pixels are normalised with (default: of a run and of timm their own, else data.mean)
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
@@ -33,17 +32,21 @@ class TeacherConfig(Config):
 
 
 def build_teacher(
-    config: TeacherConfig, data: DataConfig, views: list[ViewGroup], seed: int
+    config: TeacherConfig,
+    data: DataConfig,
+    views: list[ViewGroup],
+    size: ImageSize,
+    seed: int,
 ) -> tuple[FrozenTeacher, str]:
     """The teacher, and what was loaded as a sentence.
 
     Args:
-        data, views: of the student.
+        data, views: of the student; size: of its largest views.
     Raises: UserError for weights that do not fit, and for views that cannot be cached.
     """
     if config.cache:
         _check_fixed(views)
-    path, size = weights_file(config.weights), max(group.size for group in views)
+    path = weights_file(config.weights)
     if is_ours(path):
         if config.backbone is not None:
             raise UserError(
@@ -66,7 +69,8 @@ def build_teacher(
             own = Normalization(found.mean or own.mean, found.std or own.std)
         about = about or BackboneConfig(**found.backbone())
         size = config.image_size or about.image_size or size
-        encoder = build_backbone(about, {"teacher.image_size": size}, seed)
+        sizes = {"teacher.image_size": size}
+        encoder = build_backbone(about, sizes, seed, channels=data.channels)
         said = load_foreign(path, encoder, found and found.format, resample=True).line()
     own = Normalization(config.mean or own.mean, config.std or own.std)
     return FrozenTeacher(encoder, size, *_between(data.normalization, own), config.cache), said

@@ -6,6 +6,7 @@ from typing import Any
 from selfsight.config import Tree, flatten, merge
 from selfsight.encoders.artifact import encoder_file
 from selfsight.encoders.timm_weights import describes_itself, find_timm
+from selfsight.pretraining.default_views import channels_of
 from selfsight.pretraining.origins import Origins
 
 OF_ANY_MODEL = ("backbone.drop_path",)  # keys that stay though another model is loaded
@@ -37,7 +38,8 @@ def with_model(tree: Tree, origins: Origins) -> Tree:
             {key: v for key, v in flatten({"backbone": model}) if key not in own}, origin
         )
         tree = {**tree, "backbone": merge(model, kept)}
-    colours = {"mean": found.mean, "std": found.std}
+    # colours of RGB say nothing of other channels
+    colours = {"mean": found.mean, "std": found.std} if channels_of(tree) == 3 else {}
     free = {
         key: list(value)
         for key, value in colours.items()
