@@ -103,7 +103,8 @@ def _described(config: Path, file: Path, weights: str, find: Find) -> TimmWeight
             return TimmWeights(file=file, format=known, **model, **_preprocessed(find))
         cfg, given = about["pretrained_cfg"], about.get("model_args") or {}
         options = {key: value for key, value in given.items() if key not in _DECIDED}
-        return TimmWeights(str(about["architecture"]), file, *_colours(cfg), options)
+        name = str(about["architecture"])
+        return TimmWeights(name, file, *_colours(cfg), _pooled(name, options))
     except UserError as error:
         raise UserError(f"weights={weights}: {error}") from None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -209,7 +210,14 @@ def _tagged(name: str, weights: str) -> TimmWeights:
         file = _fetched_weights(cfg.hf_hub_id, weights, names)
     else:
         file = _downloaded(cfg.url, weights)
-    return TimmWeights(model, file, *_colours({"mean": cfg.mean, "std": cfg.std}))
+    colours = _colours({"mean": cfg.mean, "std": cfg.std})
+    return TimmWeights(model, file, *colours, _pooled(model, {}))
+
+
+def _pooled(name: str, options: dict[str, Any]) -> dict[str, Any]:
+    """With the features that DINOv3 itself evaluates, the class token; timm's are a mean of the
+    patches."""
+    return {"global_pool": "token", **options} if "dinov3" in name else options
 
 
 def _downloaded(url: str, weights: str) -> Path:

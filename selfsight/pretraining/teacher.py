@@ -1,6 +1,7 @@
 """A frozen teacher by its weights: of a run, of another library, of timm by name."""
 
 import torch
+from pydantic import field_validator
 
 from selfsight.batch import Normalization
 from selfsight.config import Config, may_change
@@ -13,7 +14,7 @@ from selfsight.errors import UserError
 from selfsight.methods.frozen import FrozenTeacher
 from selfsight.pretraining.weights import weights_file
 from selfsight.train.precision import physical_memory
-from selfsight.views.recipe import ViewGroup
+from selfsight.views.recipe import ViewGroup, sides
 
 
 class TeacherConfig(Config):
@@ -29,6 +30,13 @@ class TeacherConfig(Config):
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
     cache: bool = may_change(False)  # keep its features in memory, for views that are always equal
+
+    @field_validator("image_size")
+    @classmethod
+    def _size(cls, size: ImageSize | None) -> ImageSize | None:
+        if size is not None and min(sides(size)) < 1:
+            raise ValueError("a side has 1 pixel or more")
+        return size
 
 
 def build_teacher(

@@ -65,6 +65,7 @@ def test_adapt_and_measure(world, name):
     config = (world / run / "config.yaml").read_text()
     model = {"dinov2": "vit_small_patch14_reg4_dinov2", "dinov3": "vit_small_patch16_dinov3"}[name]
     assert f"name: {model}" in config
+    assert ("global_pool: token" in config) == (name == "dinov3")  # as DINOv3 evaluates itself
     assert "drop_path: 0.1" in config  # of the recipe, though the weights are others
     losses = [r["loss"] for r in read_metrics(world / run / "metrics.jsonl")]
     assert len(losses) == 10
