@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from selfsight.data.decode import decode_bytes, to_rgb
+from selfsight.data.decode import decode_bytes, picture
 from selfsight.data.images import SMALL, cut, evaluation_box
 from selfsight.data.source import BadImage, Decoding
 from selfsight.encoders.artifact import encoder_file, read_network
@@ -70,7 +70,7 @@ class Encoder(nn.Module):
         data = self.description.get("data", {})
         how = Decoding(data.get("range") and tuple(data["range"]))
         if isinstance(image, Image.Image):
-            return np.array(to_rgb(image, how))
+            return picture(image, how)
         if isinstance(image, np.ndarray):
             return _as_rgb(image)
         if not isinstance(image, (str, Path)):
