@@ -49,7 +49,7 @@ def survey(
     """
     ends, some, kinds = [], [], set()
     for i in sorted({round(place) for place in np.linspace(0, len(source) - 1, count)}):
-        for array, window, _ in _deep_values(source, i, how):
+        for array, window, _ in _looked_at(source, i, how):
             shows_itself = window is not None and (how.range is None or how.strict)
             if shows_itself or array.dtype.kind not in ("iuf" if floats else "iu"):
                 continue
@@ -155,21 +155,25 @@ def _few(found: Survey, how: Decoding, asked: Asked) -> list[str]:
     ]
 
 
-def _deep_values(source: Source, i: int, how: Decoding) -> list[Values]:
+def _looked_at(source: Source, i: int, how: Decoding) -> list[Values]:
     """The values of image i, if they have more than 8 bits."""
     if source.name(i).lower().endswith((".jpg", ".jpeg")):
         return []
     try:
-        data = source.read(i)
-        if isinstance(data, np.ndarray):
-            found = [Values(data)]
-        else:
-            found = stored(data, how) if _may_be_deep(data) else []
-        return [values for values in found if values.array.dtype != np.uint8]
+        return deep_values(source.read(i), how)
     # On damaged files decoders raise more kinds of exceptions than their documentation lists; such
     # an image is noted where it is used.
     except Exception:
         return []
+
+
+def deep_values(data: bytes | np.ndarray, how: Decoding) -> list[Values]:
+    """The values of an image, if they have more than 8 bits. Raises: any exception."""
+    if isinstance(data, np.ndarray):
+        found = [Values(data)]
+    else:
+        found = stored(data, how) if _may_be_deep(data) else []
+    return [values for values in found if values.array.dtype != np.uint8]
 
 
 def _may_be_deep(data: bytes) -> bool:

@@ -68,7 +68,11 @@ class Encoder(nn.Module):
     def _pixels(self, image: Picture) -> np.ndarray:
         """(H, W, 3) uint8."""
         data = self.description.get("data", {})
-        how = Decoding(data.get("range") and tuple(data["range"]))
+        how = Decoding(
+            data.get("range") and tuple(data["range"]),
+            channels=data.get("channels", 3),
+            bits=data.get("bits", 8),
+        )
         if isinstance(image, Image.Image):
             return picture(image, how)
         if isinstance(image, np.ndarray):

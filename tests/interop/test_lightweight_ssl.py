@@ -315,7 +315,7 @@ def test_a_wrong_value_is_one_line(tmp_path, override, line):
         ),
         (
             {"custom_ds_cfg": {"mean": [0.5]}},
-            "11: custom_ds_cfg.mean=[0.5]: Missing key 'data.mean.1'.",
+            "11: custom_ds_cfg.mean=[0.5]: data.mean=[0.5]: 1 numbers for data.channels=3; give 3",
         ),
         (
             {"ssl_args": {**SSL, "temperature": -0.2}},
