@@ -15,14 +15,13 @@ import simplejpeg
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from selfsight.data import formats
-from selfsight.data.formats import DEEP, EXTRA, UPRIGHT, limit
+from selfsight.data.formats import DEEP, EXTRA, ORIENTATION, UPRIGHT, limit
 from selfsight.data.patience import Patience
 from selfsight.data.source import BadImage, Decoding, Source, decoding, first_line
-from selfsight.data.values import Values, other_channels, shown
+from selfsight.data.values import OtherChannels, Values, shown
 
 Image.MAX_IMAGE_PIXELS = None  # data.max_pixels is the limit, tested before pixels are decoded
 JPEG = b"\xff\xd8\xff"  # first bytes of a JPEG file
-ORIENTATION = 0x0112  # the EXIF tag
 USUAL = Decoding()
 
 # Pillow warns of damaged metadata, which is ignored here, and of large images, which are refused.
@@ -92,11 +91,8 @@ def stored(data: bytes, how: Decoding) -> list[Values]:
     """The values of an image file; of several joined ones, those of each. Raises: any exception."""
     if data.startswith(formats.BANDS):
         # neither gray nor RGB, so that nothing is converted
-        files = [stored(part, how._replace(channels=2)) for part in formats.parts(data)]
-        for values, *more in files:
-            if more or values.array.shape[2] != 1:
-                raise ValueError("the file of a band has several channels; a band is one")
-        return [values for (values,) in files]
+        each = how._replace(channels=2)
+        return [_one_band(part, each) for part in formats.parts(data)]
     found = None
     if data.startswith(formats.NPY):
         found = formats.npy(data, how)
@@ -107,6 +103,14 @@ def stored(data: bytes, how: Decoding) -> list[Values]:
     elif data.startswith(formats.PNG):
         found = formats.png16(data, how)
     return [_by_pillow(data, how) if found is None else found]
+
+
+def _one_band(data: bytes, how: Decoding) -> Values:
+    with contextlib.suppress(OtherChannels):
+        found = stored(data, how)
+        if len(found) == 1 and found[0].array.shape[2] == 1:
+            return found[0]
+    raise ValueError("the file of a band has several channels; a band is one")
 
 
 def _by_pillow(data: bytes, how: Decoding) -> Values:
@@ -128,10 +132,12 @@ def _decode_jpeg(data: bytes, how: Decoding) -> np.ndarray | None:
             return None
         limit(width, height, how)
         if how.channels not in (1, 3):
-            raise other_channels(1 if space == "Gray" else 3, how.channels)
+            raise OtherChannels(1 if space == "Gray" else 3, how.channels)
         pixels = simplejpeg.decode_jpeg(data, "RGB" if how.channels == 3 else "GRAY")
+    except OtherChannels:
+        raise
     except (KeyError, ValueError) as error:  # KeyError: the header is cut in the middle
-        if any(words in str(error) for words in ("remature end", "max_pixels", "data.channels")):
+        if "remature end" in str(error) or "max_pixels" in str(error):
             raise  # Pillow would fill missing pixels with gray
         return None  # Pillow decides whether the file is damaged, and says why
     turn = UPRIGHT.get(orientation(data))
@@ -182,7 +188,7 @@ def _values(image: Image.Image, how: Decoding) -> Values:
             image = Image.alpha_composite(white, image)
             del white  # of a large image, each copy counts
         elif image.mode == "RGBA":  # the fourth band is something else, such as infrared
-            raise other_channels(4, how.channels)
+            raise OtherChannels(4, how.channels)
         image = image.convert("RGB")
         image = image.convert("L") if how.channels == 1 else image
     elif image.mode not in ("L", "LA", "RGB", "RGBA"):

@@ -10,6 +10,7 @@ import importlib
 import io
 import logging
 import struct
+import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -17,7 +18,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from selfsight.data.source import Decoding
-from selfsight.data.values import Values, other_channels, over_white
+from selfsight.data.values import OtherChannels, Values, over_white
 
 DEEP = ("I;16", "I;16B", "I;16L", "I;16N", "I", "F")  # Pillow's modes of more than 8 bits
 TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # first bytes of a file; the last two: BigTIFF
@@ -27,7 +28,10 @@ HEIF = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 # Tags of TIFF: size of a sample in bits, what the colours are, samples of a pixel, which of them
 # are transparency (1 and 2), kind of number (1: unsigned).
 BITS, COLOURS, SAMPLES, EXTRA, NUMBERS = 258, 262, 277, 338, 339
+ORIENTATION = 0x0112  # the EXIF tag
 MOST_HEADER = 10_000  # bytes of an .npy header
+# They warn of what is unusual in a file; what cannot be decoded is told by exceptions.
+warnings.filterwarnings("ignore", module=r"pydicom\b")
 UPRIGHT = {  # EXIF orientation -> what makes the image upright
     2: np.fliplr,
     3: functools.partial(np.rot90, k=2),
@@ -105,7 +109,7 @@ def tiff(data: bytes, how: Decoding) -> Values | None:
         bands = next((n for a, n in zip(axes, shape, strict=True) if a not in "YX"), 1)
         clear = not {1, 2}.isdisjoint(getattr(first, "extrasamples", ()))
         if bands != how.channels and not _converts(bands, how.channels, clear):
-            raise other_channels(bands, how.channels)
+            raise OtherChannels(bands, how.channels)
         for page in [first] if image is first else image.pages:
             ends = map(sum, zip(page.dataoffsets, page.databytecounts, strict=False))
             if max(ends, default=0) > len(data):
@@ -144,7 +148,7 @@ def _pillow_reads(data: bytes, how: Decoding) -> bool:
     samples, bits = get(SAMPLES, 1), max(tags.get(BITS, (1,)))
     clear = not {1, 2}.isdisjoint(get(EXTRA, ()))
     if how.channels in (1, 3) and (samples > 4 or (get(COLOURS) == 2 and samples - clear > 3)):
-        raise other_channels(samples, how.channels)
+        raise OtherChannels(samples, how.channels)
     if mode in DEEP:
         return single and not (mode == "I" and bits == 32 and get(NUMBERS, (1,))[0] == 1)
     exact = bits <= 8 or keeps_high_bytes(how)
@@ -175,7 +179,7 @@ def npy(data: bytes, how: Decoding) -> Values:
     first = len(shape) == 3 and channels_first(shape, how.channels)
     limit(*(shape[1:][::-1] if first else shape[1::-1]), how)
     if len(shape) == 3 and not first and shape[2] not in (1, 3, how.channels):
-        raise other_channels(shape[2], how.channels)
+        raise OtherChannels(shape[2], how.channels)
     count = int(np.prod(shape, dtype=object))
     if len(data) - file.tell() < count * kind.itemsize:
         raise ValueError(f"truncated ({len(data):,} bytes do not hold {shape} {kind})")
@@ -210,12 +214,10 @@ def png16(data: bytes, how: Decoding) -> Values | None:
     if bits != 16 or colours not in (2, 4, 6) or keeps_high_bytes(how):
         return None
     limit(width, height, how)
-    import torch
-    from torchvision.io import ImageReadMode, decode_image
-
-    pixels = torch.frombuffer(bytearray(data), dtype=torch.uint8)
-    array = decode_image(pixels, ImageReadMode.UNCHANGED, apply_exif_orientation=True)
-    array = array.permute(1, 2, 0).numpy()
+    array = library("imagecodecs", "tiff").png_decode(data)
+    if b"eXIf" in data:
+        with Image.open(io.BytesIO(data)) as image:
+            array = UPRIGHT.get(image.getexif().get(ORIENTATION), np.asarray)(array)
     clear = array.shape[2] in (2, 4) and array.shape[2] != how.channels
     return Values(over_white(array) if clear else array)
 
@@ -223,6 +225,7 @@ def png16(data: bytes, how: Decoding) -> Values | None:
 def dicom(data: bytes, how: Decoding) -> Values:
     """One frame of a DICOM file: rescaled, with the window that it says, MONOCHROME1 inverted."""
     pydicom = library("pydicom", "dicom")
+    logging.getLogger("pydicom").setLevel(logging.CRITICAL)
     with io.BytesIO(data) as file:
         about = pydicom.dcmread(file)
     limit(int(about.Columns), int(about.Rows), how)

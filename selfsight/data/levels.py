@@ -148,7 +148,8 @@ def _few(found: Survey, how: Decoding, asked: Asked) -> list[str]:
     used = round(max(0.0, (inside + whole) / (high - low + whole) * levels))
     if used >= min(FEWEST, found.high - found.low + 1 if whole else FEWEST):
         return []
-    key = "" if asked is None else f"data.range={list(asked) if asked != 'full' else asked}: "
+    shown = asked if isinstance(asked, str) else f"[{low:g}, {high:g}]"
+    key = "" if asked is None else f"data.range={shown}: "
     return [
         f"{key}the images' values, {found.low:g} to {found.high:g}, use only {used} of {levels} "
         f"levels, since {low:g} to {high:g} become 0 to {levels - 1}; data.range=auto uses all"

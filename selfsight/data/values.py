@@ -90,20 +90,21 @@ def _fitted(pixels: np.ndarray, channels: int) -> np.ndarray:
     if (found, channels) == (3, 1):
         luma = (pixels.astype(np.uint32) * np.array(LUMA, np.uint32)).sum(2, dtype=np.uint32)
         return (luma + 2**15 >> 16).astype(pixels.dtype)[..., None]
-    raise other_channels(found, channels)
+    raise OtherChannels(found, channels)
 
 
-def other_channels(found: int, channels: int) -> ValueError:
-    """What is said of an image that has another number of channels than data.channels."""
-    has = "has one channel" if found == 1 else f"has {found} channels"
-    if found > MOST_CHANNELS:
-        return ValueError(f"{has}; at most {MOST_CHANNELS} can be read")
-    if found == 4 and channels in (1, 3):
-        has += ", and the fourth is not transparency"
-    return ValueError(
-        f"{has}; all images must have data.channels={channels}: set data.channels={found} if all "
-        f"are like this one, or remove it"
-    )
+class OtherChannels(ValueError):
+    """An image has another number of channels than data.channels."""
+
+    def __init__(self, found: int, channels: int) -> None:
+        has = "has one channel" if found == 1 else f"has {found} channels"
+        if found == 4 and channels in (1, 3):
+            has += ", and the fourth is not transparency"
+        remedy = f"all images must have data.channels={channels}: set data.channels={found} if all "
+        remedy += "are like this one, or remove it"
+        if found > MOST_CHANNELS:
+            remedy = f"at most {MOST_CHANNELS} can be read"
+        super().__init__(f"{has}; {remedy}")
 
 
 def over_white(array: np.ndarray) -> np.ndarray:

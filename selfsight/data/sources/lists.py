@@ -177,7 +177,8 @@ def _rows(ending: str, lines: Iterable[bytes], notes: list[str]) -> Iterator[Row
     rest = chained(first, numbered)
     if ending != ".jsonl" and is_table(first[1]):
         return table_rows(rest, notes)
-    json_lines = ending == ".jsonl" or first[1].lstrip().startswith(b"{")
+    start = first[1].lstrip()
+    json_lines = ending == ".jsonl" or (start.startswith(b"{") and not start.startswith(BAND))
     return _line_rows(rest, _parse_json if json_lines else _parse_text)
 
 
