@@ -167,16 +167,20 @@ def resize(image: np.ndarray, box: list[int], size: int | tuple[int, int]) -> np
     top, left, height, width = box
     # Copied by NumPy: torch would use threads of its own, which compete with those of the pool.
     crop = np.ascontiguousarray(image[top : top + height, left : left + width])
-    deep = crop.dtype == np.uint16
-    crop = crop.astype(np.float32) if deep else crop
+    deep, channels = crop.dtype == np.uint16, crop.shape[2]
+    sides = (size, size) if isinstance(size, int) else size
+    if deep:
+        # of one channel and one column, torch's antialiasing of floats does not resize the height
+        crop = np.repeat(crop, 2, 2) if channels == 1 and 1 in (width, sides[1]) else crop
+        crop = crop.astype(np.float32)
     resized = torch.nn.functional.interpolate(
         torch.from_numpy(crop)[None].permute(0, 3, 1, 2),  # so that torch sees channels last
-        (size, size) if isinstance(size, int) else size,
+        sides,
         mode="bilinear",
         antialias=True,
         align_corners=False,
     )
-    resized = resized[0].permute(1, 2, 0).numpy()
+    resized = resized[0].permute(1, 2, 0).numpy()[..., :channels]
     return np.rint(resized).clip(0, 65535).astype(np.uint16) if deep else resized
 
 

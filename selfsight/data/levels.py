@@ -4,7 +4,7 @@ import io
 from typing import Literal, NamedTuple
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from selfsight.data.decode import JPEG, USUAL, stored
 from selfsight.data.formats import BANDS, BITS, DEEP, DICOM, NPY, PNG, PREAMBLE, TIFF
@@ -185,9 +185,13 @@ def _may_be_deep(data: bytes) -> bool:
         return True
     if data.startswith(PNG):
         return data[24:25] == b"\x10"
-    with Image.open(io.BytesIO(data)) as image:
-        deep = image.mode in DEEP
-        return deep or (data.startswith(TIFF) and max(image.tag_v2.get(BITS, (1,))) > 8)
+    tiff = data.startswith(TIFF)
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            deep = image.mode in DEEP
+            return deep or (tiff and max(image.tag_v2.get(BITS, (1,))) > 8)
+    except UnidentifiedImageError:  # TIFF of so many bands, for one
+        return tiff
 
 
 def describe_range(found: tuple[int, int], bits: int = 8) -> str:

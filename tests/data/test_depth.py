@@ -179,6 +179,14 @@ def test_layouts_of_tiff(layout):
     assert np.array_equal(decode(source, 0), image)
 
 
+def test_the_bits_of_bands_are_found(tmp_path):
+    for n in range(3):
+        (tmp_path / f"{n}.tif").write_bytes(as_tiff(bands(12, np.uint16, n) >> 4))
+    source = open_source(DataConfig(path=str(tmp_path), channels=12), "train")
+    assert decoding(source).range == (0, 4095)
+    assert np.array_equal(decode(source, 1), bands(12, np.uint16, 1) >> 8)
+
+
 def test_channels_first_where_the_first_axis_alone_fits():
     image = bands(4, np.uint8)
     for stored in (image, image.transpose(2, 0, 1), np.asfortranarray(image)):
