@@ -48,7 +48,7 @@ class Batch:
     """The input of `Method.forward`.
 
     Attributes:
-        views: for each view (B, 3, s, s) float32, normalised; sizes s may differ.
+        views: for each view (B, C, h, w) float32, normalised; sizes may differ.
         labels: (B,) int64, or None.
         keys: which images these are; masked methods draw their masks with it.
         step: of training, from 0; for random numbers that all images of a step share.
@@ -80,7 +80,7 @@ def batch_of(
     """A batch for a method outside of the engine.
 
     Args:
-        views: of the same images in the same order, (B, 3, s, s) each.
+        views: of the same images in the same order, (B, C, h, w) each.
         labels: (B,) int64.
         seed, epoch, index: the coordinates of the images, from which masks are drawn: the same
             ones give the same masks. Without a seed, one is drawn from torch's global generator, as

@@ -86,9 +86,10 @@ def stream(*coordinates: int) -> Tensor:
     return torch.tensor(_signed(key(*coordinates)))
 
 
-def numbers(index: Tensor, stream: Tensor, slots: int) -> Tensor:
-    """The same as `uniform`, (B, slots), given `stream` of the other coordinates."""
-    image = _mix(index[:, None] * _STEP + stream)
+def numbers(index: Tensor, stream: Tensor, slots: int, first: int = 0) -> Tensor:
+    """The same as `uniform`, (B, slots), given `stream` of the other coordinates; from slot `first`
+    on."""
+    image = _mix(index[:, None] * _STEP + stream) + _signed(first * _GOLDEN)
     slot = torch.arange(1, slots + 1, device=index.device) * _STEP
     return _shift(_mix(image + slot), 40).to(torch.float32) * 2.0**-24  # (B, slots)
 

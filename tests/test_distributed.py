@@ -19,6 +19,7 @@ from selfsight.methods.heads import BatchNorm
 from selfsight.methods.method import Batch, Method
 from selfsight.methods.queue import Queue
 from selfsight.train.log import read_metrics
+from tests.channels import KINDS, NAMES
 from tests.conftest import TINY, TinyEncoder, heads, selfsight
 from tests.data.test_bad import make_folder
 from tests.methods.test_methods import batch_of, build
@@ -50,17 +51,26 @@ SPECIAL: dict[str, tuple[str, dict, Callable[[Method], None]]] = {
     "barlow_twins, wide": ("barlow_twins", {"output_dim": 80}, lambda method: None),
     "vicreg, wide": ("vicreg", {"output_dim": 80}, lambda method: None),
 }
+# The same of images of other channels and bits.
+SPECIAL_CHANNELS = {
+    f"{name}, {what}": (name, {"kind": kind}, lambda method: None)
+    for name, what, kind in zip(
+        ("simclr", "mae", "dino", "simmim", "ijepa", "byol"), NAMES, KINDS, strict=True
+    )
+}
 
 
 def one_step(name: str, rank: int, world: int) -> dict[str, torch.Tensor]:
     """Loss, gradients and the state after one step, in float64."""
-    name, keys, prepare = SPECIAL.get(name, (name, {}, lambda method: None))
+    special = SPECIAL | SPECIAL_CHANNELS
+    name, keys, prepare = special.get(name, (name, {}, lambda method: None))
     method = build(name, **keys).double()
     prepare(method)
     wrapped = method
     if world > 1:
         wrapped = DistributedDataParallel(method, broadcast_buffers=False)
-    loss = wrapped(part(batch_of(name), rank, world)).loss
+    kind = {key: keys[key] for key in keys if key == "kind"}
+    loss = wrapped(part(batch_of(name, **kind), rank, world)).loss
     loss.backward()
     gradients = {
         f"gradient {k}": p.grad.clone() for k, p in method.named_parameters() if p.grad is not None
@@ -112,7 +122,9 @@ def worker(rank: int, world: int, folder: str) -> None:
     dist.init_process_group(
         "gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=world
     )
-    results = {name: one_step(name, rank, world) for name in (*METHODS, *SPECIAL)}
+    results = {
+        name: one_step(name, rank, world) for name in (*METHODS, *SPECIAL, *SPECIAL_CHANNELS)
+    }
     results |= {name: part(rank, world) for name, part in PARTS.items()}
     torch.save(results, f"{folder}/rank{rank}.pt")
     dist.destroy_process_group()
@@ -125,7 +137,7 @@ def two_ranks(tmp_path_factory):
     return [torch.load(folder / f"rank{r}.pt", weights_only=True) for r in (0, 1)]
 
 
-@pytest.mark.parametrize("name", [*METHODS, *SPECIAL, *PARTS])
+@pytest.mark.parametrize("name", [*METHODS, *SPECIAL, *SPECIAL_CHANNELS, *PARTS])
 def test_two_ranks_equal_one(name, two_ranks):
     alone = PARTS[name](0, 1) if name in PARTS else one_step(name, 0, 1)
     for results in two_ranks:

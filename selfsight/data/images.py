@@ -151,7 +151,7 @@ class Images:
         return torch.from_numpy(out).permute(0, 3, 1, 2).contiguous()
 
 
-def cut(image: np.ndarray, box: list[int], size: int) -> Tensor:
+def cut(image: np.ndarray, box: list[int], size: int | tuple[int, int]) -> Tensor:
     """One crop as `resize` makes it, but (C, size, size)."""
     return torch.from_numpy(resize(image, box, size)).permute(2, 0, 1)
 

@@ -1,7 +1,7 @@
 """The pretrained encoder as a file: its weights, and a description with all that an evaluation
 needs: how it is built, its data, its input, and what its method prepared before the first step.
 
-`describe` makes the description; a run folder holds it as encoder.json from its first step on.
+A run folder holds it as encoder.json from its first step on.
 """
 
 import contextlib
@@ -20,11 +20,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from selfsight import __version__, randomness
+from selfsight import randomness
 from selfsight.config import validate
-from selfsight.data.config import DataConfig
-from selfsight.encoders.backbones import BackboneConfig, build_backbone
-from selfsight.encoders.description import FORMAT, Budget, parse_description
+from selfsight.encoders.backbones import BackboneConfig, ImageSize, build_backbone
+from selfsight.encoders.description import METADATA, Budget, parse_description
+from selfsight.encoders.shown import Resize
 from selfsight.errors import UserError, some
 from selfsight.files import Damaged, sealed, write_atomically, write_json
 from selfsight.methods import vit
@@ -35,7 +35,6 @@ DESCRIPTION = "encoder.json"
 BEST = "best.safetensors"
 INITIAL = "initial.safetensors"  # before the first step, of an encoder of the user's own
 STARTED_IN = "working_directory"  # key of encoder.json alone: equal runs write equal encoders
-METADATA = ("selfsight", "tacit")  # its key in the file; the second until the package was renamed
 NAMED_BY = ("epoch", "step", "loss", "probe", "knn")  # the last two in percent
 
 
@@ -52,45 +51,6 @@ def tensors_hash(tensors: dict[str, Tensor]) -> str:
         digest.update(f"{name} {array.dtype} {tuple(array.shape)} ".encode())
         digest.update(array.reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
-
-
-def describe(
-    backbone: nn.Module,
-    config: BackboneConfig,
-    method: dict[str, Any],
-    data: DataConfig,
-    image_size: int,
-    seed: int,
-    precision: str,
-    pretrained_on: dict[str, Any],
-) -> dict[str, Any]:
-    """The description of an encoder: only what two equal runs share.
-
-    Args:
-        backbone: the encoder as its method prepared it.
-        method: its configuration, for the record.
-        image_size: side in pixels of the images that an evaluation shows it.
-        pretrained_on: images, epochs and the like.
-    """
-    positions = getattr(backbone, "pos_embed", None)
-    kept_head = isinstance(backbone, EncoderWithProjection)
-    return {
-        "format": FORMAT,
-        "method": method,
-        "backbone": config.model_dump(mode="json"),
-        "head_dim": backbone.num_features if kept_head else None,
-        "fixed_positions": isinstance(positions, Tensor) and not positions.requires_grad,
-        "num_features": backbone.num_features,
-        "backbone_features": (backbone.backbone if kept_head else backbone).num_features,
-        "image_size": image_size,
-        "mean": list(data.mean),
-        "std": list(data.std),
-        "seed": seed,
-        "precision": precision,
-        "data": data.model_dump(mode="json", exclude={"workers", "patience"}),
-        "pretrained_on": pretrained_on,
-        METADATA[0]: __version__,
-    }
 
 
 def save_encoder(
@@ -164,8 +124,19 @@ class Network:
     size: tuple[int, int] | None = None
 
     @property
-    def image_size(self) -> int:
-        return self.description["image_size"]
+    def image_size(self) -> ImageSize:
+        size = self.description["image_size"]
+        return size if isinstance(size, int) else (size[0], size[1])
+
+    @property
+    def resize(self) -> Resize:
+        """How an image is brought to this size."""
+        return self.description.get("resize", "crop")
+
+    @property
+    def channels(self) -> int:
+        """Of the images; 3 in descriptions that are older than other numbers."""
+        return self.description.get("channels", 3)
 
     def build(self, drop_path: float = 0.0) -> nn.Module:
         """A new module with these weights.
@@ -222,7 +193,8 @@ class Network:
         config = validate(BackboneConfig, described["backbone"])
         config = config.model_copy(update={"drop_path": drop_path})
         width = described.get("backbone_features")
-        backbone = build_backbone(config, self.image_size, described["seed"], width)
+        seed, channels = described["seed"], self.channels
+        backbone = build_backbone(config, self.image_size, seed, width, channels)
         if described.get("fixed_positions") and hasattr(backbone, "pos_embed"):
             vit.fix_positions(backbone)
         if described.get("head_dim"):

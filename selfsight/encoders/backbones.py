@@ -1,6 +1,7 @@
 """Encoders by name: any timm model without its classifier, adapted to the size of the images."""
 
 import functools
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,8 +14,10 @@ from selfsight.config import Config, near
 from selfsight.encoders.given import build_part
 from selfsight.encoders.stems import adapt_stem, skip_before, to_gray
 from selfsight.errors import UserError
+from selfsight.views.recipe import sides
 
 Arguments = dict[str, Any]
+ImageSize = int | tuple[int, int]  # the side of a square in pixels, or (height, width)
 
 _WEIGHTS = "weights come from a file: leave it out, and set weights=FILE to start from weights"
 # arguments of timm.create_model that are no options of an encoder, the value that changes nothing,
@@ -50,28 +53,34 @@ class BackboneConfig(Config):
 
 
 def build_backbone(
-    config: BackboneConfig, sizes: int | Mapping[str, int], seed: int, width: int | None = None
+    config: BackboneConfig,
+    sizes: ImageSize | Mapping[str, ImageSize],
+    seed: int,
+    width: int | None = None,
+    channels: int = 3,
 ) -> nn.Module:
-    """An encoder (B, 3, s, s) -> (B, num_features); its weights are a function of the seed.
+    """An encoder (B, C, h, w) -> (B, num_features); its weights are a function of the seed.
 
     `num_features` is measured, since for some models timm's number is not the width of the output.
 
     Args:
-        sizes: side of the images in pixels; or several sides, by the key that sets each. A model
-            that must know its size is built for the largest, and interpolates for the others.
+        sizes: of the images in pixels; or several sizes, by the key that sets each. A model that
+            must know its size is built for the largest, and interpolates for the others.
         width: D, if it was measured before; then the model is not tried.
+        channels: C, of the images.
     Raises: UserError for a name or an option that timm does not know, and for a model that does
         not give one vector of an image of each size.
     """
     import timm  # one second: only commands that build an encoder pay for it
 
-    sizes = {"image_size": sizes} if isinstance(sizes, int) else sizes
+    sizes = sizes if isinstance(sizes, Mapping) else {"image_size": sizes}
     if not timm.is_model(config.name):
-        backbone = _own(config, sizes if width is None else {}, seed)
-        backbone.num_features = width or _measured(backbone, config.name, sizes)
+        backbone = _own(config, sizes if width is None else {}, seed, channels)
+        backbone.num_features = width or _measured(backbone, config.name, sizes, channels)
         return backbone
-    largest = dict([max(sizes.items(), key=lambda item: item[1])])
-    build = functools.partial(_build, config, _options(config), seed, measured=width is None)
+    largest = dict([max(sizes.items(), key=lambda item: math.prod(sides(item[1])))])
+    options = _options(config, channels)
+    build = functools.partial(_build, config, options, seed, channels, measured=width is None)
     first, second = _attempts(config, *largest.values(), len(set(sizes.values())) > 1)
     try:
         taken, backbone = first, build(first, largest)
@@ -81,17 +90,19 @@ def build_backbone(
         except UserError as error:  # the one that was built for this size says more
             raise (refused if "img_size" in first else error) from None
     try:
-        width = width or _measured(backbone, config.name, sizes)
+        width = width or _measured(backbone, config.name, sizes, channels)
     except UserError:
         if len(sizes) == 1:
             raise
         backbone = build({**taken, "dynamic_img_size": True, "strict_img_size": False}, sizes)
-        width = _measured(backbone, config.name, sizes)
+        width = _measured(backbone, config.name, sizes, channels)
     backbone.num_features = width
     return backbone
 
 
-def _own(config: BackboneConfig, sizes: Mapping[str, int], seed: int) -> nn.Module:
+def _own(
+    config: BackboneConfig, sizes: Mapping[str, ImageSize], seed: int, channels: int
+) -> nn.Module:
     """An encoder of the user's own. Raises: UserError for a name that nobody knows."""
     part = own.find("backbone", config.name)
     if part is None:
@@ -107,10 +118,12 @@ def _own(config: BackboneConfig, sizes: Mapping[str, int], seed: int) -> nn.Modu
                 f"backbone.{key}={getattr(config, key)}: only for timm's models; arguments of "
                 f"{config.name} are backbone.options"
             )
-    return build_part(part, config.options, sizes, seed)
+    return build_part(part, config.options, sizes, seed, channels)
 
 
-def _attempts(config: BackboneConfig, size: int, sizes_vary: bool) -> tuple[Arguments, Arguments]:
+def _attempts(
+    config: BackboneConfig, size: ImageSize, sizes_vary: bool
+) -> tuple[Arguments, Arguments]:
     """What to ask of the model beyond its options; it may refuse each argument. The second is
     for a model that does not work with the first.
 
@@ -131,17 +144,23 @@ def _attempts(config: BackboneConfig, size: int, sizes_vary: bool) -> tuple[Argu
     return {**plain, **sized}, plain
 
 
-def _options(config: BackboneConfig) -> Arguments:
+def _options(config: BackboneConfig, channels: int) -> Arguments:
     """The arguments of the timm model that the configuration sets. Raises: UserError for those
-    that would make it another thing than an encoder of images with three channels."""
+    that would make it another thing than an encoder of images with these channels."""
     options = dict(config.options)
     for key, harmless, remedy in NOT_OPTIONS:
         if options.pop(key, harmless) != harmless:
             raise UserError(f"backbone.options.{key}={config.options[key]}: {remedy}")
-    if options.get("in_chans") not in (None, 1, 3):
+    if channels != 3 and options.setdefault("in_chans", channels) != channels:
+        raise UserError(
+            f"backbone.options.in_chans={options['in_chans']}: the images have "
+            f"data.channels={channels}; leave it out"
+        )
+    if channels == 3 and options.get("in_chans") not in (None, 1, 3):
         raise UserError(
             f"backbone.options.in_chans={options['in_chans']}: images have three channels; leave "
-            f"it out, or set 1 for an encoder that sees the mean of the three"
+            f"it out, set 1 for an encoder that sees the mean of the three, or read images of "
+            f"other channels with data.channels"
         )
     if config.drop_path:
         options["drop_path_rate"] = config.drop_path
@@ -156,8 +175,9 @@ def _build(
     config: BackboneConfig,
     options: Arguments,
     seed: int,
+    channels: int,
     more: Arguments,
-    sizes: Mapping[str, int],
+    sizes: Mapping[str, ImageSize],
     measured: bool,
 ) -> nn.Module:
     """The model with these options and with those of the further arguments that it takes.
@@ -188,21 +208,24 @@ def _build(
     for module in backbone.modules():
         if isinstance(module, nn.Conv2d):
             skip_before(module)
-    if options.get("in_chans") == 1:
+    if channels == 3 and options.get("in_chans") == 1:
         for entrance in (backbone, getattr(backbone, "patch_embed", None)):
             if entrance is not None:  # methods on patches call the second
                 entrance.register_forward_pre_hook(to_gray)
+        backbone.image_channels = channels
     if measured:
-        _measured(backbone, config.name, sizes)
+        _measured(backbone, config.name, sizes, channels)
     return backbone
 
 
-def _measured(backbone: nn.Module, name: str, sizes: Mapping[str, int]) -> int:
+def _measured(backbone: nn.Module, name: str, sizes: Mapping[str, ImageSize], channels: int) -> int:
     """The width D of the features, from an image of each size.
 
     Raises: UserError if the model fails on one, or gives anything but one vector.
     """
-    shapes = {key: _features_shape(backbone, name, key, size) for key, size in sizes.items()}
+    shapes = {
+        key: _features_shape(backbone, name, key, size, channels) for key, size in sizes.items()
+    }
     for key, shape in shapes.items():
         if len(shape) != 2 or shape[0] != 1 or shape != next(iter(shapes.values())):
             raise UserError(
@@ -213,11 +236,15 @@ def _measured(backbone: nn.Module, name: str, sizes: Mapping[str, int]) -> int:
 
 
 @torch.no_grad()
-def _features_shape(backbone: nn.Module, name: str, key: str, size: int) -> tuple[int, ...]:
+def _features_shape(
+    backbone: nn.Module, name: str, key: str, size: ImageSize, channels: int
+) -> tuple[int, ...]:
     """The shape of what the model gives for one image of this size."""
+    height_width = sides(size)
     project = getattr(getattr(backbone, "patch_embed", None), "proj", None)
     if isinstance(project, nn.Conv2d) and project.stride == project.kernel_size:  # no overlap
-        side = next((side for side in project.stride if size % side), None)
+        pairs = zip(height_width, project.stride, strict=True)
+        side = next((patch for side, patch in pairs if side % patch), None)
         if side:
             raise UserError(
                 f"{key}={size}: not a multiple of {side} pixels, the side of the patches of "
@@ -226,7 +253,7 @@ def _features_shape(backbone: nn.Module, name: str, key: str, size: int) -> tupl
     training = backbone.training
     backbone.eval()
     try:
-        output = backbone(torch.zeros(1, 3, size, size))
+        output = backbone(torch.zeros(1, channels, *height_width))
     except Exception as error:  # as above
         raise UserError(
             f"backbone.name={name}: does not work on images of {key}={size} pixels "
@@ -242,10 +269,10 @@ def _features_shape(backbone: nn.Module, name: str, key: str, size: int) -> tupl
     return tuple(output.shape)
 
 
-def accepts(backbone: nn.Module, size: int) -> bool:
+def accepts(backbone: nn.Module, size: ImageSize, channels: int = 3) -> bool:
     """Whether the encoder gives its features for images of this size, too."""
     try:
-        return _measured(backbone, "", {"image_size": size}) == backbone.num_features
+        return _measured(backbone, "", {"image_size": size}, channels) == backbone.num_features
     except UserError:
         return False
 

@@ -1,4 +1,5 @@
-"""What an encoder's file says of itself, read as what a stranger may have written.
+"""What an encoder's file says of itself: made by `describe`, and read as what a stranger may have
+written.
 
 Nothing of it is built before its values are checked; and while a network is built, `Budget` keeps
 it to the size of the weights that the file holds.
@@ -9,21 +10,25 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import ConfigDict, Field
-from torch import Tensor
+from pydantic import ConfigDict, Field, model_validator
+from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from selfsight import __version__
 from selfsight.config import Config, read_yaml, validate
-from selfsight.encoders.backbones import BackboneConfig
+from selfsight.data.config import DataConfig
+from selfsight.encoders.backbones import BackboneConfig, ImageSize
+from selfsight.encoders.shown import Resize
 from selfsight.errors import UserError
 from selfsight.files import Damaged, parse_json, read_text, unsealed
-from selfsight.views.recipe import LARGEST_VIEW
+from selfsight.methods.heads import EncoderWithProjection
+from selfsight.views.recipe import MOST_CHANNELS, Size
 
 FORMAT = 2
+METADATA = ("selfsight", "tacit")  # its key in the file; the second until the package was renamed
 LARGEST_OPTION = 2**16  # of a number among the options of a backbone
 SPARE = 2**26  # numbers that building a network may need beyond four times its weights
-Triple = tuple[float, float, float]
 
 
 class _Description(Config):
@@ -34,13 +39,66 @@ class _Description(Config):
     head_dim: int | None = Field(None, ge=1)
     fixed_positions: bool = False
     num_features: int = Field(ge=1)
-    image_size: int = Field(ge=1, le=LARGEST_VIEW)
-    mean: Triple
-    std: Triple
+    image_size: Size
+    resize: Resize = "crop"
+    channels: int = Field(3, ge=1, le=MOST_CHANNELS)
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
     seed: int = Field(ge=0, lt=2**64)
     precision: str
     data: dict[str, Any]
     pretrained_on: dict[str, Any] = Field({})
+
+    @model_validator(mode="after")
+    def _one_a_channel(self) -> "_Description":
+        if not len(self.mean) == len(self.std) == self.channels:
+            raise ValueError(f"mean and std must have {self.channels} numbers, one a channel")
+        return self
+
+
+def describe(
+    backbone: nn.Module,
+    config: BackboneConfig,
+    method: dict[str, Any],
+    data: DataConfig,
+    image_size: ImageSize,
+    seed: int,
+    precision: str,
+    pretrained_on: dict[str, Any],
+    resize: Resize = "crop",
+) -> dict[str, Any]:
+    """The description of an encoder: only what two equal runs share.
+
+    Args:
+        backbone: the encoder as its method prepared it.
+        method: its configuration, for the record.
+        image_size: of the images that an evaluation shows it, in pixels.
+        pretrained_on: images, epochs and the like.
+        resize: how an evaluation brings images to this size.
+    """
+    positions = getattr(backbone, "pos_embed", None)
+    kept_head = isinstance(backbone, EncoderWithProjection)
+    inner = backbone.backbone if kept_head else backbone
+    changed = getattr(inner, "weights_changed", "")
+    return {
+        "format": FORMAT,
+        "method": method,
+        "backbone": config.model_dump(mode="json"),
+        "head_dim": backbone.num_features if kept_head else None,
+        "fixed_positions": isinstance(positions, Tensor) and not positions.requires_grad,
+        "num_features": backbone.num_features,
+        "backbone_features": inner.num_features,
+        "image_size": image_size if isinstance(image_size, int) else list(image_size),
+        "resize": resize,
+        "channels": data.channels,
+        "mean": list(data.mean),
+        "std": list(data.std),
+        "seed": seed,
+        "precision": precision,
+        "data": data.model_dump(mode="json", exclude={"workers", "patience"}),
+        "pretrained_on": pretrained_on | ({"weights_changed": changed} if changed else {}),
+        METADATA[0]: __version__,
+    }
 
 
 def read_description(file: Path) -> dict[str, Any]:

@@ -11,9 +11,11 @@ from PIL import Image
 from torch import Tensor, nn
 
 from selfsight.data.decode import decode_bytes, picture
-from selfsight.data.images import SMALL, cut, evaluation_box
+from selfsight.data.images import SMALL, cut
 from selfsight.data.source import BadImage, Decoding
+from selfsight.data.values import Values, shown
 from selfsight.encoders.artifact import encoder_file, read_network
+from selfsight.encoders.shown import shown_box
 from selfsight.errors import UserError
 from selfsight.views.ops import augment
 
@@ -38,7 +40,7 @@ class Encoder(nn.Module):
         self.eval().requires_grad_(False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, 3, s, s) float, already resized and normalised -> (B, D)."""
+        """(B, C, h, w) float, already resized and normalised -> (B, D)."""
         return self.backbone(x)
 
     @torch.no_grad()
@@ -48,35 +50,37 @@ class Encoder(nn.Module):
         They are decoded, cropped and resized as an evaluation does it, `batch_size` at a time, so a
         generator of many images needs little memory.
         Args:
-            images: one or several of: path, PIL image, uint8 array (H, W), (H, W, 1) or (H, W, 3);
-                or one array (N, H, W, 3).
+            images: one or several of: path, PIL image, uint8 array (H, W), (H, W, 1) or (H, W, C),
+                C the channels of the encoder's images; or one array (N, H, W, C). For an encoder of
+                images with data.bits=16 uint16.
         Raises: UserError for a file that is not readable as an image, or for something else.
         Example: `load_encoder("runs/digits-simclr").embed(["cat.jpg", "dog.png"])`
         """
         if isinstance(images, Picture) and getattr(images, "ndim", 0) != 4:
             images = [images]
         first = next(self.backbone.parameters(), torch.empty(0))
-        size, mean, std = (self.description[key] for key in ("image_size", "mean", "std"))
+        mean, std = (self.description[key] for key in ("mean", "std"))
         found = [torch.empty(0, self.num_features, device=first.device)]
         pictures: Iterator[Any] = iter(images)  # type: ignore[arg-type]  # an array gives images
         while batch := list(islice(pictures, batch_size)):
-            views = [_evaluation_view(self._pixels(image), size) for image in batch]
+            views = [_evaluation_view(self._pixels(image), self.description) for image in batch]
             x = augment.normalize(torch.cat(views).to(first.device), mean, std)
             found.append(self.backbone(x).float())
         return torch.cat(found)
 
     def _pixels(self, image: Picture) -> np.ndarray:
-        """(H, W, 3) uint8."""
+        """(H, W, C) uint8 or uint16, as the images of the pretraining were decoded."""
         data = self.description.get("data", {})
-        how = Decoding(
-            data.get("range") and tuple(data["range"]),
-            channels=data.get("channels", 3),
-            bits=data.get("bits", 8),
-        )
-        if isinstance(image, Image.Image):
-            return picture(image, how)
-        if isinstance(image, np.ndarray):
-            return _as_rgb(image)
+        found = data.get("range") and tuple(data["range"])
+        channels, bits = self.description.get("channels", 3), data.get("bits", 8)
+        how = Decoding(found, channels=channels, bits=bits)
+        try:
+            if isinstance(image, np.ndarray):
+                return _of_array(image, how)
+            if isinstance(image, Image.Image):
+                return picture(image, how)
+        except ValueError as error:
+            raise UserError(f"embed: an image {error}") from None
         if not isinstance(image, (str, Path)):
             raise UserError(
                 f"embed: takes paths, PIL images and uint8 arrays, found {type(image).__name__}; "
@@ -102,21 +106,30 @@ def load_encoder(where: str | Path) -> Encoder:
     return Encoder(network.build(), network.description)
 
 
-def _as_rgb(image: np.ndarray) -> np.ndarray:
+def _of_array(image: np.ndarray, how: Decoding) -> np.ndarray:
+    """The values of more than 8 bits need the range of the pretraining."""
     pixels = image[..., None] if image.ndim == 2 else image
-    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] not in (1, 3):
+    deep = how.bits == 16 or how.range is not None
+    kinds = ("iuf" if how.range else "iu") if deep else ""
+    usual = (1, 3) if how.channels == 3 else (how.channels,)
+    right = pixels.dtype == np.uint8 or pixels.dtype.kind in kinds
+    if not right or pixels.ndim != 3 or pixels.shape[2] not in usual:
+        shapes = "(H, W), (H, W, 1)" + (f" or (H, W, {how.channels})" if how.channels > 1 else "")
+        shapes = shapes if 1 in usual else f"(H, W, {how.channels})"
         raise UserError(
-            f"embed: an array must be uint8 of shape (H, W), (H, W, 1) or (H, W, 3), found "
-            f"{image.dtype} {image.shape}; give several images as a list"
+            f"embed: an array must be {'uint8 or uint16' if deep else 'uint8'} of shape {shapes}, "
+            f"found {image.dtype} {image.shape}; give several images as a list"
         )
-    return np.repeat(pixels, 3, 2) if pixels.shape[2] == 1 else np.ascontiguousarray(pixels)
+    return np.ascontiguousarray(shown([Values(pixels)], how))
 
 
-def _evaluation_view(pixels: np.ndarray, size: int) -> Tensor:
-    """(1, 3, size, size) float32 in [0, 1], as `evaluate.features.plain_views` makes it: large
-    images are resized to bytes, small ones (kept decoded) to floats."""
-    box = evaluation_box(*pixels.shape[:2])
-    if max(pixels.shape[:2]) > SMALL:
-        return cut(pixels, box, size)[None].float().div_(255)
+def _evaluation_view(pixels: np.ndarray, description: dict[str, Any]) -> Tensor:
+    """(1, C, h, w) float32 in [0, 1], as `evaluate.features.plain_views` makes it: large images are
+    resized to integers, small ones (kept decoded) to floats."""
+    size, resize = description["image_size"], description.get("resize", "crop")
+    height, width, _ = pixels.shape
+    box = shown_box(height, width, size, resize)
+    if max(height, width) > SMALL:
+        return augment.as_floats(cut(pixels, box, size)[None])
     image = torch.from_numpy(pixels).permute(2, 0, 1)[None]
     return augment.resized_crop(image, torch.tensor([box]), size)

@@ -10,16 +10,22 @@ from torch import nn
 from selfsight import blame, randomness
 from selfsight.errors import UserError
 from selfsight.own import Part
+from selfsight.views.recipe import sides
 
 
 def build_part(
-    part: Part, options: Mapping[str, Any], sizes: Mapping[str, int], seed: int
+    part: Part,
+    options: Mapping[str, Any],
+    sizes: Mapping[str, int | tuple[int, int]],
+    seed: int,
+    channels: int = 3,
 ) -> nn.Module:
-    """A new encoder (B, 3, s, s) -> (B, D); a module of the running program is copied.
+    """A new encoder (B, C, h, w) -> (B, D); a module of the running program is copied.
 
     Args:
         options: arguments of the class or function.
-        sizes: sides of images in pixels that the encoder must take, by the keys that set them.
+        sizes: of images in pixels that the encoder must take, by the keys that set them.
+        channels: C of these images.
     Raises: UserError if its code fails, or if that is not an encoder.
     """
     value, key = part.value, f"backbone.name={part.name}"
@@ -40,17 +46,17 @@ def build_part(
             f"function that returns one"
         )
     for size in sizes.values():
-        _try(backbone, size)
+        _try(backbone, (1, channels, *sides(size)))
     return backbone
 
 
 @torch.no_grad()
-def _try(backbone: nn.Module, size: int) -> None:
-    """Raises: UserError, with the traceback, if the encoder fails on an image of this size."""
+def _try(backbone: nn.Module, shape: tuple[int, ...]) -> None:
+    """Raises: UserError, with the traceback, if the encoder fails on an image of this shape."""
     training = backbone.training
     backbone.eval()
     try:
         with blame.blamed([backbone]):
-            backbone(torch.zeros(1, 3, size, size))
+            backbone(torch.zeros(shape))
     finally:
         backbone.train(training)

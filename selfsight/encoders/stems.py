@@ -50,6 +50,6 @@ def _skip(down: int, across: int, module: nn.Module, inputs: tuple[Tensor]) -> T
 
 
 def to_gray(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """(B, 3, s, s) -> (B, 1, s, s): the mean of the channels, which are equal in a gray image."""
+    """(B, 3, h, w) -> (B, 1, h, w): the mean of the channels, which are equal in a gray image."""
     x, *rest = inputs
     return (x.mean(1, keepdim=True) if x.shape[1] == 3 else x, *rest)

@@ -26,7 +26,7 @@ class Classifier(Method):
     remedy = None  # the collapse monitor is off: pretraining decided what the features are
 
     def scores(self, x: Tensor) -> list[Tensor]:
-        """(B, 3, s, s) -> for each head (B, C)."""
+        """(B, C, h, w) -> for each head (B, C)."""
         h = self.backbone(x)
         return [head(h) for head in self.heads]
 

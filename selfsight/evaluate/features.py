@@ -13,11 +13,14 @@ from torch import Tensor, nn
 from selfsight import distributed
 from selfsight.batch import Normalization
 from selfsight.data.crops import CropDecoder
-from selfsight.data.images import Images, evaluation_box
+from selfsight.data.images import Images
 from selfsight.encoders.artifact import weights_hash
+from selfsight.encoders.backbones import ImageSize
+from selfsight.encoders.shown import Resize, shown_box
 from selfsight.errors import UserError
 from selfsight.files import write_atomically
 from selfsight.views.ops import augment
+from selfsight.views.recipe import sides
 
 Features = Tensor | np.ndarray
 Pieces = Iterator[tuple[int, Tensor]]  # the place of a batch's first row, and its features
@@ -48,42 +51,50 @@ def exact_products() -> Iterator[None]:
         torch.set_float32_matmul_precision(before)
 
 
-def plain_views(images: Images, size: int, rows: np.ndarray | None = None) -> Iterator[Tensor]:
-    """Images as evaluation sees them, in order: (b, 3, size, size) float32 in [0, 1].
+def plain_views(
+    images: Images, size: ImageSize, rows: np.ndarray | None = None, resize: Resize = "crop"
+) -> Iterator[Tensor]:
+    """Images as evaluation sees them, in order: (b, C, h, w) float32 in [0, 1].
 
-    The central square, resized; of photographs 0.875 of the shorter side.
+    Args:
+        size: h and w in pixels, or the side of a square.
+        resize: crop: the central part of that shape, of photographs 0.875 of it; squash: all of it.
     """
     rows = np.arange(len(images)) if rows is None else rows
     step = _batch(images, size)
     parts = [rows[start : start + step] for start in range(0, len(rows), step)]
     if images.tensor is None:
-        yield from _decoded_views(images, size, parts)
+        yield from _decoded_views(images, size, parts, resize)
         return
-    box = torch.tensor([evaluation_box(*images.tensor.shape[-2:])], device=images.device)
+    shown = shown_box(*images.tensor.shape[-2:], size, resize)
+    box = torch.tensor([shown], device=images.device)
     for part in parts:
         pixels = images.tensor[torch.from_numpy(part).to(images.device)]
         yield augment.resized_crop(pixels, box.expand(len(part), 4), size)
 
 
-def _batch(images: Images, size: int) -> int:
+def _batch(images: Images, size: ImageSize) -> int:
     """Images of a batch: few on a CPU, whose cache then holds what one layer hands to the next."""
-    return BATCH if images.device.type != "cpu" else min(BATCH, max(LEAST, PIXELS // size**2))
+    few = min(BATCH, max(LEAST, PIXELS // math.prod(sides(size))))
+    return BATCH if images.device.type != "cpu" else few
 
 
-def _decoded_views(images: Images, size: int, parts: list[np.ndarray]) -> Iterator[Tensor]:
+def _decoded_views(
+    images: Images, size: ImageSize, parts: list[np.ndarray], resize: Resize
+) -> Iterator[Tensor]:
     """While one batch is used, the threads decode the next."""
 
     def boxes(_: Tensor, height: Tensor, width: Tensor) -> list[Tensor]:
-        sizes = zip(height.tolist(), width.tolist(), strict=True)
-        return [torch.tensor([evaluation_box(h, w) for h, w in sizes])]
+        pairs = zip(height.tolist(), width.tolist(), strict=True)
+        return [torch.tensor([shown_box(h, w, size, resize) for h, w in pairs])]
 
-    cutter = CropDecoder(images, [size])
+    cutter = CropDecoder(images, [sides(size)])
     ahead = cutter.submit(parts[0], boxes) if parts else None
     for n in range(len(parts)):
         now, ahead = ahead, cutter.submit(parts[n + 1], boxes) if n + 1 < len(parts) else None
         now.wait()
         pixels = now.views[0].to(images.device, non_blocking=True).permute(0, 3, 1, 2)
-        yield pixels.float().div_(255)
+        yield augment.as_floats(pixels)
         cutter.take_back(now)
 
 
@@ -91,17 +102,19 @@ def _decoded_views(images: Images, size: int, parts: list[np.ndarray]) -> Iterat
 def extract(
     encoder: nn.Module,
     images: Images,
-    size: int,
+    size: ImageSize,
     normalization: Normalization,
     rows: np.ndarray | None = None,
     amp: bool = False,
     file: Path | None = None,
     shared: bool = False,
     scale: float = 1.0,
+    resize: Resize = "crop",
 ) -> Tensor:
     """Features of the images (or of those rows), each image seen once, in order: (N, D).
 
     Args:
+        size, resize: what the encoder sees of an image, see `plain_views`.
         file: write them there, batch by batch, as float16 .npy, and return a map of it, which may
             be larger than memory. They are multiplied by `scale` so that none overflows. The file
             appears when it is complete and the encoder is proven frozen, else not at all.
@@ -117,7 +130,7 @@ def extract(
     ranks, rank = (distributed.world_size(), distributed.rank()) if shared else (1, 0)
     cuts = [len(rows) * r // ranks for r in range(ranks + 1)]
     mine = rows[cuts[rank] : cuts[rank + 1]]
-    batches = _batches(encoder, plain_views(images, size, mine), normalization, amp)
+    batches = _batches(encoder, plain_views(images, size, mine, resize), normalization, amp)
     pieces = _gathered(batches, cuts, _batch(images, size), images.device)
     pieces = _finite(pieces, rows)
     if file is None:
@@ -235,13 +248,14 @@ def _in_file(pieces: Pieces, count: int, file: Path, scale: float) -> None:
 def scale_of(
     encoder: nn.Module,
     images: Images,
-    size: int,
+    size: ImageSize,
     normalization: Normalization,
     amp: bool = False,
+    resize: Resize = "crop",
 ) -> float:
     """What float16 features of this encoder are multiplied by, from its first images' features."""
     rows = np.arange(min(len(images), _batch(images, size)))
-    return _scale(extract(encoder, images, size, normalization, rows, amp))
+    return _scale(extract(encoder, images, size, normalization, rows, amp, resize=resize))
 
 
 def _scale(part: Tensor) -> float:
@@ -250,6 +264,6 @@ def _scale(part: Tensor) -> float:
     return 2.0 ** max(-99, min(99, round(math.log2(SIZE / rms)))) if rms else 1.0
 
 
-def raw_pixels(images: Images, size: int) -> Tensor:
-    """The images themselves as features, (N, 3 * size * size), resized as for the encoder."""
-    return torch.cat([pixels.flatten(1) for pixels in plain_views(images, size)])
+def raw_pixels(images: Images, size: ImageSize, resize: Resize = "crop") -> Tensor:
+    """The images themselves as features, (N, C * h * w), resized as for the encoder."""
+    return torch.cat([pixels.flatten(1) for pixels in plain_views(images, size, resize=resize)])

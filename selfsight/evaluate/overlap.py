@@ -142,9 +142,11 @@ def _fingerprint(images: Images, i: int) -> tuple[bytes, int]:
 
 
 def _dhash(images: Tensor) -> np.ndarray:
-    """(B, 3, H, W) -> (B,) uint64: per cell of an 8 x 8 grid: brighter than its right neighbour?"""
-    luma = torch.tensor(LUMA, device=images.device)[:, None, None]
-    gray = (images * luma).sum(1, keepdim=True)
+    """(B, C, H, W) -> (B,) uint64: per cell of an 8 x 8 grid: brighter than its right neighbour?"""
+    gray = images.float()
+    if images.shape[1] == 3:
+        gray *= torch.tensor(LUMA, device=images.device)[:, None, None]
+    gray = gray.sum(1, keepdim=True)
     small = F.adaptive_avg_pool2d(gray, (SIDE, SIDE + 1))[:, 0]
     brighter = (small[:, :, :-1] > small[:, :, 1:]).flatten(1).cpu().numpy()
     return np.packbits(brighter, axis=1).view(">u8")[:, 0].astype(np.uint64)

@@ -8,6 +8,8 @@ import torch
 from selfsight import distributed
 from selfsight.batch import Normalization
 from selfsight.data.images import Images
+from selfsight.encoders.backbones import ImageSize
+from selfsight.encoders.shown import Resize
 from selfsight.evaluate.classifiers import Classifier
 from selfsight.evaluate.features import plain_views
 from selfsight.views.ops import augment
@@ -26,21 +28,22 @@ class Right:
 def accuracy(
     method: Classifier,
     images: Images,
-    size: int,
+    size: ImageSize,
     normalization: Normalization,
     amp: bool = False,
+    resize: Resize = "crop",
 ) -> list[Right]:
     """The accuracy of each head, in eval mode. With five classes or fewer top5 is 1.
 
     Each rank takes a part of the images; all return the result of the whole.
     Args:
-        size: side in pixels that the central square of each image is resized to.
+        size, resize: what the encoder sees of an image, see `plain_views`.
     """
     rows = np.arange(distributed.rank(), len(images), distributed.world_size())
     counts = torch.zeros(len(method.heads), 2, dtype=torch.long, device=images.device)
     seen, was_training = 0, method.training
     method.eval()
-    for pixels in plain_views(images, size, rows):
+    for pixels in plain_views(images, size, rows, resize):
         x = augment.normalize(pixels, *normalization).contiguous(memory_format=torch.channels_last)
         labels = images.labels[torch.from_numpy(rows[seen : seen + len(x)]).to(images.device)]
         with torch.autocast(x.device.type, torch.bfloat16, enabled=amp):

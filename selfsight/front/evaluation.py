@@ -13,7 +13,7 @@ from selfsight import own
 from selfsight.data.images import SMALL
 from selfsight.data.sources.dataset import Dataset
 from selfsight.encoders.artifact import Network, weights_hash
-from selfsight.encoders.backbones import BackboneConfig, build_backbone
+from selfsight.encoders.backbones import BackboneConfig, ImageSize, build_backbone
 from selfsight.encoders.encoder import Encoder as FrozenEncoder
 from selfsight.errors import UserError
 from selfsight.evaluate import protocols
@@ -25,6 +25,7 @@ from selfsight.front.features import measure_features
 from selfsight.front.keys import IMAGES, read_keys
 from selfsight.front.pairs import dataset_of
 from selfsight.front.run import Run
+from selfsight.views.recipe import sides
 
 Encoder = str | os.PathLike[str] | Run | nn.Module | None
 
@@ -45,11 +46,11 @@ def knn(
     Source: Wu et al. (arXiv 1805.01978).
     Args:
         encoder: a run, an encoder.safetensors, a checkpoint of another library, a module
-            (B, 3, s, s) -> (B, D), or None for features that are given.
+            (B, C, h, w) -> (B, D), or None for features that are given.
         overrides: 'key=value', as on the command line; or as keywords.
         folder: where results.json goes (default: the run; of a module or features nowhere).
         train, test: (images, labels) or a data set of such pairs; without an encoder (features,
-            labels), features (N, D). Images: uint8 (N, H, W, 3), paths, or PIL images. Default: the
+            labels), features (N, D). Images: uint8 (N, H, W, C), paths, or PIL images. Default: the
             data of the run.
         backbone: of a run whose encoder is a module or function of the caller's: that one.
         data: a path, keys below `data`, or a data set, as in `selfsight.pretrain`.
@@ -206,19 +207,23 @@ def _of_module(
     ):
         base: dict[str, Any] = {"untrained": False}
         if about:
-            how = {key: about["data"].get(key) for key in ("channels", "bits", "range")}
-            base["data"] = {"mean": about["mean"], "std": about["std"]}
+            base["data"] = {key: about[key] for key in ("channels", "mean", "std") if key in about}
+            how = {key: about["data"].get(key) for key in ("bits", "range")}
             base["data"] |= {key: value for key, value in how.items() if value is not None}
         config = compose_cached(PROTOCOLS[protocol][0], base, overrides)
         if config.untrained:
             raise UserError("untrained=true: only a run knows its encoder before the first step")
         size = config.image_size or about.get("image_size") or _size(module, parts)
-        built = build_backbone(BackboneConfig(name=part.name), size, config.seed)
+        channels = config.data.channels
+        named = BackboneConfig(name=part.name)
+        built = build_backbone(named, size, config.seed, channels=channels)
         description = {
             "backbone": {"name": part.name},
             "num_features": built.num_features,
             "backbone_features": built.num_features,
             "image_size": size,
+            "resize": about.get("resize", "crop"),
+            "channels": channels,
             "seed": config.seed,
             "data": {},
         }
@@ -231,12 +236,13 @@ def _of_module(
         return measure_target(protocol, target, overrides)
 
 
-def _size(module: nn.Module, parts: list[own.Part]) -> int:
-    """The side in pixels of the images that a module is shown: of a transformer its own, of small
+def _size(module: nn.Module, parts: list[own.Part]) -> ImageSize:
+    """The size in pixels of the images that a module is shown: of a transformer its own, of small
     images theirs, else 224."""
-    sides = getattr(getattr(module, "patch_embed", None), "img_size", None)
-    if sides is not None:
-        return int(sides[0] if isinstance(sides, (tuple, list)) else sides)
+    own_size = getattr(getattr(module, "patch_embed", None), "img_size", None)
+    if own_size is not None:
+        height, width = map(int, sides(own_size))
+        return height if height == width else (height, width)
     images = next((p.value["train"] for p in parts if p.name == IMAGES), None)
     if images is not None:
         image = Dataset(images, False, "train").read(0)

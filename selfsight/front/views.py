@@ -14,7 +14,8 @@ from selfsight.data.config import DataConfig
 from selfsight.data.images import resize
 from selfsight.errors import UserError
 from selfsight.views.make import CROP_DRAWS, boxes_and_flips, expand, finish_crops, make_views
-from selfsight.views.recipe import ViewGroup, preset
+from selfsight.views.ops.augment import WHITE
+from selfsight.views.recipe import ViewGroup, check_channels, preset
 
 Images = Tensor | np.ndarray | Sequence[np.ndarray]
 
@@ -27,9 +28,10 @@ class Views:
 
     Args:
         recipe: a preset's name, or groups of views as in a configuration's `views`.
-        size: side in pixels of the largest views; smaller ones keep their ratio to them.
+        size: the longest side in pixels of the largest views; smaller ones keep their ratio to
+            them.
         seed: of all random numbers.
-        mean, std: what pixels in [0, 1] are normalised with, per channel.
+        mean, std: what pixels in [0, 1] are normalised with: a number for each channel.
     Raises: UserError for a preset or a key that does not exist.
 
     >>> images = torch.randint(256, (4, 3, 40, 40), dtype=torch.uint8)
@@ -52,12 +54,13 @@ class Views:
         if not self.groups:
             raise UserError("views: give at least one group")
         if size is not None:
-            largest = max(group.size for group in self.groups)
-            self.groups = [
-                group.model_copy(update={"size": max(1, round(size * group.size / largest))})
-                for group in self.groups
-            ]
+            largest = max(max(group.sides) for group in self.groups)
+            self.groups = [_scaled(group, size, largest) for group in self.groups]
         self.seed, self.normalization = seed, Normalization(tuple(mean), tuple(std))
+        try:
+            check_channels(self.groups, len(self.normalization.mean))
+        except ValueError as error:
+            raise UserError(str(error)) from None
 
     def __len__(self) -> int:
         """The number of views of an image."""
@@ -67,11 +70,11 @@ class Views:
     def __call__(
         self, images: Images, *, epoch: int = 0, index: Tensor | Sequence[int] | None = None
     ) -> list[Tensor]:
-        """The views of a batch of images, (B, 3, s, s) float32 each, normalised.
+        """The views of a batch of images, (B, C, h, w) float32 each, normalised.
 
         Args:
-            images: uint8 (B, 3, H, W) tensor or (B, H, W, 3) array, or a list of (H, W, 3) arrays
-                of any sizes.
+            images: a tensor (B, C, H, W) or an array (B, H, W, C) of uint8 or uint16, or a list of
+                uint8 arrays (H, W, C) of any sizes; C numbers are in `mean` and `std`.
             epoch: another one gives other views.
             index: (B,) the index of each image in its data set (default: numbered through the batch
                 of all ranks).
@@ -81,9 +84,10 @@ class Views:
         if isinstance(images, np.ndarray) and images.ndim == 4:
             pixels = torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2)
         if isinstance(pixels, Tensor):
-            if pixels.ndim != 4 or pixels.shape[1] != 3 or pixels.dtype != torch.uint8:
+            channels = len(self.normalization.mean)
+            if pixels.ndim != 4 or pixels.shape[1] != channels or pixels.dtype not in WHITE:
                 raise UserError(
-                    f"images: expected uint8 (B, 3, H, W), found {pixels.dtype} "
+                    f"images: expected uint8 or uint16 (B, {channels}, H, W), found {pixels.dtype} "
                     f"{tuple(pixels.shape)}"
                 )
             at = self._coordinates(len(pixels), pixels.device, epoch, index)
@@ -103,10 +107,11 @@ class Views:
 
     def _of_list(self, images: list[np.ndarray], epoch: int, index: Any) -> list[Tensor]:
         """Images of any sizes, cropped one by one."""
+        channels = len(self.normalization.mean)
         for image in images:
             odd = not isinstance(image, np.ndarray) or image.dtype != np.uint8
-            if odd or image.ndim != 3 or image.shape[2] != 3:
-                raise UserError("images: a list holds uint8 arrays of shape (H, W, 3)")
+            if odd or image.ndim != 3 or image.shape[2] != channels:
+                raise UserError(f"images: a list holds uint8 arrays of shape (H, W, {channels})")
         at = self._coordinates(len(images), "cpu", epoch, index)
         height, width = torch.tensor([image.shape[:2] for image in images]).T
         crops, mirrored = [], []
@@ -116,3 +121,9 @@ class Views:
             crops.append(torch.from_numpy(np.stack(cut)).permute(0, 3, 1, 2))
             mirrored.append(flips)
         return finish_crops(crops, torch.stack(mirrored), self.groups, at, self.normalization)
+
+
+def _scaled(group: ViewGroup, size: int, largest: int) -> ViewGroup:
+    """The group with its sides times size / largest."""
+    height, width = (max(1, round(size * side / largest)) for side in group.sides)
+    return group.model_copy(update={"size": height if height == width else (height, width)})

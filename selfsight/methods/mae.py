@@ -51,7 +51,7 @@ class MAE(Method):
 
     def forward(self, batch: Batch) -> Output:
         (x,) = batch.views
-        target = vit.patches(x, self.backbone)  # (B, N, 3 P P)
+        target = vit.patches(x, self.backbone)  # (B, N, C P P)
         n = target.shape[1]
         kept = max(1, int(n * (1 - self.config.mask_ratio)))
         mask = random_mask(batch.keys, n, n - kept)  # (B, N)
@@ -81,10 +81,11 @@ class Decoder(nn.Module):
         self.blocks = nn.Sequential(*(Block(width, heads, qkv_bias=True) for _ in range(depth)))
         self.norm = nn.LayerNorm(width)
         height, across = backbone.patch_embed.patch_size
-        self.pixels = nn.Linear(width, 3 * height * across)
+        channels = getattr(backbone, "image_channels", backbone.patch_embed.proj.in_channels)
+        self.pixels = nn.Linear(width, channels * height * across)
 
     def forward(self, seen: Tensor, keep: Tensor) -> Tensor:
-        """Tokens (B, prefix + n, D), indices of their patches (B, n) -> pixels (B, N, 3 P P)."""
+        """Tokens (B, prefix + n, D), indices of their patches (B, n) -> pixels (B, N, C P P)."""
         tokens = self.embed(seen)
         prefix, patches = tokens[:, : self.prefix], tokens[:, self.prefix :]
         full = self.mask_token.to(tokens.dtype).expand(len(tokens), len(self.positions), -1)

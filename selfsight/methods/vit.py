@@ -60,9 +60,9 @@ def fix_positions(backbone: Backbone) -> None:
 
 
 def patches(x: Tensor, backbone: Backbone) -> Tensor:
-    """(B, 3, H, W) -> (B, N, 3 P P): the pixels of each patch."""
+    """(B, C, H, W) -> (B, N, C P P): the pixels of each patch."""
     height, width = backbone.patch_embed.patch_size
-    x = x.unfold(2, height, height).unfold(3, width, width)  # (B, 3, rows, columns, P, P)
+    x = x.unfold(2, height, height).unfold(3, width, width)  # (B, C, rows, columns, P, P)
     return x.permute(0, 2, 3, 4, 5, 1).flatten(3).flatten(1, 2)
 
 

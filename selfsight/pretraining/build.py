@@ -1,5 +1,6 @@
 """The encoder and the method that a configuration describes."""
 
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,7 +9,7 @@ from torch import Tensor, nn
 
 from selfsight import distributed, randomness
 from selfsight.encoders.artifact import INITIAL, encoder_file, is_ours, read_network
-from selfsight.encoders.backbones import build_backbone
+from selfsight.encoders.backbones import ImageSize, build_backbone
 from selfsight.encoders.foreign import load_foreign
 from selfsight.encoders.resample import resampled
 from selfsight.encoders.timm_weights import PREFIX, find_timm
@@ -31,7 +32,8 @@ def build_method(config: RunConfig) -> Method:
     name = config.method.name
     _check_view_count(name, sum(group.count for group in config.views))
     sizes = {f"views.{number}.size": group.size for number, group in enumerate(config.views)}
-    backbone = build_backbone(config.backbone, sizes, config.seed)
+    channels = config.data.channels
+    backbone = build_backbone(config.backbone, sizes, config.seed, channels=channels)
     initial = Path(config.run or "") / INITIAL
     if config.run and initial.is_file():  # its own code may begin with other weights each time
         read_network(initial).fill(backbone, config.backbone.name)
@@ -74,18 +76,22 @@ def _check_view_count(name: str, count: int) -> None:
 
 def _fill(backbone: nn.Module, weights: str, name: str) -> dict[str, Tensor]:
     """Load the weights that the encoder starts from; each tensor must fit, but those for another
-    number or size of patches are resampled.
+    number or size of patches are resampled, and a first convolution of RGB is adapted to other
+    channels; `backbone.weights_changed` says what was done.
 
     Returns: the tensors of the head that a method such as SimCLR v2 kept; others have none.
     """
     path = weights_file(weights)
     if not is_ours(path):
         kind = "timm" if weights.startswith(PREFIX) else None
-        _say(f"weights={weights}: {load_foreign(path, backbone, kind, resample=True).line()}")
+        loaded = load_foreign(path, backbone, kind, resample=True)
+        backbone.weights_changed = loaded.resampled
+        _say(f"weights={weights}: {loaded.line()}")
         return {}
     network, head = read_network(path).without_head()
     tensors, made = resampled(network.tensors, backbone)
     replace(network, tensors=tensors).fill(backbone, name)
+    backbone.weights_changed = made
     if made:
         _say(f"weights={weights}: {made}")
     return head
@@ -133,6 +139,6 @@ def with_hash(config: RunConfig) -> RunConfig:
     return config.model_copy(update={"weights_sha256": sha})
 
 
-def image_size(views: list[ViewGroup]) -> int:
-    """The side in pixels of the images in an evaluation: that of the largest views."""
-    return max(group.size for group in views)
+def image_size(views: list[ViewGroup]) -> ImageSize:
+    """Of the images in an evaluation, in pixels: that of the largest views."""
+    return max(views, key=lambda group: math.prod(group.sides)).size

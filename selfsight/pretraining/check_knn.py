@@ -27,7 +27,8 @@ def periodic_knn(config: RunConfig, images: Images, device: torch.device) -> Hoo
     data, size = images.config, image_size(config.views)
 
     def measure(state: RunState) -> dict[str, float]:
-        x = extract(state.backbone, images, size, data.normalization, order, amp)
+        how = {"amp": amp, "resize": config.evaluate.resize}
+        x = extract(state.backbone, images, size, data.normalization, order, **how)
         shown = torch.from_numpy(images.replace_bad(order))  # others stand in for broken images
         labels = images.labels[shown]
         accuracy = knn_accuracy(x[cut:], labels[cut:], x[:cut], labels[:cut], ks=(20,))

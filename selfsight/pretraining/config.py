@@ -13,11 +13,13 @@ from selfsight.config import Config, Tree, added, is_inside, may_change
 from selfsight.data.config import with_source
 from selfsight.encoders.artifact import NAMED_BY, named
 from selfsight.encoders.backbones import BackboneConfig
+from selfsight.encoders.shown import Resize
 from selfsight.encoders.timm_weights import PREFIX, find_timm
 from selfsight.errors import UserError
 from selfsight.methods import METHODS
 from selfsight.methods.simclr import SimCLR
 from selfsight.pretraining import own_parts
+from selfsight.pretraining.default_views import channels_of, default_views
 from selfsight.pretraining.recipes import recipe_file, recipe_name, recipes
 from selfsight.train.config import NAMED, TrainConfig, with_names
 from selfsight.views.recipe import PRESETS, preset
@@ -34,6 +36,9 @@ class EvaluateConfig(Config):
     every_epochs: int = Field(10, ge=0)  # kNN accuracy, if there are labels (0: never)
     images: int = Field(10_000, ge=10)  # the kNN accuracy uses at most this many training images
     probe: bool = True  # train a linear probe beside the method, if there are labels
+    # crop: the central part of an image; squash: all of it, for long images. The encoder's
+    # evaluations do the same unless they say otherwise
+    resize: Resize = added("crop")
 
 
 class RunConfig(TrainConfig):
@@ -140,8 +145,7 @@ def compose(
         tree = _lay(tree, {"run": run}, origin, origins)
     tree = _with_weights(tree, origins)
     if "views" not in tree:
-        name = _default_views(tree)
-        tree["views"] = preset(name)
+        tree["views"], name = default_views(tree)
         origins.record({"views": []}, f"default (preset {name})")
     parts = own_parts.parts_of(tree)
     code = own_parts.code_of(parts, tree.pop("code", None))
@@ -167,7 +171,8 @@ def _with_weights(tree: Tree, origins: Origins) -> Tree:
         tree = {key: value for key, value in tree.items() if key != "backbone"}
         layer = {"backbone": {"name": found.name, "options": found.options}}
         tree = _lay(tree, layer, f"weights={weights}", origins)
-    colours = {"mean": list(found.mean), "std": list(found.std)}
+    rgb = channels_of(tree) == 3
+    colours = {"mean": list(found.mean), "std": list(found.std)} if rgb else {}
     free = {k: v for k, v in colours.items() if origins.is_below(f"data.{k}", "weights")}
     if free:
         origins.record({"data": free}, f"weights={weights}")
@@ -216,7 +221,7 @@ def _lay(tree: Tree, layer: Tree, origin: str, origins: Origins) -> Tree:
         tree = {**tree, "backbone": kept}
         origins.forget("backbone.options" if ours else "backbone")
     if isinstance(layer.get("views"), dict) and "views" not in tree:
-        tree = {**tree, "views": preset(_default_views(layers.merge(tree, {**layer, "views": {}})))}
+        tree = {**tree, "views": default_views(layers.merge(tree, {**layer, "views": {}}))[0]}
     origins.record({k: v for k, v in layer.items() if k != "views"}, origin)
     if "views" in layer:
         views = layer["views"]
@@ -230,17 +235,6 @@ def _renames(section: str, below: Tree, above: Tree) -> bool:
     if not isinstance(old, dict) or not isinstance(new, dict) or "name" not in new:
         return False
     return "name" in old and old["name"] != new["name"]
-
-
-def _default_views(tree: Tree) -> str:
-    """The name of the method's preset of views; its small variant for backbone.small_images."""
-    method = tree.get("method")
-    name = method.get("name", "simclr") if isinstance(method, dict) else "simclr"
-    known = METHODS.get(name) or own_parts.own_method(name)
-    views = "simclr" if known is None else known.default_views
-    backbone = tree.get("backbone")
-    small = isinstance(backbone, dict) and backbone.get("small_images") is True
-    return f"{views}-small" if small else views
 
 
 def _load(what: str | None, above: tuple[Path, ...] = ()) -> list[tuple[Tree, str]]:

@@ -21,10 +21,10 @@ from selfsight.encoders.artifact import (
     FILE,
     INITIAL,
     STARTED_IN,
-    describe,
     save_copy,
     save_encoder,
 )
+from selfsight.encoders.description import describe
 from selfsight.errors import UserError
 from selfsight.files import sealed, write_json
 from selfsight.locks import watched
@@ -133,6 +133,7 @@ class Job:
             config.seed,
             config.precision,
             {"images": len(self.images), "epochs": config.epochs, "steps": steps, **started},
+            config.evaluate.resize,
         )
 
     def arguments(self) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
+from torch import Tensor
 
 from selfsight.data.decode import decode
 from selfsight.data.images import center_box, cut
@@ -12,6 +13,8 @@ from selfsight.files import write_atomically
 from selfsight.pretraining.config import RunConfig
 from selfsight.pretraining.job import training_images
 from selfsight.train.loader import ViewLoader, make_loader
+from selfsight.train.log import console
+from selfsight.views.ops import augment
 
 GAP, SMALLEST = 4, 64  # pixels between pictures; smaller views are enlarged to this
 MARGIN = 3  # gaps between the originals and the views
@@ -24,17 +27,31 @@ def contact_sheet(loader: ViewLoader, rows: int, epochs: int = 1) -> Image.Image
     """
     indices = loader.indices(0)[:rows]
     views = [view for e in range(epochs) for view in loader.batch_of(e, indices).views]
-    side = max(SMALLEST, max(view.shape[-1] for view in views))
-    scale, shift = (torch.tensor(v).view(3, 1, 1) for v in reversed(loader.normalization))
+    side = max(SMALLEST, max(max(view.shape[2:]) for view in views))
+    scale, shift = (torch.tensor(v).view(-1, 1, 1) for v in reversed(loader.normalization))
     pictures = []
     for row, i in enumerate(indices.tolist()):
         image = decode(loader.images.source, i, loader.images.patience)
-        box = center_box(image.shape[0], image.shape[1], 1.0)
-        size = min(box[2], side)
-        original = cut(image, box, size).permute(1, 2, 0).numpy()
-        shown = [(view[row].cpu() * scale + shift).clamp(0, 1) * 255 for view in views]
-        pictures.append([original, *(v.round().byte().permute(1, 2, 0).numpy() for v in shown)])
+        original = _original(image, side, all(v.shape[2] == v.shape[3] for v in views))
+        shown = [(view[row].cpu() * scale + shift).clamp(0, 1) for view in views]
+        pictures.append([_picture(x) for x in (original, *shown)])
     return _paste(pictures, side)
+
+
+def _original(image: np.ndarray, side: int, square: bool) -> Tensor:
+    """An image as floats (C, h, w) of at most `side` pixels: its central square, or all of it."""
+    height, width, _ = image.shape
+    box = center_box(height, width, 1.0) if square else [0, 0, height, width]
+    scale = min(1.0, side / max(box[2:]))
+    down, across = (max(1, round(scale * pixels)) for pixels in box[2:])
+    return augment.as_floats(cut(image, box, (down, across))[None])[0]
+
+
+def _picture(x: Tensor) -> np.ndarray:
+    """(C, H, W) in [0, 1] -> (H, W, 3) uint8: of more than three channels the first three, of
+    fewer the first as gray."""
+    bands = x[:3] if len(x) >= 3 else x[:1].expand(3, -1, -1)
+    return (bands * 255).round().byte().permute(1, 2, 0).numpy()
 
 
 def _paste(pictures: list[list[np.ndarray]], side: int) -> Image.Image:
@@ -53,7 +70,8 @@ def _paste(pictures: list[list[np.ndarray]], side: int) -> Image.Image:
 
 
 def draw_views(config: RunConfig, output: Path, rows: int, epochs: int) -> None:
-    """Write a PNG file that shows the first images of epoch 0 and their views.
+    """Write a PNG file that shows the first images of epoch 0 and their views: of images with more
+    than three channels the first three, of two the first, which a line says.
 
     Args:
         rows: images, one in each row.
@@ -64,5 +82,9 @@ def draw_views(config: RunConfig, output: Path, rows: int, epochs: int) -> None:
     """
     images = training_images(config, torch.device("cpu"))
     loader = make_loader(config.model_copy(update={"batch_size": min(rows, len(images))}), images)
+    channels = config.data.channels
+    if channels not in (1, 3):
+        shown = "the first three, as red, green and blue" if channels > 3 else "the first"
+        console.print(f"Of {channels} channels the sheet shows {shown}")
     sheet = contact_sheet(loader, rows, epochs)
     write_atomically(output, lambda path: sheet.save(path, "PNG"))

@@ -5,7 +5,7 @@ import json
 from typing import Literal
 
 import yaml
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from selfsight.config import Config, Tree, may_change
 from selfsight.data.config import DataConfig
@@ -13,7 +13,7 @@ from selfsight.train.checkpoint import CheckpointConfig
 from selfsight.train.loggers import LogConfig
 from selfsight.train.optim import OptimizerConfig, ScheduleConfig
 from selfsight.train.precision import Precision
-from selfsight.views.recipe import ViewGroup
+from selfsight.views.recipe import ViewGroup, check_channels
 
 NAMED = ("method", "backbone", "optimizer", "schedule")  # sections that a name alone can set
 
@@ -49,6 +49,11 @@ class TrainConfig(Config):
     checkpoint: CheckpointConfig = may_change(CheckpointConfig())
     data: DataConfig = DataConfig()
     views: list[ViewGroup] = Field(min_length=1)  # or the name of a preset
+
+    @model_validator(mode="after")
+    def _channels(self) -> "TrainConfig":
+        check_channels(self.views, self.data.channels)
+        return self
 
     def fingerprint(self) -> str:
         """Six characters: configurations with another identity have others."""

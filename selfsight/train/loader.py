@@ -65,7 +65,7 @@ class ViewLoader:
         self.normalization = normalization
         self._finish = normalization, compile
         self._views = list(expand(groups))
-        self._decoder = CropDecoder(images, [group.size for _, group in self._views])
+        self._decoder = CropDecoder(images, [group.sides for _, group in self._views])
 
     @property
     def steps_per_epoch(self) -> int:
@@ -155,7 +155,7 @@ class ViewLoader:
         return self._batch(views, at, step)
 
     def _move(self, crops: PendingCrops) -> tuple[list[Tensor], Tensor]:
-        """On the device: for each view (B, 3, s, s) uint8, channels last; flips (V, B) bool."""
+        """On the device: for each view (B, C, h, w), channels last; flips (V, B) bool."""
         device = self.images.device
         views = [v.to(device, non_blocking=True).permute(0, 3, 1, 2) for v in crops.views]
         return views, crops.flips.to(device, non_blocking=True)

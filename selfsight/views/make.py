@@ -19,7 +19,7 @@ from selfsight.batch import Normalization, SampleKey
 from selfsight.compiler import can_compile
 from selfsight.views.ops import augment, randaugment
 from selfsight.views.ops.jitter import color_jitter
-from selfsight.views.recipe import ViewGroup
+from selfsight.views.recipe import MOST_CHANNELS, ViewGroup
 
 Compile = Literal["auto"] | bool
 
@@ -37,10 +37,14 @@ class Slot(IntEnum):
     ERASE = SOLARIZE + 1
     ERASE_BOX = ERASE + 1  # ... CROP_SLOTS numbers
     RAND_AUGMENT = ERASE_BOX + augment.CROP_SLOTS  # ... OP_SLOTS numbers for each operation
+    TURN = RAND_AUGMENT + randaugment.MOST_OPS * randaugment.OP_SLOTS
+    QUARTERS, GAIN = range(TURN + 1, TURN + 3)  # ... a number for each channel
 
 
 CROP_DRAWS = Slot.FLIP + 1  # how many numbers crop and flip use, the first of the view
-SLOTS = Slot.RAND_AUGMENT + randaugment.MOST_OPS * randaugment.OP_SLOTS
+SLOTS = Slot.GAIN + MOST_CHANNELS
+# The numbers of a pixel's noise come this far behind those of erased boxes, in the same stream.
+NOISE = 2**40
 # Values of a chunk on the CPU: larger chunks do not fit the cache, smaller ones cost Python time.
 CHUNK = 2**20
 
@@ -86,9 +90,9 @@ def make_views(
     """All views of a batch of images of one size.
 
     Args:
-        images: (B, 3, H, W) uint8.
+        images: (B, C, H, W) uint8 or uint16.
         compile: compile each view to a few fused kernels; "auto": only on GPUs.
-    Returns: for each view (B, 3, size, size) float32, normalised, channels last in memory.
+    Returns: for each view (B, C, h, w) float32, normalised, channels last in memory.
     """
     views = expand(groups)
     return [_view(images, ViewSpec(group, normalization), at, v, compile) for v, group in views]
@@ -105,7 +109,7 @@ def finish_crops(
     """The same as `make_views`, for images that were cropped while they were decoded.
 
     Args:
-        crops: for each view (B, 3, size, size) uint8, not yet mirrored.
+        crops: for each view (B, C, h, w) uint8 or uint16, not yet mirrored.
         flips: (V, B) bool, the crops to mirror: the second result of `boxes_and_flips`.
     """
     views = zip(expand(groups), crops, flips, strict=True)
@@ -124,20 +128,20 @@ def _view(
     flips: Tensor | None = None,
 ) -> Tensor:
     """One view: compiled as a whole, or step by step (on the CPU in chunks of images)."""
-    noise = at.stream(view, randomness.ERASE)
+    stream = at.stream(view, randomness.ERASE)
     wanted = compile is True or (compile == "auto" and pixels.device.type == "cuda")
     if wanted and can_compile(pixels.device.type):
         draw, steps = _compiled()
         u = draw(at.index, at.stream(view), SLOTS)
-        return steps(pixels, spec, u, at.index, noise, flips)
+        return steps(pixels, spec, u, at.index, stream, flips)
     u = at.uniform(view, SLOTS)
-    n, size = len(pixels), spec.group.size
-    out = torch.empty((n, 3, size, size), device=pixels.device, memory_format=torch.channels_last)
-    step = max(1, CHUNK // (3 * size * size)) if pixels.device.type == "cpu" else n
+    n, shape = len(pixels), (pixels.shape[1], *spec.group.sides)
+    out = torch.empty((n, *shape), device=pixels.device, memory_format=torch.channels_last)
+    step = max(1, CHUNK // math.prod(shape)) if pixels.device.type == "cpu" else n
     for start in range(0, n, step):
         rows = slice(start, start + step)
         flip = None if flips is None else flips[rows]
-        out[rows] = _steps(pixels[rows], spec, u[rows], at.index[rows], noise, flip)
+        out[rows] = _steps(pixels[rows], spec, u[rows], at.index[rows], stream, flip)
     return out
 
 
@@ -166,31 +170,37 @@ def _steps(
     spec: ViewSpec,
     u: Tensor,
     index: Tensor,
-    noise: Tensor,
+    stream: Tensor,
     flips: Tensor | None = None,
 ) -> Tensor:
     """All steps of a view. On a GPU the host never waits for a result.
 
     Args:
-        pixels: (B, 3, H, W) uint8.
+        pixels: (B, C, H, W) uint8 or uint16.
         u: (B, SLOTS) the view's uniform numbers.
-        index, noise: (B,) image indices and () the key of the numbers that fill erased boxes.
+        index, stream: (B,) image indices and () the key of the numbers that each pixel has.
         flips: (B,) bool, if the pixels are crops already; None: crop and mirror whole images here.
-    Returns: (B, 3, size, size) float32, normalised.
+    Returns: (B, C, h, w) float32, normalised.
     """
     group = spec.group
     if flips is None:
         boxes, flips = boxes_and_flips(group, u, *pixels.shape[2:])
-        x = augment.resized_crop(pixels, boxes, group.size, flips)
+        x = augment.resized_crop(pixels, boxes, group.sides, flips)
     else:
-        x = pixels.to(torch.float32, memory_format=torch.contiguous_format).div_(255)
-        x = augment.where(flips, lambda x: x.flip(3), x)
+        x = augment.where(flips, lambda x: x.flip(3), augment.as_floats(pixels))
+    if group.rotate90:
+        quarters = 1 + (3 * u[:, Slot.QUARTERS]).long()
+        x = augment.rotate90(x, quarters.where(u[:, Slot.TURN] < group.rotate90, 0))
     if group.rand_augment:
         numbers = u[:, Slot.RAND_AUGMENT :][:, : group.rand_augment * randaugment.OP_SLOTS]
         strength = group.rand_magnitude, group.rand_magnitude_std
         x = randaugment.rand_augment(x, numbers, *strength, fill=spec.normalization.mean)
-    x = augment.normalize(_distort(x, group, u), *spec.normalization)
-    return _erase(x, group, u, index, noise) if group.erase else x
+    x = _distort(x, group, u)
+    if group.noise:
+        added = noise(index, stream, x[0].numel(), NOISE).view_as(x)
+        x = augment.add_noise(x, added, group.noise)
+    x = augment.normalize(x, *spec.normalization)
+    return _erase(x, group, u, index, stream) if group.erase else x
 
 
 def _distort(x: Tensor, group: ViewGroup, u: Tensor) -> Tensor:
@@ -206,6 +216,9 @@ def _distort(x: Tensor, group: ViewGroup, u: Tensor) -> Tensor:
         planes = augment.where_planes(mask, augment.grayscale, planes)
     if group.jitter or group.grayscale:
         x = augment.join(planes)
+    if group.gain:
+        numbers = u[:, Slot.GAIN : Slot.GAIN + x.shape[1]]
+        x = augment.gain(x, _between(numbers, 1 - group.gain, 1 + group.gain))
     if group.blur:
         sigma = _between(u[:, Slot.SIGMA], *group.blur_sigma)
         blur = partial(augment.gaussian_blur, kernel=group.kernel)
@@ -221,13 +234,17 @@ def _erase(x: Tensor, group: ViewGroup, u: Tensor, index: Tensor, stream: Tensor
         return randaugment.erase(x, boxes, noise(index, stream, x[0].numel()).view_as(x))
 
     numbers = u[:, Slot.ERASE_BOX :][:, : augment.CROP_SLOTS]
-    boxes = randaugment.erase_boxes(numbers, x.shape[-1], group.erase_area, group.erase_ratio)
+    boxes = randaugment.erase_boxes(numbers, x.shape[2:], group.erase_area, group.erase_ratio)
     return augment.where(u[:, Slot.ERASE] < group.erase, fill, x, boxes, index)
 
 
-def noise(index: Tensor, stream: Tensor, count: int) -> Tensor:
-    """(B, count) standard normal numbers for the erased pixels of a view."""
-    u = randomness.numbers(index, stream, count + count % 2)  # they come in pairs
+def noise(index: Tensor, stream: Tensor, count: int, first: int = 0) -> Tensor:
+    """(B, count) standard normal numbers for the pixels of a view.
+
+    Args:
+        first: the first of the stream's numbers that they are made of.
+    """
+    u = randomness.numbers(index, stream, count + count % 2, first)  # they come in pairs
     return randaugment.normals(u)[:, :count]
 
 

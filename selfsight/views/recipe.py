@@ -1,24 +1,57 @@
 """Recipes of views: groups of views, each with a size and the strengths of its augmentations."""
 
-from pydantic import Field, model_validator
+from collections.abc import Sequence
+from typing import Annotated, Any
 
-from selfsight.config import Config, Tree, near
+from pydantic import Field, ValidationError, ValidatorFunctionWrapHandler, model_validator
+from pydantic.functional_validators import WrapValidator
+
+from selfsight.config import Config, Tree, added, near
 from selfsight.errors import UserError
 from selfsight.views.ops.randaugment import MOST_OPS, STRONGEST
 
 Probability = Field(0.0, ge=0, le=1)
 Strength = Field(0.0, ge=0)
+MOST_CHANNELS = 32  # of an image, as data.channels allows
 LARGEST_VIEW = 4096  # pixels: more than 16 views of this side are in memory at a time
+
+
+def _size(value: Any, handler: ValidatorFunctionWrapHandler) -> int | tuple[int, int]:
+    """A side or two; two equal ones are one, so that a square has one way to be written."""
+    try:
+        found = handler(value)
+    except ValidationError:
+        raise ValueError(
+            f"give the side in pixels, or [height, width], each from 1 to {LARGEST_VIEW}"
+        ) from None
+    return found[0] if isinstance(found, tuple) and found[0] == found[1] else found
+
+
+Side = Annotated[int, Field(ge=1, le=LARGEST_VIEW)]
+# the side of a square in pixels, or (height, width)
+Size = Annotated[Side | tuple[Side, Side], WrapValidator(_size)]
+
+
+def sides(size: int | Sequence[int]) -> tuple[int, int]:
+    """Height and width in pixels.
+
+    >>> sides(32), sides((32, 96))
+    ((32, 32), (32, 96))
+    """
+    return (size, size) if isinstance(size, int) else (size[0], size[1])
 
 
 class ViewGroup(Config):
     """`count` views of each image with the same settings; steps run in the order of the fields."""
 
     count: int = Field(1, ge=1)
-    size: int = Field(224, ge=1, le=LARGEST_VIEW)  # side of the view in pixels
+    size: Size = 224  # side of the view in pixels, or [height, width]
     crop_scale: tuple[float, float] = (0.08, 1.0)  # area of the crop, fraction of the image's
-    crop_ratio: tuple[float, float] = (0.75, 4 / 3)  # width / height of the crop
+    crop_ratio: tuple[float, float] = (0.75, 4 / 3)  # width / height of the crop in the image
     flip: float = Probability  # mirrored left to right
+    # of a turn by 90, 180 or 270 degrees, all as likely
+    rotate90: float = added(0.0, ge=0, le=1)
+    # RandAugment, saturation, hue and grayscale need red, green and blue (data.channels=3)
     rand_augment: int = Field(0, ge=0, le=MOST_OPS)  # operations, each applied with probability 1/2
     rand_magnitude: float = Field(9.0, ge=0, le=STRONGEST)  # mean strength of all operations
     rand_magnitude_std: float = Field(0.5, ge=0)  # its deviation over images and operations
@@ -31,15 +64,19 @@ class ViewGroup(Config):
     shear: float = Strength  # degrees along x, uniform within +/- this
     jitter: float = Probability  # of the next four together, in random order
     brightness: float = Strength  # factor within 1 +/- this, not below 0
-    contrast: float = Strength
+    contrast: float = Strength  # about the mean luma; of other than three channels, their mean
     saturation: float = Strength
     hue: float = Field(0.0, ge=0, le=0.5)  # shift within +/- this fraction of the colour circle
     grayscale: float = Probability
+    # every channel times a factor of its own, uniform within 1 +/- this
+    gain: float = added(0.0, ge=0, le=1)
     blur: float = Probability
     blur_sigma: tuple[float, float] = (0.1, 2.0)  # standard deviation in pixels, uniform
-    blur_kernel: int = Field(0, ge=0)  # width in pixels, rounded up to odd (0: size / 10)
+    # width in pixels, rounded up to odd (0: a tenth of the shorter side)
+    blur_kernel: int = Field(0, ge=0)
     solarize: float = Probability
     solarize_threshold: float = Field(0.5, ge=0, le=1)
+    noise: float = added(0.0, ge=0)  # standard deviation of added normal noise; pixels are 0 to 1
     erase: float = Probability  # a box is filled with normal noise, after the normalisation
     erase_area: tuple[float, float] = (0.02, 1 / 3)  # fraction of the view's, uniform
     erase_ratio: tuple[float, float] = (0.3, 10 / 3)  # width / height of the box
@@ -54,12 +91,46 @@ class ViewGroup(Config):
         for name in ("crop_scale", "erase_area"):
             if getattr(self, name)[1] > 1:
                 raise ValueError(f"{name}=[..., {getattr(self, name)[1]}] is more than 1")
+        if self.rotate90 and not isinstance(self.size, int):
+            raise ValueError(f"rotate90={self.rotate90}: only of square views; set rotate90=0")
         return self
 
     @property
+    def sides(self) -> tuple[int, int]:
+        """Height and width in pixels."""
+        return sides(self.size)
+
+    @property
     def kernel(self) -> int:
-        """Width of the blur: about a tenth of the side, odd, at least 3."""
-        return max(3, self.blur_kernel or self.size // 10) | 1
+        """Width of the blur: about a tenth of the shorter side, odd, at least 3."""
+        return max(3, self.blur_kernel or min(self.sides) // 10) | 1
+
+    @property
+    def needs_rgb(self) -> str | None:
+        """The key of a step that is defined for red, green and blue alone; None without one."""
+        steps = {
+            "saturation": self.jitter and self.saturation,
+            "hue": self.jitter and self.hue,
+            "grayscale": self.grayscale,
+            "rand_augment": self.rand_augment,
+        }
+        return next((key for key, strength in steps.items() if strength), None)
+
+
+def check_channels(groups: Sequence[ViewGroup], channels: int) -> None:
+    """Raises: ValueError, one line, for a step that images of so many channels do not have."""
+    for number, group in enumerate(groups):
+        key = group.needs_rgb
+        if channels != 3 and key is not None:
+            raise ValueError(
+                f"views.{number}.{key}={getattr(group, key)}: needs red, green and blue, and the "
+                f"images have data.channels={channels}; set views={_without_rgb(channels)}, or "
+                f"views.{number}.{key}=0"
+            )
+
+
+def _without_rgb(channels: int) -> str:
+    return "gray" if channels == 1 else "multispectral"
 
 
 def _jitter(b: float, c: float, s: float, h: float, p: float = 0.8) -> Tree:
@@ -75,6 +146,7 @@ _BYOL_SMALL = {**_SMALL, **_jitter(0.4, 0.4, 0.2, 0.1)}
 _MOCO_V1 = {"count": 2, "crop_scale": (0.2, 1.0), **_jitter(0.4, 0.4, 0.4, 0.4, p=1.0)}
 _MOCO_V2 = {"count": 2, "crop_scale": (0.2, 1.0), **_WEAK}
 _LEJEPA = {**_BYOL, "blur": 0.5, "solarize": 0.2}
+_BANDS = {"count": 2, "crop_scale": (0.2, 1.0), "flip": 0.5, "rotate90": 0.75}
 _FINETUNE = {"flip": 0.5, "rand_augment": 2, "erase": 0.25}
 
 
@@ -149,6 +221,13 @@ PRESETS: dict[str, list[Tree]] = {
     # Fine-tuning: MAE, table 9 (arXiv 2111.06377), RandAugment (9, 0.5); erasing as in its code.
     "finetune": [{"size": 224, **_FINETUNE}],
     "finetune-small": [{"size": 32, "crop_scale": (0.35, 1.0), **_FINETUNE}],
+    # Images of one channel: SimCLR's without colour.
+    "gray": [{"count": 2, "size": 224, "flip": 0.5, **_jitter(0.8, 0.8, 0, 0), "blur": 0.5}],
+    "gray-small": [{"count": 2, "size": 32, "flip": 0.5, **_jitter(0.4, 0.4, 0, 0)}],
+    # Several bands, seen from above: all four directions are as likely, and bands vary in strength
+    # by themselves.
+    "multispectral": [{"size": 224, **_BANDS, "gain": 0.4, "blur": 0.5}],
+    "multispectral-small": [{"size": 32, **_BANDS, "gain": 0.2}],
     # Handwritten digits: the whole digit, never mirrored, since a mirrored digit is another sign.
     # Blur and contrast change the width of the stroke, which depends on the writer, not the digit.
     "digits": [
@@ -177,3 +256,19 @@ def preset(name: str) -> list[Tree]:
         hint = near(name, PRESETS)
         raise UserError(f"views={name}: no such preset.{hint} Known: {', '.join(PRESETS)}")
     return [dict(group) for group in PRESETS[name]]
+
+
+def preset_for(name: str, channels: int) -> tuple[list[Tree], str]:
+    """The groups of a preset for images of so many channels, and what they are called.
+
+    If the preset needs red, green and blue and the images have others, they are those of `gray` or
+    `multispectral`, in the preset's number, sizes and areas.
+    """
+    groups = preset(name)
+    if channels == 3 or not any(ViewGroup(**group).needs_rgb for group in groups):
+        return groups, name
+    other = _without_rgb(channels) + ("-small" if name.endswith("-small") else "")
+    kept = ({"count": 1, "crop_scale": (0.08, 1.0), **group} for group in groups)
+    keys = ("count", "size", "crop_scale")
+    found = [{**preset(other)[0], **{key: group[key] for key in keys}} for group in kept]
+    return found, f"{other}, number and sizes of {name}"

@@ -8,13 +8,16 @@ import timm
 import torch
 from torch import nn
 
-from selfsight import randomness
+from selfsight import own, randomness
 from selfsight.batch import Batch, SampleKey
 from selfsight.encoders.artifact import Network
 from selfsight.encoders.backbones import BackboneConfig, accepts, build_backbone
 from selfsight.errors import UserError
+from selfsight.methods import vit
 from selfsight.methods.mae import MAE
 from selfsight.methods.simclr import SimCLR
+from selfsight.methods.simmim import SimMIM
+from selfsight.views.recipe import sides
 from tests.conftest import ROOT
 
 PAGE = (ROOT / "docs" / "encoders.md").read_text(encoding="utf-8")
@@ -24,8 +27,8 @@ REFUSED = re.findall(r"^\| (\w+) \| (\w+) \| refused \|", PAGE, re.MULTILINE)
 QUICK = 3.0  # millions of weights of a model that runs in every test; others: pytest -m slow
 
 
-def build(name: str, sizes=64, seed: int = 0, **keys) -> nn.Module:
-    return build_backbone(BackboneConfig(name=name, **keys), sizes, seed)
+def build(name: str, sizes=64, seed: int = 0, channels: int = 3, width=None, **keys) -> nn.Module:
+    return build_backbone(BackboneConfig(name=name, **keys), sizes, seed, width, channels)
 
 
 def same_weights(a: nn.Module, b: nn.Module) -> bool:
@@ -193,3 +196,85 @@ def test_a_method_on_patches_takes_an_encoder_of_one_channel():
     output = method(Batch(views=[torch.rand(2, 3, 64, 64)], labels=None, keys=keys))
     output.loss.backward()
     assert backbone.patch_embed.proj.weight.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("channels", [1, 4, 12])
+@pytest.mark.parametrize(
+    ("name", "size", "keys"),
+    [
+        ("resnet18", 32, {"small_images": True}),
+        ("test_vit", (32, 64), {}),
+        ("test_vit", {"views.0.size": (48, 32), "views.1.size": 16}, {}),
+        ("mobilenetv3_small_050", (32, 64), {}),
+    ],
+)
+def test_images_of_other_channels_and_shapes(name, size, keys, channels):
+    backbone = build(name, size, channels=channels, **keys).eval()
+    for height, width in map(sides, size.values() if isinstance(size, dict) else [size]):
+        shape = backbone(torch.rand(2, channels, height, width)).shape
+        assert shape == (2, backbone.num_features)
+    again = build(name, size, channels=channels, width=backbone.num_features, **keys)
+    assert same_weights(backbone, again)
+    assert accepts(backbone, size if isinstance(size, tuple) else 32, channels)
+    assert not accepts(backbone, 32, channels + 1)
+
+
+def test_a_transformer_is_built_for_height_and_width():
+    assert build("test_vit", (32, 64)).patch_embed.grid_size == (2, 4)
+    with pytest.raises(UserError, match=r"^image_size=\(32, 40\): not a multiple of 16 pixels"):
+        build("test_vit", (32, 40))
+
+
+def test_in_chans_agrees_with_the_images():
+    for channels in (1, 4):
+        options = {"in_chans": channels}
+        named = build("test_resnet", options=options, channels=channels)
+        assert same_weights(named, build("test_resnet", channels=channels))
+    for asked, channels in ((3, 1), (1, 4), (4, 12)):
+        message = (
+            rf"^backbone\.options\.in_chans={asked}: the images have data\.channels={channels};"
+        )
+        with pytest.raises(UserError, match=message):
+            build("test_resnet", options={"in_chans": asked}, channels=channels)
+
+
+class Own(nn.Module):
+    """Takes images of four channels alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Conv2d(4, 8, 4, 4)
+
+    def forward(self, x):
+        return self.layer(x).mean((2, 3))
+
+
+def test_an_encoder_of_ones_own_is_tried_with_the_channels():
+    with own.given([own.part_of("backbone", Own)]):
+        name = own.part_of("backbone", Own).name
+        assert build(name, (16, 24), channels=4).num_features == 8
+        with pytest.raises(UserError, match=r"expected input.* to have 4 channels, but got 3"):
+            build(name, 16)
+
+
+@pytest.mark.parametrize("channels", [1, 4])
+@pytest.mark.parametrize("cls", [MAE, SimMIM], ids=["mae", "simmim"])
+def test_pixels_of_any_channels_are_predicted(cls, channels):
+    """The loss of a decoder that knows the pixels is 0: the targets are those of these channels."""
+    options = {"embed_dim": 24, "depth": 1, "num_heads": 2, "class_token": False}
+    options["global_pool"] = "avg"
+    backbone = build(
+        "vit_tiny_patch16_224", (16, 32), patch_size=4, options=options, channels=channels
+    )
+    small = {"decoder_dim": 16, "decoder_depth": 1, "decoder_heads": 2, "norm_pix": False}
+    method = cls(backbone, cls.Config(**(small if cls is MAE else {"mask_size": 4})))
+    x = torch.rand(2, channels, 16, 32)
+    loss = method(x, seed=0).loss
+    loss.backward()
+    assert backbone.patch_embed.proj.weight.grad.abs().sum() > 0
+    truth = vit.patches(x, backbone)  # (2, 32, C * 16)
+    assert truth.shape == (2, 32, channels * 16)
+    assert torch.equal(truth[0, 9], x[0, :, 4:8, 4:8].permute(1, 2, 0).flatten())
+    last = method.decoder.pixels if cls is MAE else method.decoder
+    last.register_forward_hook(lambda *_: truth)
+    assert method(x, seed=0).loss == 0

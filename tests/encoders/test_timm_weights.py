@@ -12,6 +12,7 @@ from selfsight.errors import UserError
 from selfsight.pretraining.build import build_method, with_hash
 from selfsight.pretraining.config import compose
 from selfsight.pretraining.job import pretrain
+from tests.channels import keys_of
 
 ARGUMENTS = {"embed_dim": 24, "depth": 2, "num_heads": 2, "patch_size": 8}
 
@@ -40,6 +41,25 @@ def test_features_are_those_of_timm(folder, size):
     with torch.no_grad():
         found, expected = encoder_of(folder, size)(x), theirs.eval()(x)
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("size", [64, 32])
+@pytest.mark.parametrize("channels", [1, 4, 12])
+def test_for_other_channels_they_are_adapted_as_by_timm(folder, size, channels, capsys):
+    """And the colours of RGB are not taken over."""
+    how = {"num_classes": 0, "img_size": size, "in_chans": channels}
+    theirs = timm.create_model("local-dir:hub", pretrained=True, **how).eval()
+    keys = [*keys_of(channels)[:3], "views=gray-small", "views.0.size=64"]
+    ours = encoder_of(folder, size, *keys, f"views.0.size={size}")
+    x = torch.rand(3, channels, size, size)
+    with torch.no_grad():
+        torch.testing.assert_close(ours(x), theirs(x), rtol=1e-5, atol=1e-5)
+    said = " ".join(capsys.readouterr().err.split())
+    shape = f"24x3x8x8 to 24x{channels}x8x8"
+    assert f"adapted from RGB: patch_embed.proj.weight from {shape}" in said
+    assert ("resampled: pos_embed" in said) == (size == 32)
+    free = compose("photos/simclr", [f"weights={folder}", keys[0], *keys[3:]])
+    assert free.origins.of("data.mean") == "default"
 
 
 def test_the_model_and_its_colours_are_taken_over(folder):

@@ -66,7 +66,7 @@ def test_the_size_of_the_largest():
         ("simcrl", None, "no such preset. Did you mean 'simclr'"),
         ([], None, "give at least one group"),
         ([{"sise": 3}], None, "Unknown key 'sise'"),
-        ("simclr", torch.rand(2, 3, 8, 8), r"expected uint8 \(B, 3, H, W\), found torch.float32"),
+        ("simclr", torch.rand(2, 3, 8, 8), r"uint16 \(B, 3, H, W\), found torch.float32"),
         ("simclr", torch.zeros(2, 8, 8, 3).byte(), r"found torch.uint8 \(2, 8, 8, 3\)"),
         ("simclr", [np.zeros((8, 8), np.uint8)], r"a list holds uint8 arrays of shape"),
     ],

@@ -4,12 +4,14 @@ import dataclasses
 import math
 import re
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from selfsight.batch import Normalization, SampleKey
+from selfsight.data.sources.arrays import Digits
 from selfsight.errors import UserError
 from selfsight.methods import METHODS, Method
 from selfsight.methods.ema import EMA, Center
@@ -18,32 +20,39 @@ from selfsight.methods.method import Batch
 from selfsight.methods.queue import Queue
 from selfsight.pretraining.config import compose
 from selfsight.views.make import make_views
+from tests.channels import KINDS, Bands, keys_of
 from tests.conftest import TinyEncoder, small_heads, tiny_vit
 
 
-def batch_of(name: str, n: int = 32, step: int = 0) -> Batch:
-    """Real digits through the method's own default views, at 16 px; small crops at 8 px."""
-    from selfsight.data.sources.arrays import Digits
+def batch_of(name: str, n: int = 32, step: int = 0, kind: tuple = (3, np.uint8)) -> Batch:
+    """Real digits through the method's own default views, at 16 px; small crops at 8 px.
 
-    source = Digits("train")
+    Args:
+        kind: the number of channels, and the type of a value.
+    """
+    channels, _ = kind
     index = torch.arange(n) + step * n
+    source = Digits("train") if kind == (3, np.uint8) else Bands("train", *kind)
     pixels = torch.stack([torch.from_numpy(source.read(int(i))).permute(2, 0, 1) for i in index])
     labels = torch.tensor([source.labels[int(i)] for i in index])
+    keys = [key for key in keys_of(channels) if not key.startswith("views")]
     groups = [
         group.model_copy(update={"size": 8 if group.count > 4 else 16})
-        for group in compose(None, [f"method.name={name}"]).config.views
+        for group in compose(None, [f"method.name={name}", *keys]).config.views
     ]
-    at = SampleKey(0, step, index)
-    return Batch(
-        make_views(pixels, groups, at, Normalization((0.3,) * 3, (0.4,) * 3)), labels, at, step
+    at, normalization = (
+        SampleKey(0, step, index),
+        Normalization((0.3,) * channels, (0.4,) * channels),
     )
+    return Batch(make_views(pixels, groups, at, normalization), labels, at, step)
 
 
-def build(name: str, **keys) -> Method:
+def build(name: str, kind: tuple = (3, np.uint8), **keys) -> Method:
     """The method with small heads around a tiny encoder of the kind that it needs."""
     torch.manual_seed(0)
     cls = METHODS[name]
-    encoder = tiny_vit() if "ViT" in cls.needs else TinyEncoder()
+    channels = kind[0]
+    encoder = tiny_vit(16, channels) if "ViT" in cls.needs else TinyEncoder(channels)
     return cls(encoder, cls.Config(**{**small_heads(name), **keys})).train()
 
 
@@ -76,6 +85,19 @@ def test_gradients_reach_all_that_is_trained_and_nothing_else(name):
             assert parameter.grad.abs().max() > 0, key
         else:
             assert parameter.grad is None, key
+
+
+@every_method
+def test_every_method_learns_from_other_channels(name):
+    """Through its own views, or what they are for these channels."""
+    kind = KINDS[list(METHODS).index(name) % len(KINDS)]
+    method = build(name, kind)
+    loss = method(batch_of(name, 16, kind=kind)).loss
+    loss.backward()
+    assert math.isfinite(loss.item())
+    first = next(p for p in method.backbone.parameters() if p.ndim == 4)
+    assert first.shape[1] == kind[0]
+    assert first.grad.abs().sum() > 0
 
 
 def train(

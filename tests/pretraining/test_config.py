@@ -10,6 +10,7 @@ from selfsight.evaluate.protocols.config import KnnConfig, compose_cached, compo
 from selfsight.methods import METHODS
 from selfsight.pretraining.config import RunConfig, compose, json_schema
 from selfsight.pretraining.recipes import recipes
+from tests.channels import keys_of
 
 
 def problems(*overrides: str) -> list[str]:
@@ -156,6 +157,45 @@ def test_views_default_to_the_methods_preset():
     assert (len(small.views), small.views[0].size) == (2, 32)
     assert large.views[0].size == 224
     assert large.views[0].blur == 1.0
+
+
+@pytest.mark.parametrize(
+    ("method", "channels", "counts", "preset"),
+    [
+        ("byol", 1, [1, 1], "gray, number and sizes of byol"),
+        ("byol", 12, [1, 1], "multispectral, number and sizes of byol"),
+        ("dino", 4, [1, 1, 8], "multispectral, number and sizes of dino"),
+        ("mae", 4, [1], "mae"),  # crop and flip need no colours
+        ("byol", 3, [1, 1], "byol"),
+    ],
+)
+def test_default_views_have_no_colours_where_images_have_none(method, channels, counts, preset):
+    found = compose(None, [f"method.name={method}", *keys_of(channels)[:3]])
+    views = found.config.views
+    assert [group.count for group in views] == counts
+    assert (views[-1].size, views[0].size) == (96 if method == "dino" else 224, 224)
+    assert views[0].crop_scale == ((0.4, 1.0) if method == "dino" else views[0].crop_scale)
+    assert found.origins.of("views.0.flip") == f"default (preset {preset})"
+    keys = [f"method.name={method}", *keys_of(channels)[:3], "views.0.size=[8, 24]"]
+    turned = [] if views[0].rotate90 == 0 else ["views.0.rotate90=0"]
+    changed = compose(None, [*keys, *turned]).config.views[0]
+    assert changed.sides == (8, 24)
+    assert changed.flip == views[0].flip
+    if turned:
+        with pytest.raises(UserError, match=r"rotate90=0\.75: only of square views"):
+            compose(None, keys)
+
+
+def test_views_that_need_colours_are_refused_for_other_images():
+    with pytest.raises(UserError) as error:
+        compose("digits/simclr", [*keys_of(4)[:3], "views=simclr"])
+    assert str(error.value) == (
+        "views.0.saturation=0.8: needs red, green and blue, and the images have data.channels=4; "
+        "set views=multispectral, or views.0.saturation=0"
+    )
+    gray = compose("digits/simclr", keys_of(1)[:3]).config  # the preset of digits has none
+    assert gray.views == compose("digits/simclr").config.views
+    assert gray.fingerprint() != compose("digits/simclr").config.fingerprint()
 
 
 def test_a_file_may_not_be_based_on_what_is_no_recipe(tmp_path):

@@ -6,6 +6,7 @@ import re
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -21,6 +22,7 @@ from selfsight.pretraining.build import build_method, with_hash, without_weights
 from selfsight.pretraining.config import RunConfig, compose, read_run_config
 from selfsight.train import engine
 from selfsight.train.log import read_metrics
+from tests.channels import images_of, keys_of
 from tests.conftest import TINY, heads, selfsight
 
 
@@ -192,6 +194,51 @@ def test_weights_of_another_size_are_resampled(tmp_path, capsys):
         }
         assert all(torch.equal(value, expected[name]) for name, value in state(built).items())
         assert built.pos_embed.requires_grad == (method == "simclr")
+
+
+@pytest.mark.parametrize("foreign", [False, True])
+@pytest.mark.parametrize("channels", [1, 4])
+def test_weights_of_rgb_are_adapted_to_other_channels(
+    first, tmp_path, channels, foreign, capsys, monkeypatch
+):
+    """A gray image is to the encoder of one channel what it is as RGB to that of three."""
+    rgb, where = load_encoder(first).backbone, str(first)
+    if foreign:
+        where = str(tmp_path / "theirs.pth")
+        torch.save(rgb.state_dict(), where)
+    images = images_of(channels, np.uint8)
+    monkeypatch.setattr(jobs, "training_images", lambda *_: images)
+    keys = [*keys_of(channels), f"weights={where}", "max_steps=1"]
+    config = config_of(tmp_path / "run", *keys)
+    built = build_method(config).backbone
+    said = " ".join(capsys.readouterr().err.split())
+    line = f"adapted from RGB: conv1.weight from 64x3x4x4 to 64x{channels}x4x4"
+    assert line in said
+    x = torch.rand(2, channels, 16, 16)
+    if channels == 1:
+        with torch.no_grad():
+            found, expected = built.eval()(x), rgb.eval()(x.expand(-1, 3, -1, -1))
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    else:  # in turn red, green, blue, red, of 3/4 of the strength
+        weight, given = built.conv1.weight, rgb.conv1.weight
+        assert torch.equal(weight, given[:, [0, 1, 2, 0]] * 3 / 4)
+    jobs.pretrain(config, quiet=True)
+    stored = json.loads((tmp_path / "run/encoder.json").read_text())
+    assert stored["pretrained_on"]["weights_changed"] == line
+    assert stored["channels"] == channels
+    untrained = open_target(tmp_path / "run", [], None).untrained.build()
+    assert untrained.conv1.weight.shape == built.conv1.weight.shape
+
+
+def test_an_evaluation_adapts_no_weights(first, tmp_path):
+    where = tmp_path / "theirs.pth"
+    torch.save(load_encoder(first).backbone.state_dict(), where)
+    keys = [key for key in TINY if key.startswith("backbone")] + keys_of(4)[:3]
+    with pytest.raises(
+        UserError, match=r"of other shape: conv1\.weight \(64, 3, 4, 4\), here \(64, 4"
+    ):
+        open_target(where, keys, None)
+    assert open_target(where, keys[:-3], None).encoder.channels == 3
 
 
 # All of another run's state -----------------------------------------------------------------------

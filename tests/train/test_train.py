@@ -26,6 +26,7 @@ from selfsight.train.checkpoint import Checkpoints, read_checkpoint
 from selfsight.train.log import read_metrics
 from selfsight.train.optim import OptimizerConfig, build_optimizer, parameter_groups
 from selfsight.train.precision import pick_device, pick_precision
+from tests.channels import KINDS, NAMES, images_of, keys_of
 from tests.conftest import TINY, heads
 from tests.processes import two_ranks
 
@@ -183,10 +184,24 @@ def weights(folder) -> str:
     return weights_hash(load_encoder(folder).backbone)
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_interrupted_equals_uninterrupted(tmp_path, method, monkeypatch):
+@pytest.mark.parametrize(
+    ("method", "kind"),
+    [
+        *((method, None) for method in METHODS),
+        *zip(("simclr", "mae", "moco_v2", "simmim", "byol", "ijepa"), KINDS, strict=True),
+    ],
+    ids=[*METHODS, *NAMES],
+)
+def test_interrupted_equals_uninterrupted(tmp_path, method, kind, monkeypatch):
     """Stopped by SIGTERM after every single step, and continued: the same bytes at the end."""
-    keys = ["max_steps=4", "checkpoint={every_epochs: 0}", "backbone.drop_path=0.2"]
+    keys, steps = ["checkpoint={every_epochs: 0}", "backbone.drop_path=0.2"], 4
+    if kind is not None:
+        steps = 2
+        keys += [*keys_of(kind[0]), "views.0.noise=0.05"]
+        if "views.0.count=1" in heads(method):
+            keys += ["views.0.count=1", "views.0.size=[16, 8]", "views.0.rotate90=0"]
+        monkeypatch.setattr(jobs, "training_images", lambda *_: images_of(*kind))
+    keys.append(f"max_steps={steps}")
     jobs.pretrain(config_of(tmp_path / "whole", *keys, method=method), quiet=True)
 
     after = session.Session.after
@@ -197,8 +212,8 @@ def test_interrupted_equals_uninterrupted(tmp_path, method, monkeypatch):
 
     monkeypatch.setattr(session.Session, "after", stop_each_time)
     config = config_of(tmp_path / "pieces", *keys, method=method)
-    for step in range(1, 4):
-        with pytest.raises(session.Interrupted, match=f"after step {step} of 4"):
+    for step in range(1, steps):
+        with pytest.raises(session.Interrupted, match=f"after step {step} of {steps}"):
             jobs.pretrain(config, quiet=True)
     jobs.pretrain(config, quiet=True)
     whole, pieces = (
@@ -209,7 +224,7 @@ def test_interrupted_equals_uninterrupted(tmp_path, method, monkeypatch):
     varying = ("seconds", "images_per_second")
     a, b = ([{k: v for k, v in r.items() if k not in varying} for r in rs] for rs in (a, b))
     assert a == b
-    assert [r["step"] for r in b] == list(range(1, 5))
+    assert [r["step"] for r in b] == list(range(1, steps + 1))
 
 
 def test_a_crash_between_checkpoints_repeats_the_same_steps(tmp_path, monkeypatch):

@@ -33,20 +33,24 @@ def assert_close(ours: torch.Tensor, theirs: list[torch.Tensor], tolerance: floa
     torch.testing.assert_close(ours, torch.stack(theirs), rtol=0, atol=tolerance)
 
 
-@pytest.mark.parametrize(("height", "width", "size"), [(40, 52, 32), (8, 8, 16), (90, 33, 24)])
-@pytest.mark.parametrize("kind", ["uint8", "float32"])
+@pytest.mark.parametrize(
+    ("height", "width", "size"), [(40, 52, 32), (8, 8, 16), (90, 33, 24), (40, 52, (48, 17))]
+)
+@pytest.mark.parametrize("kind", ["uint8", "uint16", "float32"])
 def test_resized_crop(height, width, size, kind):
     x = images(height, width)
-    if kind == "uint8":
-        x = (x * 255).round().to(torch.uint8)
+    white = {"uint8": 255, "uint16": 65535}.get(kind, 1)
+    if white > 1:
+        x = (x * white).round().to(getattr(torch, kind))
     u = randomness.uniform(0, 0, torch.arange(B), 0, augment.CROP_SLOTS)
     boxes = augment.crop_boxes(u, height, width, (0.08, 1.0), (0.75, 4 / 3))
     flip = torch.arange(B) % 2 == 0
     ours = augment.resized_crop(x, boxes, size, flip)
     theirs = []
     for image, box, mirrored in zip(x, boxes.tolist(), flip.tolist(), strict=True):
-        pixels = image.float() / 255 if kind == "uint8" else image
-        crop = F.resized_crop(pixels, *box, [size, size], antialias=True)
+        pixels = image.float() / white
+        sides = [size, size] if isinstance(size, int) else list(size)
+        crop = F.resized_crop(pixels, *box, sides, antialias=True)
         theirs.append(F.horizontal_flip(crop) if mirrored else crop)
     assert_close(ours, theirs, 2e-6)
 
@@ -86,15 +90,16 @@ def test_blur_wider_than_the_image_keeps_its_mean_level():
 
 
 @pytest.mark.parametrize("shear", [0.0, 1.0])
-def test_affine(shear):
-    x = images(32, 32)
+@pytest.mark.parametrize("sides", [(32, 32), (24, 40), (41, 20)])
+def test_affine(shear, sides):
+    x = images(*sides)
     angle, zoom = parameters(-30, 30), parameters(0.75, 1.25, seed=2)
     shift, tilt = parameters(-0.1, 0.1, 2, seed=3), shear * parameters(-20, 20, seed=4)
     theirs = [
         F.affine(
             x[i],
             float(angle[i]),
-            (shift[i] * 32).tolist(),
+            (shift[i] * torch.tensor(sides[::-1])).tolist(),
             float(zoom[i]),
             [float(tilt[i]), 0.0],
             InterpolationMode.BILINEAR,
@@ -107,6 +112,37 @@ def test_affine(shear):
 def test_normalize():
     x, mean, std = images(), (0.1, 0.2, 0.3), (0.4, 0.5, 0.6)
     torch.testing.assert_close(augment.normalize(x, mean, std), F.normalize(x, mean, std))
+    for channels in (1, 2, 12):
+        x = torch.rand(B, channels, 3, 4)
+        mean, std = (tuple(0.05 * (n + k) for n in range(channels)) for k in (1, 2))
+        torch.testing.assert_close(augment.normalize(x, mean, std), F.normalize(x, mean, std))
+        with pytest.raises(ValueError, match=f"{channels} channels, and 3 means"):
+            augment.normalize(x, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
+
+
+def test_gain_noise_and_turns():
+    x, factor, noise = images()[:, :, :, :40], parameters(0.5, 1.5, 3), torch.randn(B, 3, 40, 40)
+    naive = [
+        torch.stack([(c * f).clamp(0, 1) for c, f in zip(image, row, strict=True)])
+        for image, row in zip(x, factor, strict=True)
+    ]
+    assert_close(augment.gain(x, factor), naive, 0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch, "randn_like", lambda _: noise)
+        theirs = F.gaussian_noise(x, 0.0, 0.2)
+    torch.testing.assert_close(augment.add_noise(x, noise, 0.2), theirs, rtol=0, atol=1e-6)
+    turns = torch.arange(B) % 4
+    expected = [F.rotate(i, 90.0 * k) for i, k in zip(x, turns.tolist(), strict=True)]
+    assert_close(augment.rotate90(x.clone(), turns), expected, 0)
+
+
+@pytest.mark.parametrize("channels", [1, 4, 12])
+def test_luma_of_other_channels_is_their_mean(channels):
+    x = torch.rand(B, channels, 5, 6)
+    mean = torch.stack([x[:, c] for c in range(channels)]).sum(0)[:, None] / channels
+    torch.testing.assert_close(augment.luma(x.split(1, 1)), mean)
+    gray = torch.cat(augment.grayscale(x.split(1, 1)), 1)
+    torch.testing.assert_close(gray, mean.expand_as(x))
 
 
 @given(

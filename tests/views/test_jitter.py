@@ -104,3 +104,19 @@ def test_hue_of_gray_and_of_pure_colours(form):
     values = torch.tensor([NOTHING] * 12)
     values[:, HUE] = torch.linspace(-0.5, 0.5, 12)
     check(x, values, [ORDERS[0]] * 12)
+
+
+@pytest.mark.parametrize("channels", [1, 4, 12])
+def test_other_channels_have_brightness_and_contrast_in_either_order(form, channels):
+    """Contrast is about the mean of all values, since their luma is the mean of the channels."""
+    x = torch.rand(24, channels, 9, 11, generator=torch.Generator().manual_seed(0))
+    values = torch.rand(24, 4, generator=torch.Generator().manual_seed(1)) * 2
+    values[:, SATURATION], values[:, HUE] = 1.0, 0.0
+    expected = []
+    for image, row, order in zip(x, values.tolist(), ORDERS, strict=True):
+        for op in (op for op in order if op in (BRIGHTNESS, CONTRAST)):
+            shade = (1 - row[op]) * image.mean() if op == CONTRAST else 0.0
+            image = (row[op] * image + shade).clamp(0, 1)
+        expected.append(image)
+    found = jittered(x, values, ORDERS)
+    torch.testing.assert_close(found, torch.stack(expected), rtol=0, atol=1e-5)

@@ -6,6 +6,7 @@ for which a real one would make the host wait, raises.
 
 import shutil
 
+import numpy as np
 import pytest
 import torch
 from torch._dynamo.testing import CompileCounterWithBackend
@@ -19,7 +20,7 @@ from selfsight.config import validate
 from selfsight.views import make
 from selfsight.views.make import ViewSpec, finish_crops, make_views
 from selfsight.views.recipe import PRESETS, ViewGroup, preset
-from tests.views.test_views import EVERYTHING, FINETUNE, pictures
+from tests.views.test_views import BANDS, EVERYTHING, FINETUNE, WIDE, pictures
 
 PHOTOGRAPHS = sorted(name for name in PRESETS if not name.endswith("-small"))
 
@@ -59,8 +60,11 @@ def test_waiting_would_be_seen():
         torch.empty(2, device="cuda").sum().item()
 
 
-@pytest.mark.parametrize(("group", "crop"), [(EVERYTHING, True), (FINETUNE, False)])
-def test_a_view_is_one_graph_whatever_seed_epoch_and_view(group, crop, monkeypatch):
+@pytest.mark.parametrize(
+    ("group", "crop", "channels"),
+    [(EVERYTHING, True, 3), (FINETUNE, False, 3), (BANDS, True, 12), (WIDE, True, 4)],
+)
+def test_a_view_is_one_graph_whatever_seed_epoch_and_view(group, crop, channels, monkeypatch):
     """Traced as for a GPU, but run as it is: the numbers are those of the CPU's own way."""
     counter = CompileCounterWithBackend("eager")
     monkeypatch.setattr(
@@ -76,7 +80,9 @@ def test_a_view_is_one_graph_whatever_seed_epoch_and_view(group, crop, monkeypat
     def views(epoch: int, compile: bool) -> list[torch.Tensor]:
         at, size = SampleKey(3, epoch, torch.arange(16)), 24 if crop else group.size
         if crop:
-            return make_views(pictures(16, size), [group], at, Normalization(MEAN, STD), compile)
+            x, kind = pictures(16, size, channels), ((*MEAN,) * 4, (*STD,) * 4)
+            normalization = Normalization(*(numbers[:channels] for numbers in kind))
+            return make_views(x, [group], at, normalization, compile)
         flips = torch.arange(32).view(2, 16) % 3 == epoch
         return finish_crops(
             [pictures(16, size)] * 2, flips, [group], at, Normalization(MEAN, STD), compile
@@ -100,10 +106,15 @@ def test_a_view_on_a_gpu_is_a_handful_of_kernels(crop, most, products):
 
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs g++ on the CPU")
-def test_compiled_views_are_the_same():
-    at = SampleKey(0, 0, torch.arange(16))
-    group = EVERYTHING.model_copy(update={"count": 1})
-    (fused,) = make_views(pictures(16), [group], at, Normalization(MEAN, STD), True)
-    (plain,) = make_views(pictures(16), [group], at, Normalization(MEAN, STD), False)
+@pytest.mark.parametrize(
+    ("group", "channels", "kind"),
+    [(EVERYTHING, 3, np.uint8), (WIDE, 4, np.uint8), (BANDS, 1, np.uint16), (BANDS, 12, np.uint16)],
+)
+def test_compiled_views_are_the_same(group, channels, kind):
+    at, group = SampleKey(0, 0, torch.arange(16)), group.model_copy(update={"count": 1})
+    x, numbers = pictures(16, 20, channels, kind), ((*MEAN,) * 4, (*STD,) * 4)
+    normalization = Normalization(*(values[:channels] for values in numbers))
+    (fused,) = make_views(x, [group], at, normalization, True)
+    (plain,) = make_views(x, [group], at, normalization, False)
     torch.testing.assert_close(fused, plain, rtol=0, atol=5e-5)
     assert fused.is_contiguous(memory_format=torch.channels_last)

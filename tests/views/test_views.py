@@ -23,7 +23,8 @@ from selfsight.train.loader import ViewLoader
 from selfsight.views import make
 from selfsight.views.make import finish_crops, make_views
 from selfsight.views.ops import augment, randaugment
-from selfsight.views.recipe import PRESETS, ViewGroup, preset
+from selfsight.views.recipe import PRESETS, ViewGroup, check_channels, preset, preset_for
+from tests.channels import KINDS, NAMES, images_of
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.3, 0.4)
 EVERYTHING = ViewGroup(
@@ -32,51 +33,101 @@ EVERYTHING = ViewGroup(
     solarize=0.2,
 )  # fmt: skip
 
+# What images have that are not RGB, of a shape that is no square, and of one.
+WIDE = ViewGroup(
+    count=2, size=(12, 20), crop_ratio=(1, 2), flip=0.5, affine=0.5, rotation=20,
+    translation=0.1, shear=10, jitter=0.8, brightness=0.4, contrast=0.4, blur=0.5, solarize=0.2,
+    erase=0.5,
+)  # fmt: skip
+BANDS = ViewGroup(size=16, flip=0.5, rotate90=0.75, gain=0.4, noise=0.1, blur=0.5, erase=0.5)
+
 # Whole images, whose pixels are exact: RandAugment rounds to levels, where a last bit may decide.
 FINETUNE = ViewGroup(
     count=2, size=20, crop_scale=(1, 1), crop_ratio=(1, 1), flip=0.5, rand_augment=3, erase=0.5,
 )  # fmt: skip
 
 
-def pictures(n: int, size: int = 20) -> torch.Tensor:
+def pictures(n: int, size: int = 20, channels: int = 3, kind: type = np.uint8) -> torch.Tensor:
     generator = torch.Generator().manual_seed(0)
-    return torch.randint(0, 256, (n, 3, size, size), generator=generator).to(torch.uint8)
+    values = torch.randint(
+        0, np.iinfo(kind).max + 1, (n, channels, size, size), generator=generator
+    )
+    return torch.from_numpy(values.numpy().astype(kind))
 
 
-def views_of(rows: list[int], epoch: int = 0) -> list[torch.Tensor]:
-    at = SampleKey(0, epoch, torch.tensor(rows))
-    return make_views(pictures(64)[rows], [EVERYTHING, FINETUNE], at, Normalization(MEAN, STD))
+RGB = (3, np.uint8)
+every_kind = pytest.mark.parametrize("kind", [RGB, *KINDS], ids=["RGB", *NAMES])
 
 
-@given(st.lists(st.integers(0, 63), min_size=1, max_size=40), st.integers(0, 1000))
-@settings(max_examples=30, deadline=None)
-def test_same_view_whatever_batch_and_order(rows, epoch):
-    whole = views_of(list(range(64)), epoch)
-    part = views_of(rows, epoch)
+def views_of(rows: list[int], epoch: int = 0, kind: tuple[int, type] = RGB) -> list[torch.Tensor]:
+    at, groups = SampleKey(0, epoch, torch.tensor(rows)), [WIDE, BANDS]
+    mean, std = ([*MEAN] * 4)[: kind[0]], ([*STD] * 4)[: kind[0]]
+    if kind == RGB:
+        groups += [EVERYTHING, FINETUNE]
+    return make_views(pictures(64, 20, *kind)[rows], groups, at, Normalization(mean, std))
+
+
+@every_kind
+@given(rows=st.lists(st.integers(0, 63), min_size=1, max_size=40), epoch=st.integers(0, 1000))
+@settings(max_examples=10, deadline=None)
+def test_same_view_whatever_batch_and_order(kind, rows, epoch):
+    whole = views_of(list(range(64)), epoch, kind)
+    part = views_of(rows, epoch, kind)
     for a, b in zip(whole, part, strict=True):
         # A sum's order of terms, and so its last bit, may follow the batch's shape.
         torch.testing.assert_close(a[rows], b, rtol=0, atol=5e-5)
 
 
-def test_chunks_do_not_matter(monkeypatch):
-    whole = views_of(list(range(64)))
+@every_kind
+def test_chunks_do_not_matter(kind, monkeypatch):
+    whole = views_of(list(range(64)), kind=kind)
     monkeypatch.setattr(make, "CHUNK", 3 * 16 * 16 * 7)
-    for a, b in zip(whole, views_of(list(range(64))), strict=True):
+    for a, b in zip(whole, views_of(list(range(64)), kind=kind), strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=5e-5)
 
 
-def test_dense_path_of_other_devices_equals_the_cpus(monkeypatch):
-    sparse = views_of(list(range(64)))
+@every_kind
+def test_dense_path_of_other_devices_equals_the_cpus(kind, monkeypatch):
+    sparse = views_of(list(range(64)), kind=kind)
     monkeypatch.setattr(augment, "_PICK_ROWS_ON", set())
-    for a, b in zip(sparse, views_of(list(range(64))), strict=True):
+    for a, b in zip(sparse, views_of(list(range(64)), kind=kind), strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=5e-5)
+
+
+@pytest.mark.parametrize("channels", [1, 4, 12])
+def test_views_of_16_bits_are_those_of_8_where_the_values_are(channels):
+    """257 times an 8-bit value is the same brightness of 65535."""
+    deep = torch.from_numpy(pictures(64, 20, channels).numpy().astype(np.uint16) * 257)
+    at, groups = SampleKey(0, 0, torch.arange(64)), [WIDE, BANDS]
+    normalization = Normalization((0.5,) * channels, (0.3,) * channels)
+    pairs = (make_views(x, groups, at, normalization) for x in (pictures(64, 20, channels), deep))
+    for a, b in zip(*pairs, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=5e-5)
+
+
+@every_kind
+def test_two_ranks_make_the_views_of_one(kind, monkeypatch):
+    channels, value = kind
+    groups, normalization = [WIDE, BANDS], Normalization((0.5,) * channels, (0.3,) * channels)
+
+    def batches(world: int, rank: int) -> list[torch.Tensor]:
+        monkeypatch.setattr("selfsight.distributed.world_size", lambda: world)
+        monkeypatch.setattr("selfsight.distributed.rank", lambda: rank)
+        how = {"batch_size": 16, "seed": 3, "normalization": normalization}
+        loader = ViewLoader(images_of(channels, value), groups, **how)
+        return [batch.views for (batch,) in loader.steps(88, 91)]  # from one epoch to the next
+
+    for whole, *halves in zip(batches(1, 0), batches(2, 0), batches(2, 1), strict=True):
+        for view, *parts in zip(whole, *halves, strict=True):
+            torch.testing.assert_close(view, torch.cat(parts), rtol=0, atol=5e-5)
 
 
 def test_numbers_of_the_first_steps_are_the_ones_they_always_were():
     """New steps take new slots: a run of before resumes with the same views."""
     slots = make.Slot
     assert (slots.FLIP, slots.JITTER, slots.SOLARIZE) == (22, 29, 41)
-    assert (slots.ERASE, slots.ERASE_BOX, slots.RAND_AUGMENT, make.SLOTS) == (42, 43, 65, 85)
+    assert (slots.ERASE, slots.ERASE_BOX, slots.RAND_AUGMENT) == (42, 43, 65)
+    assert (slots.TURN, slots.QUARTERS, slots.GAIN, make.SLOTS) == (85, 86, 87, 119)
     u = SampleKey(1, 2, torch.arange(5)).uniform(3, make.SLOTS)[:, : make.Slot.SOLARIZE + 1]
     assert hashlib.sha256(u.numpy().tobytes()).hexdigest()[:16] == "d65ae6eb065958fd"
 
@@ -134,6 +185,7 @@ def test_crops_cut_while_decoding_get_the_same_colours():
         ("jitter", lambda before, after: bool((after - before).abs().max() > 1e-3)),
         ("affine", lambda before, after: bool((after - before).abs().max() > 1e-3)),
         ("erase", lambda before, after: bool((after - before).abs().max() > 1e-3)),
+        ("rotate90", lambda before, after: bool((after - before).abs().max() > 1e-3)),
     ],
 )
 def test_probability_is_the_rate(name, detect):
@@ -151,6 +203,48 @@ def test_probability_is_the_rate(name, detect):
     )
     hit = np.mean([detect(a, b) for a, b in zip(same, view, strict=True)])
     assert abs(hit - p) < 4 * (p * (1 - p) / n) ** 0.5
+
+
+def test_turns_are_exact_and_equally_likely():
+    group = ViewGroup(size=20, crop_scale=(1, 1), crop_ratio=(1, 1), rotate90=0.75)
+    x, at = pictures(2000, channels=2), SampleKey(0, 0, torch.arange(2000))
+    none, unit = Normalization((0, 0), (1, 1)), group.model_copy(update={"rotate90": 0.0})
+    (plain,), (turned,) = make_views(x, [unit], at, none), make_views(x, [group], at, none)
+    same = torch.stack(
+        [(turned == torch.rot90(plain, k, (2, 3))).flatten(1).all(1) for k in range(4)]
+    )
+    assert (same.sum(0) == 1).all()
+    counts = same.sum(1)
+    assert stats.chisquare(counts.numpy()).pvalue > 1e-3
+
+
+def test_every_channel_has_its_own_gain():
+    group = ViewGroup(size=20, crop_scale=(1, 1), crop_ratio=(1, 1), gain=0.4)
+    x, at = (pictures(500, channels=4) // 2).clamp(min=1), SampleKey(0, 0, torch.arange(500))
+    none, plain = Normalization((0,) * 4, (1,) * 4), group.model_copy(update={"gain": 0.0})
+    (before,), (after,) = make_views(x, [plain], at, none), make_views(x, [group], at, none)
+    factor = after / before  # (B, 4, H, W)
+    torch.testing.assert_close(factor, factor[..., :1, :1].expand_as(factor), rtol=1e-4, atol=0)
+    for one in factor[..., 0, 0].T:
+        assert stats.kstest((one.numpy() - 0.6) / 0.8, "uniform").pvalue > 1e-3
+    between = np.corrcoef(factor[..., 0, 0].T.numpy()) - np.eye(4)
+    assert np.abs(between).max() < 5 / 500**0.5
+
+
+def test_noise_is_normal_and_new_for_every_value():
+    group = ViewGroup(count=2, size=20, crop_scale=(1, 1), crop_ratio=(1, 1), noise=0.05, erase=1)
+    x, at = torch.full((100, 4, 20, 20), 128, dtype=torch.uint8), SampleKey(0, 0, torch.arange(100))
+    none = Normalization((0,) * 4, (1,) * 4)
+    one, two = make_views(x, [group.model_copy(update={"erase": 0.0})], at, none)
+    values = torch.stack([one, two]) - 128 / 255
+    assert stats.kstest(values[:, :5].flatten().numpy() / 0.05, "norm").pvalue > 1e-3
+    assert len(values.unique()) > 0.5 * values.numel()  # float32 has few values here
+    assert abs(np.corrcoef(one.flatten(), two.flatten())[0, 1]) < 5 / one.numel() ** 0.5
+    # no number is shared with the noise of erased boxes
+    (filled, _) = make_views(x, [group], at, none)
+    box = filled != one
+    together = np.corrcoef(filled[box], one[box])[0, 1]
+    assert abs(together) < 5 / int(box.sum()) ** 0.5
 
 
 def test_jitter_draws_every_order_equally():
@@ -292,10 +386,66 @@ def test_mistakes_are_named():
         validate(ViewGroup, {"erase_area": [0.5, 1.5]})
     with pytest.raises(UserError, match="erase_ratio"):
         validate(ViewGroup, {"erase_ratio": [3, 0.3]})
+    with pytest.raises(UserError, match=r"rotate90=0\.5: only of square views"):
+        validate(ViewGroup, {"size": [8, 16], "rotate90": 0.5})
     with pytest.raises(UserError, match="rand_augment=5"):
         validate(ViewGroup, {"rand_augment": 5})
     with pytest.raises(UserError, match="rand_magnitude=11"):
         validate(ViewGroup, {"rand_magnitude": 11})
+
+
+@pytest.mark.parametrize("size", [0, 5000, "wide", [3], [8, 0], [1, 2, 3]])
+def test_a_size_is_a_side_or_two(size):
+    with pytest.raises(UserError, match=r"^size=.*: give the side in pixels, or \[height, width\]"):
+        validate(ViewGroup, {"size": size})
+
+
+def test_two_equal_sides_are_one():
+    assert validate(ViewGroup, {"size": [8, 8]}) == ViewGroup(size=8)
+    assert validate(ViewGroup, {"size": [8, 16]}).tree()["size"] == [8, 16]
+    assert "rotate90" not in ViewGroup(size=8).identity()
+
+
+@pytest.mark.parametrize("channels", [1, 2, 4, 32])
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_preset_without_colours_for_every_method(name, channels):
+    groups, _ = preset_for(name, channels)
+    groups = [validate(ViewGroup, group) for group in groups]
+    check_channels(groups, channels)
+    usual = [validate(ViewGroup, group) for group in preset(name)]
+    for a, b in zip(groups, usual, strict=True):
+        assert (a.count, a.size, a.crop_scale) == (b.count, b.size, b.crop_scale)
+    if not any(group.needs_rgb for group in usual):
+        assert groups == usual
+    elif channels == 1:
+        assert all(group.jitter and not group.rotate90 for group in groups)
+    else:
+        assert all(group.rotate90 and group.gain for group in groups)
+    assert preset_for(name, 3) == (preset(name), name)
+
+
+@pytest.mark.parametrize(
+    ("keys", "named"),
+    [
+        ({"jitter": 0.8, "saturation": 0.4}, "saturation=0.4"),
+        ({"jitter": 0.8, "hue": 0.1}, "hue=0.1"),
+        ({"grayscale": 0.2}, "grayscale=0.2"),
+        ({"rand_augment": 2}, "rand_augment=2"),
+        ({"jitter": 0.8, "brightness": 0.4, "contrast": 0.4, "saturation": 0}, None),
+        ({"saturation": 0.4, "hue": 0.1, "gain": 0.1, "solarize": 0.5, "noise": 0.1}, None),
+    ],
+)
+def test_colours_need_rgb(keys, named):
+    groups = [ViewGroup(), ViewGroup(**keys)]
+    check_channels(groups, 3)
+    for channels, remedy in ((1, "gray"), (2, "multispectral"), (12, "multispectral")):
+        if named is None:
+            check_channels(groups, channels)
+            continue
+        with pytest.raises(
+            ValueError, match=rf"^views\.1\.{named}: .*set views={remedy}, or views\.1\."
+        ):
+            check_channels(groups, channels)
 
 
 def test_decoded_crops_are_mirrored_as_whole_images_are(tmp_path):

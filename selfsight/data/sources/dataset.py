@@ -57,6 +57,7 @@ class Dataset:
             )
         self._dataset, self._where = dataset, where
         self._channels, self._floats = keys.channels, keys.range is not None
+        self._usual = (1, 3) if keys.channels in (1, 3) else (keys.channels,)
         self._files = [blame.source_file(dataset)]  # once: looking it up takes longer than a read
         self._name = f"{where.removeprefix('data.source=')} {split}".strip()
         safe = getattr(dataset, "thread_safe", False)
@@ -100,14 +101,20 @@ class Dataset:
             if array.ndim in (2, 3) and array.dtype.kind in ("iuf" if self._floats else "iu"):
                 planes = isinstance(image, Tensor) and array.ndim == 3
                 array = array.transpose(1, 2, 0) if planes else as_image(array, self._channels)
+                if array.shape[2] not in self._usual:
+                    raise self._refused(i, found)
                 gray = array.dtype == np.uint8 and array.shape[2] == 1 and self._channels == 3
                 array = np.broadcast_to(array, (*array.shape[:2], 3)) if gray else array
                 return np.ascontiguousarray(array)
         if isinstance(image, str):
             found += f" ('{image}')"
-        raise UserError(
+        raise self._refused(i, found)
+
+    def _refused(self, i: int, found: str) -> UserError:
+        return UserError(
             f"{self._where}: item {i} is a {found}; return a PIL image, the bytes of an image file "
-            f"or pixels of whole numbers, before any transform (of floats, data.range=[0, 1])"
+            f"or pixels of whole numbers with data.channels={self._channels} channels, before any "
+            f"transform (of floats, data.range=[0, 1])"
         )
 
     def _check(self) -> None:

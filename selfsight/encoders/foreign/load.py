@@ -26,7 +26,7 @@ class Loaded:
             batch norm's counters of steps where the format lacks them.
         left_out: what was deliberately not used: part of the training -> number of tensors.
         heads: attention heads of a ViT, as built; a checkpoint does not contain their number.
-        resampled: what was made to fit another number of patches; "": nothing.
+        resampled: what was made to fit another number of patches or channels; "": nothing.
     """
 
     format: str
@@ -59,7 +59,8 @@ def load_foreign(
         backbone: a timm model without classifier, as `build_backbone` makes it.
         format: name in FORMATS; by default recognised from the keys.
         resample: make positions and patch embeddings of a ViT fit, if the file's are for another
-            number or size of patches. A frozen encoder is measured without it.
+            number or size of patches, and a first convolution of RGB, if the images have other
+            channels. A frozen encoder is measured without it.
     Raises: UserError if the file cannot be read, or is of no format, or of several that read it
         differently, or does not fit the encoder in full.
     """
@@ -91,8 +92,8 @@ def _choose(
         found = adapt(file, name, own)
         if resample_for is not None and found.shapes:
             made, found.resampled = resampled({**found.used, **found.shapes}, resample_for)
-            if found.resampled:
-                found.used, found.shapes = made, {}
+            found.used = {k: v for k, v in made.items() if v.shape == own[k].shape}
+            found.shapes = {k: v for k, v in made.items() if k not in found.used}
         way = (found.entry, frozenset(found.keys.items()))
         if way not in ways or found.problems < ways[way].problems:
             ways[way] = found

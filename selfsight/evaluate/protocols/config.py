@@ -6,15 +6,16 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from selfsight import config as layers
-from selfsight.config import Config, Tree, may_change, near
+from selfsight.config import Config, Tree, added, may_change, near
 from selfsight.data.config import DataConfig, with_source
 from selfsight.data.images import SMALL
-from selfsight.encoders.backbones import BackboneConfig
+from selfsight.encoders.backbones import BackboneConfig, ImageSize
+from selfsight.encoders.shown import Resize
 from selfsight.errors import UserError
 from selfsight.evaluate.classifiers import FineTuned, LinearHeads
 from selfsight.train.config import TrainConfig, with_names
 from selfsight.train.precision import Precision
-from selfsight.views.recipe import PRESETS, preset
+from selfsight.views.recipe import PRESETS, Size, preset, sides
 
 PROTOCOLS = Path(__file__).parent / "shipped"
 KINDS = {"heads": "linear-augmented", "finetuned": "finetune"}  # by the name of the method
@@ -50,7 +51,9 @@ class Evaluation(Config):
     untrained: bool = may_change(True)  # also measure the same network before its first step
     # for weights that another library wrote:
     backbone: BackboneConfig | None = None
-    image_size: int | None = Field(None, ge=1)  # side in pixels (default: the encoder's own)
+    image_size: Size | None = None  # side in pixels, or [height, width] (default: the encoder's)
+    # crop: the central part of an image; squash: all of it (default: evaluate.resize of the run)
+    resize: Resize | None = added(None)
     format: str | None = may_change(None)  # of the file (default: recognised by its keys)
 
 
@@ -93,7 +96,7 @@ def compose_cached(cls: type[Config], base: Tree, overrides: list[str]) -> Any:
 
 
 def compose_trained(
-    protocol: str, kind: str, base: Tree, image_size: int, overrides: list[str]
+    protocol: str, kind: str, base: Tree, image_size: ImageSize, overrides: list[str]
 ) -> TrainedConfig:
     """The configuration of a trained protocol.
 
@@ -109,7 +112,7 @@ def compose_trained(
     config = layers.validate(TrainedConfig, tree)
     if config.kind != kind:
         raise UserError(f"--protocol {protocol}: is a protocol for `selfsight {config.kind}`")
-    if config.views[0].size != size:
+    if config.views[0].sides != sides(size):
         raise UserError(
             f"views.0.size={config.views[0].size}: the test images have image_size={size}; "
             f"make them equal"
@@ -117,10 +120,10 @@ def compose_trained(
     return config
 
 
-def sized(name: str, size: int) -> list[Tree]:
+def sized(name: str, size: ImageSize) -> list[Tree]:
     """A preset at this size, in its small variant, if it has one, for small images."""
     small = f"{name}-small"
-    fits = small if size <= SMALL and small in PRESETS else name
+    fits = small if max(sides(size)) <= SMALL and small in PRESETS else name
     return [{**group, "size": size} for group in preset(fits)]
 
 
@@ -153,7 +156,7 @@ def _only(base: Tree, cls: type[Config]) -> Tree:
     return {k: v for k, v in base.items() if k in cls.model_fields}
 
 
-def _over(tree: Tree, overrides: list[str], size: int = 0) -> Tree:
+def _over(tree: Tree, overrides: list[str], size: ImageSize = 0) -> Tree:
     """The tree with overrides; the name of a preset becomes its views at this size."""
 
     def with_views(tree: Tree) -> Tree:

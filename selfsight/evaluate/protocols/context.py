@@ -10,7 +10,8 @@ import torch
 
 from selfsight import __version__, distributed
 from selfsight.config import flatten
-from selfsight.encoders.backbones import accepts
+from selfsight.encoders.backbones import ImageSize, accepts
+from selfsight.encoders.shown import Resize
 from selfsight.errors import UserError
 from selfsight.evaluate.protocols.config import Evaluation
 from selfsight.evaluate.protocols.results import VERSIONS, Result, store
@@ -36,9 +37,14 @@ class EvaluationContext:
     amp: bool
 
     @property
-    def size(self) -> int:
-        """Side in pixels of what the networks see."""
+    def size(self) -> ImageSize:
+        """Of what the networks see, in pixels."""
         return self.config.image_size or self.target.encoder.image_size
+
+    @property
+    def resize(self) -> Resize:
+        """How images are brought to this size."""
+        return self.config.resize or self.target.encoder.resize
 
     def result(
         self,
@@ -63,7 +69,7 @@ class EvaluationContext:
             VERSIONS[kind],
             evaluated,
             metrics,
-            {**self.target.settings, **settings},
+            {**self.target.settings, **self._shown(), **settings},
             self.config.seed,
             {name: round(value, 3) for name, value in cost.items()},
             weights_sha256,
@@ -71,6 +77,10 @@ class EvaluationContext:
             self.splits.overlap,
             __version__,
         )
+
+    def _shown(self) -> dict[str, Any]:
+        """What a record says of it, if it is not the usual crop."""
+        return {} if self.resize == "crop" else {"resize": self.resize}
 
     def keep(self, results: list[Result]) -> list[Result]:
         """Store them, by rank 0."""
@@ -93,7 +103,7 @@ def open_context(target: EvaluationTarget, config: Evaluation) -> Iterator[Evalu
         if target.loaded and distributed.rank() == 0:
             console.print(target.loaded, soft_wrap=True)
         distributed.by_all(
-            lambda: _check_size(target, config), lambda _: dict(flatten(config.identity()))
+            lambda: _check_shape(target, config), lambda _: dict(flatten(config.identity()))
         )
         splits = open_splits(config, target, device)
         # with the mean and the std that were measured, if they were
@@ -104,9 +114,15 @@ def open_context(target: EvaluationTarget, config: Evaluation) -> Iterator[Evalu
         distributed.teardown()
 
 
-def _check_size(target: EvaluationTarget, config: Evaluation) -> None:
-    """The encoder takes images of this size; transformers are built for one."""
-    own, size = target.encoder.image_size, config.image_size
-    if size not in (None, own) and not accepts(target.encoder.build(), size):
+def _check_shape(target: EvaluationTarget, config: Evaluation) -> None:
+    """The encoder takes images of these channels and of this size; transformers are built for
+    one."""
+    own, size, channels = target.encoder.image_size, config.image_size, target.encoder.channels
+    if config.data.channels != channels:
+        raise UserError(
+            f"data.channels={config.data.channels}: the encoder takes images with {channels}; "
+            f"leave it out"
+        )
+    if size not in (None, own) and not accepts(target.encoder.build(), size, channels):
         name = target.encoder.description["backbone"]["name"]
         raise UserError(f"image_size={size}: {name} was built for {own} pixels; leave it out")

@@ -3,6 +3,7 @@
 import functools
 import hashlib
 import json
+import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -35,6 +36,7 @@ from selfsight.files import (
 from selfsight.train.folder import package_version
 from selfsight.train.log import console, say
 from selfsight.train.precision import physical_memory
+from selfsight.views.recipe import sides
 
 BYTES_OF_PROBE = 40  # times the square of the number of features, see linear_probe
 PIXELS = 2**31  # bytes: raw pixels are compared if they need no more than this
@@ -142,7 +144,7 @@ def _compared(context: EvaluationContext) -> Iterator[_Features]:
     if context.config.untrained:
         yield _read(context, "untrained", context.target.untrained)
     train, test = context.splits.train, context.splits.test
-    width = 3 * context.size**2
+    width = context.config.data.channels * math.prod(sides(context.size))
     fits = 4 * width * (len(train) + len(test)) <= PIXELS
     needs, memory = BYTES_OF_PROBE * width**2, physical_memory()
     if isinstance(context.config, LinearConfig) and fits and needs > memory / 2:
@@ -164,11 +166,12 @@ def _compared(context: EvaluationContext) -> Iterator[_Features]:
 
 def _pixels(context: EvaluationContext, images: Images, digest: str) -> Tensor:
     """The raw pixels of a split, from the disk if they were resized to this size before."""
-    key = hashlib.sha256(f"{digest} {context.size} {images.in_memory}".encode()).hexdigest()[:16]
+    what = " ".join(map(str, [digest, context.size, images.in_memory, *_unusual(context)]))
+    key = hashlib.sha256(what.encode()).hexdigest()[:16]
     file = cache_beside(context.target.folder) / f"pixels-{key}.npy"
     if distributed.rank() == 0 and not _is_sound(file, images):
-        pixels = raw_pixels(images, context.size).cpu()
-        if images.tensor is None:  # photographs are resized to bytes
+        pixels = raw_pixels(images, context.size, context.resize).cpu()
+        if images.tensor is None and images.decode(0)[1].dtype == np.uint8:  # resized to bytes
             pixels = pixels.mul_(255).round_().byte()
         write_atomically(file, functools.partial(_save, pixels.numpy()))
         seal(file)
@@ -210,7 +213,7 @@ def _hash(context: EvaluationContext, network: Network) -> str:
     for it."""
     if network.tensors is not None:
         return network.weights_sha256()
-    keys = ("backbone", "image_size", "seed", "fixed_positions", "head_dim")
+    keys = ("backbone", "image_size", "seed", "fixed_positions", "head_dim", "channels")
     made_by = [package_version(name) for name in ("selfsight", "torch", "timm")]
     what = [*(network.description.get(key) for key in keys), *made_by]
     return _kept(context, "sha256", what, network.weights_sha256)
@@ -239,13 +242,19 @@ def _scale(context: EvaluationContext, built: Callable[[], nn.Module], sha: str)
     """What stored features are multiplied by: one number for both splits, or the test features
     would be standardised wrongly."""
     data, digest = context.config.data, context.splits.digests[0]
-    how = (context.size, data.normalization)
+    how = (context.size, data.normalization, context.amp, context.resize)
     return _kept(
         context,
         "scale",
-        [sha, digest, context.size, data.mean, data.std, context.amp],
-        lambda: scale_of(built(), context.splits.train, *how, amp=context.amp),
+        [sha, digest, context.size, data.mean, data.std, context.amp, *_unusual(context)],
+        lambda: scale_of(built(), context.splits.train, *how),
     )
+
+
+def _unusual(context: EvaluationContext) -> list[Any]:
+    """What else defines the pixels that the networks see, where it is not as it always was."""
+    channels, resize = context.config.data.channels, context.resize
+    return [channels, resize] if (channels, resize) != (3, "crop") else []
 
 
 def _file(context: EvaluationContext, what: list[Any], ending: str) -> Path:
@@ -264,11 +273,12 @@ def _cached(
 ) -> Tensor:
     data = context.config.data
     what = [sha, digest, context.size, data.mean, data.std, context.amp, scale, VERSIONS["knn"]]
-    file = _file(context, what, "npy")
+    file = _file(context, what + _unusual(context), "npy")
     first = distributed.rank() == 0
     if distributed.share(first and _is_sound(file, images)):
         return read_features(file)
     how = {"amp": context.amp, "file": file, "shared": True, "scale": scale}
+    how["resize"] = context.resize
     features = extract(built(), images, context.size, data.normalization, **how)
     if first:
         seal(file)

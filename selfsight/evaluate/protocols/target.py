@@ -30,6 +30,7 @@ from selfsight.encoders.foreign import load_foreign
 from selfsight.errors import UserError
 from selfsight.train.checkpoint import Checkpoints, read_checkpoint
 from selfsight.train.config import with_names
+from selfsight.views.recipe import Size
 
 CONFIGURATIONS = (".ini", ".yaml", ".yml")
 INHERITED = ("seed", "precision", "data")  # keys of the encoder's description
@@ -186,9 +187,10 @@ class _Foreign(layers.Config):
 
     model_config = ConfigDict(extra="ignore")
     backbone: BackboneConfig | None = None
-    image_size: int | None = None
+    image_size: Size | None = None
     format: str | None = None
     seed: int = 0
+    data: DataConfig = DataConfig()
 
 
 def _foreign(path: Path, overrides: list[str], folder: Path) -> EvaluationTarget:
@@ -200,7 +202,8 @@ def _foreign(path: Path, overrides: list[str], folder: Path) -> EvaluationTarget
             f"and, unless it is 224, image_size=..."
         )
     size = keys.image_size or 224
-    backbone = build_backbone(keys.backbone, size, keys.seed)
+    channels = keys.data.channels
+    backbone = build_backbone(keys.backbone, size, keys.seed, channels=channels)
     first = {name: value.clone() for name, value in backbone.state_dict().items()}
     loaded = load_foreign(path, backbone, keys.format)
     description = {
@@ -208,6 +211,7 @@ def _foreign(path: Path, overrides: list[str], folder: Path) -> EvaluationTarget
         "num_features": backbone.num_features,
         "backbone_features": backbone.num_features,
         "image_size": size,
+        "channels": channels,
         "seed": keys.seed,
         "data": {},
         "source": loaded.line(),

@@ -223,7 +223,7 @@ def test_classifier(
     if config.kind == "linear-augmented" and weights_hash(method.backbone) != before:
         raise UserError(f"'{folder}': the frozen encoder changed while its classifier was trained")
     method.to(device=context.device, memory_format=torch.channels_last)
-    how = (context.size, config.data.normalization, context.amp)
+    how = (context.size, config.data.normalization, context.amp, context.resize)
     chosen: dict[str, float] = {}
     if validation is not None:
         scores = [right.top1 for right in accuracy(method, validation, *how)]

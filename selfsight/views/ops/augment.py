@@ -1,15 +1,16 @@
 """Batched augmentations as pure functions, with one parameter per image.
 
-Images are (B, 3, H, W) float32 in [0, 1] unless said otherwise, on any device. Parameters are
+Images are (B, C, H, W) float32 in [0, 1] unless said otherwise, on any device. Parameters are
 tensors (B,), drawn in `views.make`. With equal parameters each op gives the result of the function
 of the same name in torchvision.transforms.v2.functional.
 
-Colour ops take `Planes`, three separate channels, so that a compiled view is one loop over pixels.
+Colour ops take `Planes`, separate channels, so that a compiled view is one loop over pixels.
 
 An op that applies only to some images takes a mask (B,). The CPU computes those images alone. Other
 devices compute all images and select, since picking rows would make the host wait for the device.
 """
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 
@@ -19,8 +20,9 @@ from torch import Tensor
 GRAY = (0.2989, 0.587, 0.114)  # the luma weights of ITU-R 601, as torchvision rounds them
 CROP_TRIES = 10  # of a random crop before it falls back to the centre, as in torchvision
 CROP_SLOTS = 2 * CROP_TRIES + 2  # uniform numbers for one crop
+WHITE = {torch.uint8: 255, torch.uint16: 65535}  # the value that is 1 in [0, 1]
 
-Planes = Sequence[Tensor]  # red, green and blue, each (B, 1, H, W)
+Planes = Sequence[Tensor]  # the channels, such as red, green and blue, each (B, 1, H, W)
 
 _PICK_ROWS_ON = {"cpu"}  # device types where an op computes only the images of its mask
 
@@ -55,6 +57,12 @@ def where_planes(
         return planes
     changed = op([p[rows] for p in planes], *(p[rows] for p in parameters))
     return [p.index_copy_(0, rows, c) for p, c in zip(planes, changed, strict=True)]
+
+
+def as_floats(pixels: Tensor) -> Tensor:
+    """(B, C, H, W) uint8 or uint16 -> float32 in [0, 1]."""
+    x = pixels.to(torch.float32, memory_format=torch.contiguous_format)
+    return x.div_(WHITE[pixels.dtype])
 
 
 # Geometry -----------------------------------------------------------------------------------------
@@ -126,22 +134,25 @@ def _resize_matrix(
     return weight / weight.sum(2, keepdim=True)
 
 
-def resized_crop(images: Tensor, boxes: Tensor, size: int, flip: Tensor | None = None) -> Tensor:
+def resized_crop(
+    images: Tensor, boxes: Tensor, size: int | Sequence[int], flip: Tensor | None = None
+) -> Tensor:
     """Crop, resize with antialiasing, and mirror, in two batched matrix products.
 
     Args:
-        images: (B, 3, H, W) uint8, or float in [0, 1].
+        images: (B, C, H, W) uint8 or uint16, or float in [0, 1].
         boxes: (B, 4) top, left, height, width in pixels, inside the image.
-        size: side of the square output in pixels.
+        size: side of the square output in pixels, or (h, w).
         flip: (B,) bool, the images to mirror left to right; None: no image.
-    Returns: (B, 3, size, size) float32 in [0, 1].
+    Returns: (B, C, h, w) float32 in [0, 1].
     """
     h, w = images.shape[2:]
+    down, across = (size, size) if isinstance(size, int) else size
     top, left, height, width = boxes.unbind(1)
-    rows = _resize_matrix(top, height, h, size, None)  # (B, s, H)
-    columns = _resize_matrix(left, width, w, size, flip)  # (B, s, W)
-    if images.dtype == torch.uint8:
-        rows = rows * (1 / 255)
+    rows = _resize_matrix(top, height, h, down, None)  # (B, h, H)
+    columns = _resize_matrix(left, width, w, across, flip)  # (B, w, W)
+    if images.dtype in WHITE:
+        rows = rows * (1 / WHITE[images.dtype])
     return _separable(images, rows, columns)
 
 
@@ -150,13 +161,24 @@ def _separable(x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
 
     Args:
         rows: (B, h, H). columns: (B, w, W).
-    Returns: (B, 3, h, w).
+    Returns: (B, C, h, w).
     """
     b, c, height, width = x.shape
-    x = x.transpose(1, 2).contiguous().float()  # (B, H, 3, W): one product for all channels
-    x = torch.bmm(x.view(b, -1, width), columns.transpose(1, 2))  # (B, H * 3, w)
-    x = torch.bmm(rows, x.view(b, height, -1))  # (B, h, 3 * w)
+    x = x.transpose(1, 2).contiguous().float()  # (B, H, C, W): one product for all channels
+    x = torch.bmm(x.view(b, -1, width), columns.transpose(1, 2))  # (B, H * C, w)
+    x = torch.bmm(rows, x.view(b, height, -1))  # (B, h, C * w)
     return x.view(b, rows.shape[1], c, -1).transpose(1, 2).contiguous()
+
+
+def rotate90(x: Tensor, turns: Tensor) -> Tensor:
+    """Turn square images counter-clockwise by 90 degrees, `turns` times; exact. May write into x.
+
+    Args:
+        turns: (B,) integers from 0 to 3.
+    """
+    for k in (1, 2, 3):
+        x = where(turns == k, functools.partial(torch.rot90, k=k, dims=(2, 3)), x)
+    return x
 
 
 def affine(x: Tensor, angle: Tensor, shift: Tensor, zoom: Tensor, shear: Tensor) -> Tensor:
@@ -164,7 +186,7 @@ def affine(x: Tensor, angle: Tensor, shift: Tensor, zoom: Tensor, shear: Tensor)
 
     Args:
         angle: (B,) degrees, clockwise.
-        shift: (B, 2) to the right and down, in fractions of the side.
+        shift: (B, 2) to the right and down, in fractions of width and height.
         zoom: (B,) factor, > 1 enlarges.
         shear: (B,) degrees, along x.
     """
@@ -173,6 +195,7 @@ def affine(x: Tensor, angle: Tensor, shift: Tensor, zoom: Tensor, shear: Tensor)
     right, down = (2 * shift).unbind(1)  # a side is 2 long
     # grid_sample needs the source of each output pixel: the inverse of rotation * shear * zoom.
     a, b, c, d = cos - tan * sin, sin + tan * cos, -sin, cos
+    b, c = b * (x.shape[2] / x.shape[3]), c * (x.shape[3] / x.shape[2])  # both sides are 2 long
     rows = [a, b, -a * right - b * down, c, d, -c * right - d * down]
     theta = torch.stack(rows, 1).view(-1, 2, 3)
     grid = torch.nn.functional.affine_grid(theta, list(x.shape), align_corners=False)
@@ -183,13 +206,15 @@ def affine(x: Tensor, angle: Tensor, shift: Tensor, zoom: Tensor, shear: Tensor)
 
 
 def luma(planes: Planes) -> Tensor:
-    """The brightness of each pixel, (B, 1, H, W)."""
+    """The brightness of each pixel, (B, 1, H, W); of other than three channels, their mean."""
+    if len(planes) != 3:
+        return torch.stack(tuple(planes)).mean(0)
     r, g, b = GRAY
     return torch.mul(planes[0], r).add_(planes[1], alpha=g).add_(planes[2], alpha=b)
 
 
 def join(planes: Planes) -> Tensor:
-    """Three planes (B, 1, H, W) -> (B, 3, H, W)."""
+    """C planes (B, 1, H, W) -> (B, C, H, W)."""
     if picks_rows(planes[0]):
         return torch.cat(planes, 1)
     # In the memory order that `_separable` needs. Not on the CPU, where copies of rows are slow.
@@ -197,8 +222,18 @@ def join(planes: Planes) -> Tensor:
 
 
 def grayscale(planes: Planes) -> Planes:
-    """Luma in all three channels."""
-    return [luma(planes)] * 3
+    """Luma in all channels."""
+    return [luma(planes)] * len(planes)
+
+
+def gain(x: Tensor, factor: Tensor) -> Tensor:
+    """clamp(factor * x), with a factor (B, C) for each channel."""
+    return (x * factor[:, :, None, None]).clamp_(0, 1)
+
+
+def add_noise(x: Tensor, numbers: Tensor, std: float) -> Tensor:
+    """clamp(x + std * numbers), numbers of the shape of x, standard normal."""
+    return x.add(numbers, alpha=std).clamp_(0, 1)
 
 
 def gaussian_blur(x: Tensor, sigma: Tensor, kernel: int) -> Tensor:
@@ -238,10 +273,16 @@ def solarize(x: Tensor, threshold: float) -> Tensor:
 
 
 def normalize(x: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
-    """(x - mean) / std per channel."""
-    channel = torch.arange(3, device=x.device).view(1, 3, 1, 1)
+    """(x - mean) / std per channel. Raises: ValueError for another number of channels."""
+    channels = x.shape[1]
+    if not channels == len(mean) == len(std):
+        raise ValueError(f"{channels} channels, and {len(mean)} means and {len(std)} deviations")
+    channel = torch.arange(channels, device=x.device).view(1, channels, 1, 1)
 
-    def constant(r: float, g: float, b: float) -> Tensor:  # made on x's device: no copy
-        return torch.where(channel == 0, r, torch.where(channel == 1, g, b))
+    def constant(values: tuple[float, ...]) -> Tensor | float:  # made on x's device: no copy
+        *others, found = values
+        for n, value in reversed(list(enumerate(others))):
+            found = torch.where(channel == n, value, found)
+        return found
 
-    return (x - constant(*mean)).div_(constant(*std))
+    return (x - constant(mean)).div_(constant(std))

@@ -24,7 +24,8 @@ def color_jitter(
     """Four adjustments of each image, each image in its own order.
 
     Brightness is clamp(factor * x), contrast clamp(factor * x + (1 - factor) * mean luma of the
-    image), saturation clamp(factor * x + (1 - factor) * luma of each pixel).
+    image), saturation clamp(factor * x + (1 - factor) * luma of each pixel). The luma of other than
+    three channels is their mean; their saturation is 1 and their hue 0.
 
     Args:
         brightness, contrast, saturation: (B,) factors.
@@ -107,6 +108,8 @@ def _turn_hue(planes: Planes, shift: Tensor) -> Planes:
     for blue, and v - c * clamp(2 - |h - 3|, 0, 1) for red: the closed form of the six cases of the
     usual conversion.
     """
+    if len(planes) != 3:
+        return planes
     r, g, b = planes
     value = torch.maximum(torch.maximum(r, g), b)
     chroma = value - torch.minimum(torch.minimum(r, g), b)

@@ -15,6 +15,7 @@ crop differs, a pixel midway between two levels may therefore be rounded up or d
 """
 
 import math
+from collections.abc import Sequence
 from enum import IntEnum
 from functools import partial
 
@@ -184,12 +185,19 @@ def _warp(x: Tensor, op: Tensor, amount: Tensor, fill: tuple[float, ...]) -> Ten
     across, down = of(Op.SHEAR_X, SHEAR), of(Op.SHEAR_Y, SHEAR)
     # The source of each output pixel in coordinates from -1 to 1, so the side has length 2.
     right, below = of(Op.TRANSLATE_X, 2 * SHIFT), of(Op.TRANSLATE_Y, 2 * SHIFT)
-    rows = [cos, across - sin, across + right], [down + sin, cos, down + below]
+    tall, wide = x.shape[2] / x.shape[3], x.shape[3] / x.shape[2]  # both sides have length 2
+    rows = (
+        [cos, (across - sin) * tall, across * tall + right],
+        [(down + sin) * wide, cos, down * wide + below],
+    )
     source = torch.stack([torch.stack(row, 1) for row in rows], 1)  # (B, 2, 3)
     grid = F.affine_grid(source, list(x.shape), align_corners=False)
     inside = (grid.abs() < 1).all(3)  # (B, s, s)
-    edge = 1 - 1 / x.shape[-1]  # the centre of the last pixel: nothing outside is mixed in
-    pixels = F.grid_sample(x, grid.clamp(-edge, edge), "bilinear", align_corners=False)
+    # the centre of the last pixel: nothing outside is mixed in
+    right, below = 1 - 1 / x.shape[3], 1 - 1 / x.shape[2]
+    columns, rows = (at.clamp(-e, e) for at, e in zip(grid.unbind(3), (right, below), strict=True))
+    near = torch.stack([columns, rows], 3)
+    pixels = F.grid_sample(x, near, "bilinear", align_corners=False)
     return torch.stack([torch.where(inside, pixels[:, c], f) for c, f in enumerate(fill)], 1)
 
 
@@ -197,31 +205,35 @@ def _warp(x: Tensor, op: Tensor, amount: Tensor, fill: tuple[float, ...]) -> Ten
 
 
 def erase_boxes(
-    u: Tensor, size: int, area: tuple[float, float], ratio: tuple[float, float]
+    u: Tensor,
+    size: int | Sequence[int],
+    area: tuple[float, float],
+    ratio: tuple[float, float],
 ) -> Tensor:
     """Boxes to erase: area uniform, log aspect ratio uniform, the first of ten draws that fits.
 
     Args:
         u: (B, augment.CROP_SLOTS) uniform numbers in [0, 1).
-        size: side of the image in pixels.
+        size: side of the image in pixels, or height and width.
         area: bounds of the box's area as a fraction of the image's. ratio: of width / height.
     Returns: (B, 4) int64: top, left, height, width; height and width 0 where no draw fits.
     """
-    return augment.crop_boxes(u, size, size, area, ratio, (0, 0))
+    height, width = (size, size) if isinstance(size, int) else size
+    return augment.crop_boxes(u, height, width, area, ratio, (0, 0))
 
 
 def erase(x: Tensor, boxes: Tensor, noise: Tensor) -> Tensor:
     """Replace the pixels in each image's box by noise.
 
     Args:
-        x: (B, 3, s, s), normalised.
+        x: (B, C, h, w), normalised.
         boxes: (B, 4) top, left, height, width in pixels.
-        noise: (B, 3, s, s) of mean 0 and variance 1, about those of normalised pixels.
+        noise: (B, C, h, w) of mean 0 and variance 1, about those of normalised pixels.
     """
     top, left, height, width = boxes[:, :, None].unbind(1)  # (B, 1)
-    place = torch.arange(x.shape[-1], device=x.device)
-    rows = (place >= top) & (place < top + height)  # (B, s)
-    columns = (place >= left) & (place < left + width)
+    row, column = (torch.arange(side, device=x.device) for side in x.shape[2:])
+    rows = (row >= top) & (row < top + height)  # (B, h)
+    columns = (column >= left) & (column < left + width)  # (B, w)
     return torch.where((rows[:, :, None] & columns[:, None])[:, None], noise, x)
 
 
