@@ -7,6 +7,7 @@ disk, is no fault of a file: it is waited for (see `Patience`).
 
 import contextlib
 import io
+import logging
 import struct
 import warnings
 
@@ -26,6 +27,7 @@ USUAL = Decoding()
 
 # Pillow warns of damaged metadata, which is ignored here, and of large images, which are refused.
 warnings.filterwarnings("ignore", module=r"PIL\b")
+logging.getLogger("PIL.TiffImagePlugin").setLevel(logging.CRITICAL)  # and of bands that it lacks
 
 
 def decode(source: Source, i: int, patience: Patience | None = None) -> np.ndarray:

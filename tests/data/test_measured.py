@@ -231,6 +231,7 @@ def test_check_says_what_the_pixels_are(tmp_path, command):
     root = tiffs(tmp_path / "bands", 6, 12, np.uint16)
     done = command("check", "bands", "data.channels=12", "data.bits=16", cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
+    assert "samples" not in done.stderr  # Pillow would say for each that it cannot read it
     config = DataConfig(path=str(root), channels=12, bits=16)
     found = settled(config, open_source(config, "train"))
     assert "pixels: 12 channels of 16 bits, uint16" in done.stdout
