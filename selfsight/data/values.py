@@ -54,8 +54,9 @@ def _levels(values: Values, how: Decoding) -> np.ndarray:
         levels = array
     else:
         step = (high - low + whole) / (top + 1)
-        levels = ((array.astype(np.float64) - low) // step).clip(0, top)
-    levels = levels.astype(np.uint8 if how.bits == 8 else np.uint16, copy=False)
+        levels = np.empty(array.shape, np.uint8 if how.bits == 8 else np.uint16)
+        for c in range(array.shape[2]):  # float64 of all channels would take much memory
+            levels[..., c] = ((array[..., c].astype(np.float64) - low) // step).clip(0, top)
     return top - levels if values.inverted else levels
 
 
