@@ -16,7 +16,7 @@ from selfsight.encoders.shown import shown_box
 from selfsight.errors import UserError
 from selfsight.evaluate.features import extract, plain_views
 from selfsight.evaluate.protocols import splits
-from selfsight.evaluate.protocols.config import KnnConfig
+from selfsight.evaluate.protocols.config import KnnConfig, sized
 from selfsight.pretraining import job as jobs
 from tests.channels import KINDS, Bands, images_of, keys_of, pixels_of
 from tests.conftest import TINY, heads
@@ -197,8 +197,11 @@ def test_an_evaluation_shows_what_the_run_showed(shaped, long):
     (found, *_) = selfsight.knn(shaped)
     assert found.metrics["k20"] == 1.0
     assert found.settings == {"resize": "squash"}
+    kept = set((shaped.path / "features").glob("*.npy"))
     (other, *_) = selfsight.knn(shaped, resize="crop")
     assert other.settings == {}
+    assert len(kept) == 4  # train and test, of the encoder and of the untrained one
+    assert len(set((shaped.path / "features").glob("*.npy")) - kept) == 4
     data = DataConfig(path=str(long), in_memory=False)
     images = Images(open_source(data, "test"), data, CPU)
     files = [images.source.name(n) for n in range(len(images))]
@@ -209,6 +212,13 @@ def test_an_evaluation_shows_what_the_run_showed(shaped, long):
         keys = ["max_steps=1", "batch_size=8", "untrained=false"]
         (result,) = measure(shaped, keys, quiet=True)
         assert result.settings["resize"] == "squash"
+
+
+def test_a_presets_crops_have_the_shape_of_the_size():
+    (square,), (wide,) = sized("supervised", 16), sized("supervised", (8, 24))
+    assert "crop_ratio" not in square
+    assert wide["crop_ratio"] == pytest.approx([2.25, 4.0])
+    assert {**wide, "size": 16} == {**square, "crop_ratio": wide["crop_ratio"]}
 
 
 def test_resize_of_an_evaluation_is_known_by_its_name():

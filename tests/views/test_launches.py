@@ -62,7 +62,7 @@ def test_waiting_would_be_seen():
 
 @pytest.mark.parametrize(
     ("group", "crop", "channels"),
-    [(EVERYTHING, True, 3), (FINETUNE, False, 3), (BANDS, True, 12), (WIDE, True, 4)],
+    [(EVERYTHING, True, 3), (FINETUNE, False, 3), (BANDS, True, 12)],
 )
 def test_a_view_is_one_graph_whatever_seed_epoch_and_view(group, crop, channels, monkeypatch):
     """Traced as for a GPU, but run as it is: the numbers are those of the CPU's own way."""

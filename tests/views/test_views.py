@@ -69,7 +69,7 @@ def views_of(rows: list[int], epoch: int = 0, kind: tuple[int, type] = RGB) -> l
 
 @every_kind
 @given(rows=st.lists(st.integers(0, 63), min_size=1, max_size=40), epoch=st.integers(0, 1000))
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=6, deadline=None)
 def test_same_view_whatever_batch_and_order(kind, rows, epoch):
     whole = views_of(list(range(64)), epoch, kind)
     part = views_of(rows, epoch, kind)
@@ -81,7 +81,7 @@ def test_same_view_whatever_batch_and_order(kind, rows, epoch):
 @every_kind
 def test_chunks_do_not_matter(kind, monkeypatch):
     whole = views_of(list(range(64)), kind=kind)
-    monkeypatch.setattr(make, "CHUNK", 3 * 16 * 16 * 7)
+    monkeypatch.setattr(make, "CHUNK", kind[0] * 16 * 16 * 7)
     for a, b in zip(whole, views_of(list(range(64)), kind=kind), strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=5e-5)
 

@@ -15,7 +15,7 @@ from selfsight.errors import UserError
 from selfsight.evaluate.classifiers import FineTuned, LinearHeads
 from selfsight.train.config import TrainConfig, with_names
 from selfsight.train.precision import Precision
-from selfsight.views.recipe import PRESETS, Size, preset, sides
+from selfsight.views.recipe import PRESETS, Size, ViewGroup, preset, sides
 
 PROTOCOLS = Path(__file__).parent / "shipped"
 KINDS = {"heads": "linear-augmented", "finetuned": "finetune"}  # by the name of the method
@@ -121,10 +121,16 @@ def compose_trained(
 
 
 def sized(name: str, size: ImageSize) -> list[Tree]:
-    """A preset at this size, in its small variant, if it has one, for small images."""
-    small = f"{name}-small"
-    fits = small if max(sides(size)) <= SMALL and small in PRESETS else name
-    return [{**group, "size": size} for group in preset(fits)]
+    """A preset at this size, in its small variant, if it has one, for small images; its crops have
+    the shape of the size."""
+    small, (height, width) = f"{name}-small", sides(size)
+    fits = small if max(height, width) <= SMALL and small in PRESETS else name
+    groups = [{**group, "size": size} for group in preset(fits)]
+    if height == width:
+        return groups
+    usual = ViewGroup.model_fields["crop_ratio"].default
+    shape = [[r * width / height for r in group.get("crop_ratio", usual)] for group in groups]
+    return [{**g, "crop_ratio": ratio} for g, ratio in zip(groups, shape, strict=True)]
 
 
 def protocol_file(protocol: str) -> Path:
