@@ -11,7 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from selfsight.batch import Normalization
+from selfsight.config import validate
 from selfsight.data import measure
+from selfsight.data.bad import BadImages
 from selfsight.data.check import check
 from selfsight.data.config import DataConfig
 from selfsight.data.crops import CropDecoder
@@ -19,6 +22,8 @@ from selfsight.data.images import Images, resize
 from selfsight.data.measure import mean_and_std, recorded, settled
 from selfsight.data.sources.open import open_source
 from selfsight.errors import UserError
+from selfsight.train.loader import ViewLoader
+from selfsight.views.recipe import ViewGroup
 from tests.conftest import TINY
 from tests.data.deep import as_tiff, bands
 
@@ -250,3 +255,49 @@ def test_check_tells_kinds_apart(tmp_path):
     (split,) = check(DataConfig(path=str(tmp_path)), lambda *_: None).splits
     assert split.kinds == {("uint8", 3): 1, ("uint16", 1): 1}
     assert (split.least, split.most) == (1, 4000)
+
+
+# Batches ------------------------------------------------------------------------------------------
+
+
+def loader_of(root, channels: int, kind: type, **keys) -> ViewLoader:
+    bits = 8 * np.dtype(kind).itemsize
+    config = DataConfig(path=str(root), channels=channels, bits=bits, max_bad=0.2, **keys)
+    source = open_source(config, "train")
+    images = Images(source, config, CPU, BadImages(None, len(source), config.max_bad))
+    group = {"size": 8, "flip": 0.5, "crop_scale": [0.3, 1.0], "blur": 0.5, "count": 2}
+    how = Normalization((0.5,) * channels, (0.25,) * channels)
+    return ViewLoader(images, [validate(ViewGroup, group)], batch_size=6, seed=3, normalization=how)
+
+
+def batches(loader: ViewLoader, start: int, stop: int) -> list[torch.Tensor]:
+    return [torch.stack(parts[0].views) for parts in loader.steps(start, stop)]
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.uint16])
+@pytest.mark.parametrize("channels", [1, 4, 12])
+def test_batches_depend_on_no_start_and_no_workers(tmp_path, channels, kind):
+    for n in range(20):
+        (tmp_path / f"{n:02}.tif").write_bytes(as_tiff(bands(channels, kind, n)))
+    whole = batches(loader_of(tmp_path, channels, kind, in_memory=False, workers=1), 0, 6)
+    assert whole[0].shape == (2, 6, channels, 8, 8)
+    late = batches(loader_of(tmp_path, channels, kind, in_memory=False, workers=3), 4, 6)
+    assert all(torch.equal(a, b) for a, b in zip(whole[4:], late, strict=True))
+    kept = batches(loader_of(tmp_path, channels, kind), 0, 6)
+    late = batches(loader_of(tmp_path, channels, kind), 4, 6)
+    assert all(torch.equal(a, b) for a, b in zip(kept[4:], late, strict=True))
+    step = 4 / np.iinfo(kind).max  # of a level after the normalisation
+    assert max((a - b).abs().max() for a, b in zip(whole, kept, strict=True)) < 1.05 * step + 1e-4
+
+
+def test_damaged_files_and_other_channels_are_replaced(tmp_path):
+    for n in range(20):
+        content = as_tiff(bands(11 if n == 4 else 12, np.uint16, n))
+        (tmp_path / f"{n:02}.tif").write_bytes(content[:-900] if n == 9 else content)
+    found = loader_of(tmp_path, 12, np.uint16, in_memory=False)
+    for _ in found.steps(0, 6):
+        pass
+    assert sorted(found.images.broken()) == [4, 9]
+    assert "has 11 channels" in found.images.broken()[4]
+    assert "truncated" in found.images.broken()[9]
+    assert np.array_equal(found.images.decode(4)[1], bands(12, np.uint16, 5))
