@@ -57,12 +57,16 @@ def keeps_high_bytes(how: Decoding) -> bool:
     return how.bits == 8 and (how.range is None or how.strict)
 
 
+class MissingLibrary(ValueError):
+    """A file needs an optional library."""
+
+
 def library(name: str, extra: str) -> Any:
-    """An optional library. Raises: ValueError that says what to install."""
+    """An optional library. Raises: MissingLibrary that says what to install."""
     try:
         return importlib.import_module(name)
     except ImportError:
-        raise ValueError(f"needs {name}: pip install 'selfsight[{extra}]'") from None
+        raise MissingLibrary(f"needs {name}: pip install 'selfsight[{extra}]'") from None
 
 
 # Several files of one image -----------------------------------------------------------------------

@@ -1,13 +1,25 @@
 """The range of values in images of more than 8 bits: of 12 bits stored in 16, say."""
 
+import contextlib
 import io
+from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from selfsight.data.decode import JPEG, USUAL, stored
-from selfsight.data.formats import BANDS, BITS, DEEP, DICOM, NPY, PNG, PREAMBLE, TIFF
+from selfsight.data.formats import (
+    BANDS,
+    BITS,
+    DEEP,
+    DICOM,
+    NPY,
+    PNG,
+    PREAMBLE,
+    TIFF,
+    MissingLibrary,
+)
 from selfsight.data.source import Decoding, Source
 from selfsight.data.values import Values
 from selfsight.errors import UserError
@@ -39,32 +51,50 @@ class Survey(NamedTuple):
     kind: np.dtype
 
 
+class _Pool:
+    """Gathers the values of images for a survey."""
+
+    def __init__(self) -> None:
+        self._ends: list[float] = []
+        self._some: list[np.ndarray] = []
+        self._kinds: set[np.dtype] = set()
+
+    def add(self, array: np.ndarray) -> None:
+        """Values (H, W, C)."""
+        self._kinds.add(array.dtype)
+        pixels = array.reshape(-1, array.shape[-1])
+        part = pixels[:: max(1, pixels.size // VALUES)].ravel()
+        if array.dtype.kind == "f":
+            pixels, part = pixels[np.isfinite(pixels)], part[np.isfinite(part)]
+        if part.size:
+            self._ends += [pixels.min(), pixels.max()]
+            self._some.append(part)
+
+    def survey(self) -> Survey | None:
+        if not self._ends:
+            return None
+        low, high = np.percentile(np.concatenate(self._some), USED).tolist()
+        return Survey(min(self._ends), max(self._ends), low, high, np.result_type(*self._kinds))
+
+
 def survey(
-    source: Source, how: Decoding = USUAL, count: int = SAMPLE, floats: bool = True
-) -> Survey | None:
-    """Look at some images; None if none of them has more than 8 bits.
+    source: Source, *hows: Decoding, count: int = SAMPLE, floats: bool = True
+) -> list[Survey | None]:
+    """Look at some images, each once; for each decoding the values of more than 8 bits in those
+    images where no decoding before it gave any, or None if there are none.
 
     Args:
         floats: also at images whose values are floating-point numbers.
     """
-    ends, some, kinds = [], [], set()
+    pools = [_Pool() for _ in hows]
     for i in sorted({round(place) for place in np.linspace(0, len(source) - 1, count)}):
-        for array, window, _ in _looked_at(source, i, how):
+        place, found = _looked_at(source, i, hows)
+        how = hows[place]
+        for array, window, _ in found:
             shows_itself = window is not None and (how.range is None or how.strict)
-            if shows_itself or array.dtype.kind not in ("iuf" if floats else "iu"):
-                continue
-            kinds.add(array.dtype)
-            pixels = array.reshape(-1, array.shape[-1])
-            part = pixels[:: max(1, pixels.size // VALUES)].ravel()
-            if array.dtype.kind == "f":
-                pixels, part = pixels[np.isfinite(pixels)], part[np.isfinite(part)]
-            if part.size:
-                ends += [pixels.min(), pixels.max()]
-                some.append(part)
-    if not ends:
-        return None
-    low, high = np.percentile(np.concatenate(some), USED).tolist()
-    return Survey(min(ends), max(ends), low, high, np.result_type(*kinds))
+            if not shows_itself and array.dtype.kind in ("iuf" if floats else "iu"):
+                pools[place].add(array)
+    return [pool.survey() for pool in pools]
 
 
 def found_range(source: Source) -> tuple[int, int] | None:
@@ -72,7 +102,7 @@ def found_range(source: Source) -> tuple[int, int] | None:
 
     Of 12 bits stored in 16 (0, 4095), of signed values (-2^k, 2^k - 1).
     """
-    found = survey(source, floats=False)
+    (found,) = survey(source, USUAL, floats=False)
     return None if found is None else _by_bits(found)
 
 
@@ -92,16 +122,17 @@ def choose_range(asked: Asked, source: Source, how: Decoding) -> tuple[Range | N
     Raises: UserError for a range that images have none of.
     """
     if asked is None:
-        found = survey(source, how, floats=False)
-        if found is None:  # colours of 16 bits, of which the high bytes are used
-            whole = how._replace(range=(0, 65535))
-            found = survey(source, whole, floats=False)
-            return None, [] if found is None else _few(found, whole, asked)
+        whole = how._replace(range=(0, 65535))
+        found, colours = survey(source, how, whole, floats=False)
+        # of colours of 16 bits the high bytes are used
+        about = [] if colours is None else _few(colours, whole, asked)
+        if found is None:
+            return None, about
         chosen = _by_bits(found)
         how = how._replace(range=chosen)
-        return chosen, [describe_range(chosen, how.bits), *_few(found, how, asked)]
+        return chosen, [describe_range(chosen, how.bits), *_few(found, how, asked), *about]
     probe = how._replace(range=(0, 65535) if isinstance(asked, str) else asked)
-    found = survey(source, probe, SAMPLE_AUTO if asked == "auto" else SAMPLE)
+    (found,) = survey(source, probe, count=SAMPLE_AUTO if asked == "auto" else SAMPLE)
     if isinstance(asked, tuple):
         return asked, [] if found is None else _few(found, probe, asked)
     if found is None:  # none of more than 8 bits: for those that may come
@@ -156,16 +187,22 @@ def _few(found: Survey, how: Decoding, asked: Asked) -> list[str]:
     ]
 
 
-def _looked_at(source: Source, i: int, how: Decoding) -> list[Values]:
-    """The values of image i, if they have more than 8 bits."""
+def _looked_at(source: Source, i: int, hows: Sequence[Decoding]) -> tuple[int, list[Values]]:
+    """The place of the first decoding that gives image i more than 8 bits, and the values."""
     if source.name(i).lower().endswith((".jpg", ".jpeg")):
-        return []
-    try:
-        return deep_values(source.read(i), how)
+        return 0, []
     # On damaged files decoders raise more kinds of exceptions than their documentation lists; such
     # an image is noted where it is used.
-    except Exception:
-        return []
+    with contextlib.suppress(Exception):
+        data = source.read(i)
+        for place, how in enumerate(hows):
+            try:
+                found = deep_values(data, how)
+            except MissingLibrary:  # what Pillow gives instead are the high bytes
+                found = [Values(v.array.astype(np.uint16) << 8) for v in stored(data, hows[0])]
+            if found:
+                return place, found
+    return 0, []
 
 
 def deep_values(data: bytes | np.ndarray, how: Decoding) -> list[Values]:

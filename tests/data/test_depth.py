@@ -2,6 +2,7 @@
 
 import io
 import json
+import sys
 from fractions import Fraction
 from pathlib import Path
 
@@ -241,6 +242,15 @@ def test_colours_of_16_bits(tmp_path, write):
     assert "use only 16 of 256 levels" in line
     assert "data.range=auto" in line
     assert not notes(open_source(DataConfig(path=str(tmp_path), range=(0, 4095)), "train"))
+
+
+def test_colours_of_12_bits_are_said_without_the_library_that_reads_them(tmp_path, monkeypatch):
+    for name in ("imagecodecs", "tifffile"):
+        monkeypatch.setitem(sys.modules, name, None)
+    for ending, content in (("png", png_of_16_bits), ("tif", as_tiff)):
+        (tmp_path / f"a.{ending}").write_bytes(content(bands(3, np.uint16) >> 4))
+    (line,) = notes(open_source(DataConfig(path=str(tmp_path)), "train"))
+    assert "use only 16 of 256 levels" in line or "use only 15 of 256 levels" in line
 
 
 def test_transparency_of_16_bits_becomes_white():
