@@ -1,17 +1,21 @@
 """`selfsight check`: read and decode every image of a source once, and report what is wrong."""
 
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from threading import Lock
 
 import numpy as np
 
 from selfsight import distributed
 from selfsight.data.config import DataConfig, several
 from selfsight.data.decode import decoded, read
+from selfsight.data.levels import deep_values
+from selfsight.data.measure import moments_of
 from selfsight.data.pack.read import DESCRIPTION, verify
 from selfsight.data.patience import Patience
-from selfsight.data.source import BadImage, Source, Watch, content_hash, made_from
+from selfsight.data.source import BadImage, Source, Watch, content_hash, decoding, made_from
 from selfsight.data.sources.kinds import folders_in
 from selfsight.data.sources.open import open_source, with_range
 
@@ -26,6 +30,9 @@ class Split:
         name: "train" or "test".
         sizes: (N, 2) height and width of each image in pixels; 0 of an undecodable one.
         contents: (N, 16) uint8, the content hash of each image; 0 of one that cannot be read.
+        kinds: (type of number, channels) -> how many images have such values.
+        least, most: of the values of all images, as they are stored; None without an image.
+        moments: of each image what `measure.moments_of` finds; None of a broken one.
         broken: (name, reason) of each image that cannot be read or decoded.
         twins: groups of indices of images that are equal byte for byte.
     """
@@ -34,8 +41,19 @@ class Split:
     source: Source
     sizes: np.ndarray
     contents: np.ndarray
+    kinds: Counter[tuple[str, int]] = field(default_factory=Counter)
+    least: float | None = None
+    most: float | None = None
+    moments: list[np.ndarray | None] = field(default_factory=list)
     broken: list[tuple[str, str]] = field(default_factory=list)
     twins: list[list[int]] = field(default_factory=list)
+
+    def add(self, values: np.ndarray) -> None:
+        """Count an image with these values (H, W, C)."""
+        self.kinds[values.dtype.name, values.shape[2]] += 1
+        ends = values.min().item(), values.max().item()
+        self.least = ends[0] if self.least is None else min(self.least, ends[0])
+        self.most = ends[1] if self.most is None else max(self.most, ends[1])
 
     def counts(self) -> list[tuple[str, int]]:
         """(name, number of images) of every class."""
@@ -93,6 +111,8 @@ def _check_split(
 ) -> Split:
     n = len(source)
     split = Split(name, source, np.zeros((n, 2), np.int32), np.zeros((n, 16), np.uint8))
+    split.moments, lock = [None] * n, Lock()
+    whole = decoding(source)._replace(range=(0, 65535), strict=False)  # so that all bits are read
 
     def block(start: int) -> list[tuple[str, str]]:
         broken = []
@@ -100,7 +120,11 @@ def _check_split(
             try:
                 data = read(source, i, patience)
                 split.contents[i] = np.frombuffer(content_hash(data), np.uint8)
-                split.sizes[i] = decoded(source, i, data, patience).shape[:2]
+                pixels = decoded(source, i, data, patience)
+                split.sizes[i], split.moments[i] = pixels.shape[:2], moments_of(pixels)
+                deep = deep_values(data, whole)
+                with lock:
+                    split.add(np.concatenate([v.array for v in deep], 2) if deep else pixels)
             except BadImage as error:
                 broken.append((error.name, error.reason))
         return broken

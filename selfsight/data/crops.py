@@ -6,7 +6,7 @@ together.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 
@@ -29,7 +29,7 @@ class PendingCrops:
     """A batch that threads are writing; its tensors may be read after `wait`.
 
     Attributes:
-        views: for each view (B, h, w, 3) uint8, not yet mirrored.
+        views: for each view (B, h, w, C) uint8 or uint16, not yet mirrored.
         flips: (V, B) bool, the crops to be mirrored, as drawn together with their boxes.
     """
 
@@ -50,11 +50,14 @@ class CropDecoder:
     """Makes batches of crops, one crop of each image for each view.
 
     Args:
-        sizes: of each view the height and width of its crops in pixels.
+        sizes: of each view the side of its crops in pixels, or height and width.
     """
 
-    def __init__(self, images: Images, sizes: list[tuple[int, int]]) -> None:
-        self._images, self._sizes = images, sizes
+    def __init__(self, images: Images, sizes: Sequence[int | Sequence[int]]) -> None:
+        keys = images.config
+        sides = [(size, size) if isinstance(size, int) else (*size,) for size in sizes]
+        self._images, self._shapes = images, [(*side, keys.channels) for side in sides]
+        self._type = torch.uint8 if keys.bits == 8 else torch.uint16
         self._spare: list[tuple[list[Tensor], Tensor]] = []  # tensors of batches to be reused
         self._pinned = images.device.type == "cuda"  # torch itself reuses pinned memory
 
@@ -83,8 +86,8 @@ class CropDecoder:
     def _batch(self, count: int) -> tuple[list[Tensor], Tensor]:
         if self._spare and self._spare[-1][1].shape[1] == count:
             return self._spare.pop()
-        shapes = [(count, *size, 3) for size in self._sizes]
-        views = [torch.empty(s, dtype=torch.uint8, pin_memory=self._pinned) for s in shapes]
+        shapes = [(count, *shape) for shape in self._shapes]
+        views = [torch.empty(s, dtype=self._type, pin_memory=self._pinned) for s in shapes]
         shape = len(views), count
         return views, torch.empty(shape, dtype=torch.bool, pin_memory=self._pinned)
 

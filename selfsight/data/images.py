@@ -1,4 +1,4 @@
-"""Decoded images: small ones are one uint8 tensor on the device, others are decoded on demand."""
+"""Decoded images: small ones are one tensor on the device, others are decoded on demand."""
 
 import copy
 from collections.abc import Iterable
@@ -28,7 +28,9 @@ class Images:
         bad: if given, undecodable images are recorded there and `decode` returns the next good
             image; if None, they raise BadImage.
         lazy: decode small images at the first use of `tensor`, not now.
+        config: without auto (see `measure.settled`) where the normalization is used.
     Attributes:
+        config: the keys of the data.
         labels: (N,) int64 on the device, or None.
         classes: names, or None.
         pool: threads that read and decode.
@@ -45,6 +47,7 @@ class Images:
         lazy: bool = False,
     ) -> None:
         self.source, self.classes, self.device = source, source.classes, device
+        self.config = config
         self.workers = config.workers or distributed.cores()
         self.patience = Patience.of(config)
         self.pool = ThreadPoolExecutor(self.workers, "decode")
@@ -60,7 +63,7 @@ class Images:
 
     @property
     def tensor(self) -> Tensor | None:
-        """(N, 3, H, W) uint8 on the device, or None if the images are decoded on demand."""
+        """(N, C, H, W) uint8 or uint16 on the device, or None if images are decoded on demand."""
         if not self._is_decoded:
             self._decode_all()
         return self._tensor
@@ -69,7 +72,7 @@ class Images:
         return len(self.source)
 
     def decode(self, i: int) -> tuple[int, np.ndarray]:
-        """Image i, or the next good one if i is undecodable: its index and (H, W, 3) uint8.
+        """Image i, or the next good one if i is undecodable: its index and (H, W, C) pixels.
 
         Raises: BadImage if it is undecodable and `bad` is None; UserError if there are more such
             images than data.max_bad allows.
@@ -126,7 +129,7 @@ class Images:
         self._is_decoded = True
 
     def _stacked(self) -> Tensor | None:
-        """All images as one (N, 3, H, W) tensor; None if they are large or differ in size."""
+        """All images as one (N, C, H, W) tensor; None if they are large or differ in size."""
         wanted = self.in_memory
         if wanted is False:
             return None
@@ -149,29 +152,36 @@ class Images:
 
 
 def cut(image: np.ndarray, box: list[int], size: int | tuple[int, int]) -> Tensor:
-    """One crop as `resize` makes it, but (3, size, size) uint8."""
+    """One crop as `resize` makes it, but (C, size, size)."""
     return torch.from_numpy(resize(image, box, size)).permute(2, 0, 1)
 
 
 def resize(image: np.ndarray, box: list[int], size: int | tuple[int, int]) -> np.ndarray:
-    """One crop of a decoded image, resized with antialiasing: (size, size, 3) uint8.
+    """One crop of a decoded image, resized with antialiasing: (size, size, C) of its type.
 
     Args:
-        image: (H, W, 3) uint8.
+        image: (H, W, C) uint8 or uint16; the latter is resized as float32 and rounded.
         box: top, left, height, width in pixels.
         size: of a square, or height and width.
     """
     top, left, height, width = box
     # Copied by NumPy: torch would use threads of its own, which compete with those of the pool.
     crop = np.ascontiguousarray(image[top : top + height, left : left + width])
+    deep, channels = crop.dtype == np.uint16, crop.shape[2]
+    sides = (size, size) if isinstance(size, int) else size
+    if deep:
+        # of one channel and one column, torch's antialiasing of floats does not resize the height
+        crop = np.repeat(crop, 2, 2) if channels == 1 and 1 in (width, sides[1]) else crop
+        crop = crop.astype(np.float32)
     resized = torch.nn.functional.interpolate(
         torch.from_numpy(crop)[None].permute(0, 3, 1, 2),  # so that torch sees channels last
-        (size, size) if isinstance(size, int) else size,
+        sides,
         mode="bilinear",
         antialias=True,
         align_corners=False,
     )
-    return resized[0].permute(1, 2, 0).numpy()
+    resized = resized[0].permute(1, 2, 0).numpy()[..., :channels]
+    return np.rint(resized).clip(0, 65535).astype(np.uint16) if deep else resized
 
 
 def evaluation_box(height: int, width: int) -> list[int]:

@@ -24,15 +24,25 @@ class Decoding(NamedTuple):
     """How image files become pixels.
 
     Attributes:
-        range: (lowest, highest) value of images with more than 8 bits, which become 0 and 255;
-            None: 0 and the largest that 16 bits allow.
+        range: (lowest, highest) value of images with more than 8 bits, which become the least and
+            the most; None: 0 and the largest that 16 bits allow.
         strict: values outside the range are an error, since the range was found in other images.
         max_pixels: of an image; a larger one is refused.
+        channels: of an image: 1 (gray), 3 (RGB) or others.
+        bits: of a value, 8 or 16.
     """
 
     range: tuple[float, float] | None = None
     strict: bool = False
     max_pixels: int = 89_478_485  # Pillow's limit against decompression bombs
+    channels: int = 3
+    bits: int = 8
+
+    def mark(self) -> str:
+        """A text that differs where the pixels of the same files do; empty of usual images."""
+        words = [] if self.range is None else [f"{self.range}"]
+        words += [f"{self.channels} channels"] if self.channels != 3 else []
+        return "".join(f" {word}" for word in [*words, *["16 bits"] * (self.bits == 16)])
 
 
 class Source(Protocol):
@@ -49,7 +59,8 @@ class Source(Protocol):
     def __len__(self) -> int: ...
 
     def read(self, i: int) -> bytes | np.ndarray:
-        """Encoded bytes, or uint8 pixels (H, W, 3) that must not be written to.
+        """Encoded bytes, or pixels (H, W, C) that must not be written to: uint8, or numbers of more
+        bits, which `decode` maps to the bits and channels that are asked for.
 
         Raises: OSError or BadImage if the image does not exist or cannot be read; Unreachable if
         many others cannot be read, either.
@@ -60,7 +71,7 @@ class Source(Protocol):
 
     # Optional: files(), the paths of all files that the source reads (see `stamp`); origins (see
     # `origins`); hashes, (N, 16) uint8, the content hash of each image, if no file is read for it;
-    # notes (see `notes`); decoding (see `decoding`).
+    # notes (see `notes`); decoding (see `decoding`); levels (see `levels`).
 
 
 class BadImage(UserError):
@@ -92,6 +103,12 @@ class ConcatSource:
         self._sources = sources
         self._ends = np.cumsum([len(source) for source in sources])
         self.notes = [note for source in sources for note in notes(source)]
+        self.levels = levels(sources[0])
+        if any(levels(source) != self.levels for source in sources):
+            raise UserError(
+                "data.path: some of these sources are packs of 16 bits and others are not; give "
+                "packs alone, or none of them"
+            )
         self.classes, self.labels = None, None
         if any(source.classes is not None for source in sources):
             self._join_labels()
@@ -141,7 +158,7 @@ class Subset:
     def __init__(self, source: Source, rows: np.ndarray) -> None:
         self._source, self._rows = source, rows
         self.classes, self.notes = source.classes, notes(source)
-        self.decoding = decoding(source)
+        self.decoding, self.levels = decoding(source), levels(source)
         self.labels = None if source.labels is None else source.labels[rows]
         known = origins(source)
         self.origins = None if known is None else known[rows]
@@ -172,6 +189,8 @@ def content_hash(data: bytes | np.ndarray) -> bytes:
         return hashlib.blake2b(data, digest_size=16).digest()
     pixels = hashlib.blake2b(np.ascontiguousarray(data), digest_size=16)
     pixels.update(str(data.shape).encode())
+    if data.dtype != np.uint8:
+        pixels.update(data.dtype.str.encode())
     return pixels.digest()
 
 
@@ -190,6 +209,12 @@ def notes(source: Source) -> list[str]:
 def decoding(source: Source) -> Decoding:
     """How the files of a source are decoded."""
     return getattr(source, "decoding", Decoding())
+
+
+def levels(source: Source) -> tuple[float, float] | None:
+    """(lowest, highest) of values that were mapped to all bits when they were stored, as in packs
+    of 16 bits: data.range is of other images."""
+    return getattr(source, "levels", None)
 
 
 def made_from(source: Source, contents: np.ndarray) -> np.ndarray:

@@ -10,9 +10,10 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from selfsight.data.decode import decode_bytes, to_rgb
+from selfsight.data.decode import decode_bytes, picture
 from selfsight.data.images import SMALL, cut
 from selfsight.data.source import BadImage, Decoding
+from selfsight.data.values import Values, shown
 from selfsight.encoders.artifact import encoder_file, read_network
 from selfsight.encoders.shown import shown_box
 from selfsight.errors import UserError
@@ -68,28 +69,18 @@ class Encoder(nn.Module):
         return torch.cat(found)
 
     def _pixels(self, image: Picture) -> np.ndarray:
-        """(H, W, C) uint8 or uint16. Raises: UserError for other channels than the encoder's."""
-        channels = self.description.get("channels", 3)
-        if isinstance(image, np.ndarray):
-            data = self.description.get("data", {})
-            deep = data.get("bits") == 16 and data.get("range") in (None, [0, 65535])
-            return _as_pixels(image, channels, np.uint16 if deep else np.uint8)
-        pixels = self._decoded(image)
-        if pixels.shape[2] != channels:
-            raise UserError(
-                f"embed: an image has {pixels.shape[2]} channels, those of the encoder {channels}; "
-                f"give arrays (H, W, {channels})"
-            )
-        return pixels
-
-    def _decoded(self, image: Picture) -> np.ndarray:
+        """(H, W, C) uint8 or uint16, as the images of the pretraining were decoded."""
         data = self.description.get("data", {})
-        how = Decoding(data.get("range") and tuple(data["range"]))
-        if isinstance(image, Image.Image):
-            try:
-                return np.array(to_rgb(image, how))
-            except ValueError as error:
-                raise UserError(f"embed: an image {error}") from None
+        found = data.get("range") and tuple(data["range"])
+        channels, bits = self.description.get("channels", 3), data.get("bits", 8)
+        how = Decoding(found, channels=channels, bits=bits)
+        try:
+            if isinstance(image, np.ndarray):
+                return _of_array(image, how)
+            if isinstance(image, Image.Image):
+                return picture(image, how)
+        except ValueError as error:
+            raise UserError(f"embed: an image {error}") from None
         if not isinstance(image, (str, Path)):
             raise UserError(
                 f"embed: takes paths, PIL images and uint8 arrays, found {type(image).__name__}; "
@@ -115,17 +106,21 @@ def load_encoder(where: str | Path) -> Encoder:
     return Encoder(network.build(), network.description)
 
 
-def _as_pixels(image: np.ndarray, channels: int, kind: type) -> np.ndarray:
+def _of_array(image: np.ndarray, how: Decoding) -> np.ndarray:
+    """The values of more than 8 bits need the range of the pretraining."""
     pixels = image[..., None] if image.ndim == 2 else image
-    usual = (1, 3) if channels == 3 else (channels,)
-    if pixels.dtype != kind or pixels.ndim != 3 or pixels.shape[2] not in usual:
-        shapes = "(H, W), (H, W, 1)" + (f" or (H, W, {channels})" if channels > 1 else "")
-        shapes = shapes if 1 in usual else f"(H, W, {channels})"
+    deep = how.bits == 16 or how.range is not None
+    kinds = ("iuf" if how.range else "iu") if deep else ""
+    usual = (1, 3) if how.channels == 3 else (how.channels,)
+    right = pixels.dtype == np.uint8 or pixels.dtype.kind in kinds
+    if not right or pixels.ndim != 3 or pixels.shape[2] not in usual:
+        shapes = "(H, W), (H, W, 1)" + (f" or (H, W, {how.channels})" if how.channels > 1 else "")
+        shapes = shapes if 1 in usual else f"(H, W, {how.channels})"
         raise UserError(
-            f"embed: an array must be {np.dtype(kind)} of shape {shapes}, found {image.dtype} "
-            f"{image.shape}; give several images as a list"
+            f"embed: an array must be {'uint8 or uint16' if deep else 'uint8'} of shape {shapes}, "
+            f"found {image.dtype} {image.shape}; give several images as a list"
         )
-    return np.ascontiguousarray(np.broadcast_to(pixels, (*pixels.shape[:2], channels)))
+    return np.ascontiguousarray(shown([Values(pixels)], how))
 
 
 def _evaluation_view(pixels: np.ndarray, description: dict[str, Any]) -> Tensor:

@@ -77,8 +77,7 @@ def fingerprints(images: Images, cache: Path | None = None) -> Fingerprints:
     source, known = images.source, cache and stamp(images.source)
     hashes, file = None, None
     if known:
-        how = decoding(source).range
-        what = f"{FORMAT} {images.in_memory} {known}" + ("" if how is None else f" {how}")
+        what = f"{FORMAT} {images.in_memory} {known}{decoding(source).mark()}"
         key = hashlib.sha256(what.encode()).hexdigest()
         file = cache / f"fingerprints-{key[:16]}.npz"
         hashes = load_index(file, _Hashes)

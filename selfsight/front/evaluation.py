@@ -208,6 +208,8 @@ def _of_module(
         base: dict[str, Any] = {"untrained": False}
         if about:
             base["data"] = {key: about[key] for key in ("channels", "mean", "std") if key in about}
+            how = {key: about["data"].get(key) for key in ("bits", "range")}
+            base["data"] |= {key: value for key, value in how.items() if value is not None}
         config = compose_cached(PROTOCOLS[protocol][0], base, overrides)
         if config.untrained:
             raise UserError("untrained=true: only a run knows its encoder before the first step")

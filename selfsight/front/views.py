@@ -46,8 +46,8 @@ class Views:
         *,
         size: int | None = None,
         seed: int = 0,
-        mean: Sequence[float] = DataConfig().mean,
-        std: Sequence[float] = DataConfig().std,
+        mean: Sequence[float] = DataConfig().normalization.mean,
+        std: Sequence[float] = DataConfig().normalization.std,
     ) -> None:
         groups = preset(recipe) if isinstance(recipe, str) else list(recipe)
         self.groups = [validate(ViewGroup, dict(group)) for group in groups]

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from selfsight import distributed, randomness
+from selfsight.data.images import Images
 from selfsight.encoders.artifact import INITIAL, is_ours, read_network
 from selfsight.encoders.backbones import ImageSize, build_backbone
 from selfsight.encoders.foreign import load_foreign
@@ -27,12 +28,12 @@ from selfsight.train.log import console
 from selfsight.views.recipe import ViewGroup, sides
 
 
-def build_method(config: RunConfig, images: int = 0) -> Method:
+def build_method(config: RunConfig, images: Images | None = None) -> Method:
     """The method with its encoder. All weights follow from the seed, except those of an encoder
     that starts from `weights`, and of a frozen teacher.
 
     Args:
-        images: that it is trained on.
+        images: that it is trained on, if they have been opened.
     Raises: UserError for views or an encoder that the method does not work with.
     """
     name = config.method.name
@@ -65,7 +66,7 @@ def check_start(config: RunConfig) -> None:
         )
 
 
-def _teacher(config: RunConfig, images: int) -> dict[str, Any]:
+def _teacher(config: RunConfig, images: Images | None) -> dict[str, Any]:
     """Further arguments of a method with a frozen teacher; {} for another."""
     needs, given = find_method(config.method.name).frozen_teacher, config.teacher.weights
     if given is None:
@@ -81,11 +82,12 @@ def _teacher(config: RunConfig, images: int) -> dict[str, Any]:
             f"or set method=distill"
         )
     size = image_size(config.views)
-    teacher, said = build_teacher(config.teacher, config.data, config.views, size, config.seed)
+    data = config.data if images is None else images.config  # with mean and std as measured
+    teacher, said = build_teacher(config.teacher, data, config.views, size, config.seed)
     sample = torch.zeros(1, config.data.channels, *sides(size))
-    if config.teacher.cache:
+    if config.teacher.cache and images is not None:
         views = sum(group.count for group in config.views)
-        check_cache(teacher, sample, images, views)
+        check_cache(teacher, sample, len(images), views)
     if said:
         _say(f"teacher.weights={given}: {said}")
     return {"teacher": teacher, "sample": sample}

@@ -24,7 +24,7 @@ def periodic_knn(config: RunConfig, images: Images, device: torch.device) -> Hoo
     cut = max(1, len(order) // 5)
     amp = pick_precision(config.precision, device) == "bf16"
 
-    data, size = config.data, image_size(config.views)
+    data, size = images.config, image_size(config.views)
 
     def measure(state: RunState) -> dict[str, float]:
         how = {"amp": amp, "resize": config.evaluate.resize}

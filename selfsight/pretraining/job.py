@@ -13,11 +13,8 @@ from torch import nn
 
 from selfsight import __version__, blame, distributed
 from selfsight.config import Config, flatten
-from selfsight.data.bad import BadImages
-from selfsight.data.identity import fingerprint
 from selfsight.data.images import Images
-from selfsight.data.source import cache_beside
-from selfsight.data.sources.open import open_source, with_range
+from selfsight.data.sources.open import with_range
 from selfsight.encoders.artifact import (
     BEST,
     DESCRIPTION,
@@ -44,6 +41,7 @@ from selfsight.pretraining.build import (
 )
 from selfsight.pretraining.check_knn import periodic_knn
 from selfsight.pretraining.config import RunConfig
+from selfsight.pretraining.images import training_images
 from selfsight.pretraining.own_parts import find_method, is_own, parts_of
 from selfsight.pretraining.said import announce, tell_bad
 from selfsight.train.engine import check_sync_batchnorm, fit
@@ -139,7 +137,7 @@ class Job:
             backbone or method.backbone,
             config.backbone,
             config.method.model_dump(mode="json"),
-            with_range(config.data, self.images.source),
+            with_range(self.images.config, self.images.source),
             image_size(config.views),
             config.seed,
             config.precision,
@@ -202,7 +200,7 @@ def assemble(
     images = images or training_images(config, device, Path(config.run) / BAD_IMAGES)
     loader = make_loader(config, images)
     _check_labels(config.method, images.classes)
-    method, probe = build_method(config, len(images)), None
+    method, probe = build_method(config, images), None
     check_part(config, method)
     check_optimizer(config.optimizer)
     if config.evaluate.probe and images.classes is not None:
@@ -258,17 +256,3 @@ def _check_labels(method: Config, classes: list[str] | None) -> None:
     expected, found = getattr(method, "classes", None), len(classes)
     if expected not in (None, found):
         raise UserError(f"method.classes={expected}: the data have {found}; set {found}")
-
-
-def training_images(
-    config: RunConfig, device: torch.device, bad_images: Path | None = None
-) -> Images:
-    """The images of the training split.
-
-    Args:
-        bad_images: the file that lists broken images; without it, a broken image is an error.
-    """
-    cache = cache_beside(config.run)
-    source = distributed.by_all(lambda: open_source(config.data, "train", cache), fingerprint)
-    bad = bad_images and BadImages(bad_images, len(source), config.data.max_bad)
-    return Images(source, config.data, device, bad)

@@ -4,9 +4,11 @@ from collections.abc import Callable
 from functools import partial
 from statistics import median
 
+import numpy as np
 from rich.box import HEAVY_HEAD
 
 from selfsight.data.check import Report, Split
+from selfsight.data.measure import normalization_of
 from selfsight.data.source import notes as notes_of
 from selfsight.evaluate.protocols.results import Result, notes
 from selfsight.pretraining.profile import Profile
@@ -97,6 +99,7 @@ def _print_split(split: Split, say: Callable[[str], None]) -> None:
     for name, side in (("height", whole[:, 0]), ("width", whole[:, 1])):
         if len(whole):
             say(f"  {name}: {side.min()} to {side.max()} pixels, median {median(side):.0f}")
+    _print_values(split, say)
     counts = split.counts()
     if counts:
         numbers = [count for _, count in counts]
@@ -110,6 +113,18 @@ def _print_split(split: Split, say: Callable[[str], None]) -> None:
     _print_list(say, [f"{name}: {reason}" for name, reason in split.broken], "broken")
     names = [" = ".join(map(split.source.name, group[:4])) for group in split.twins]
     _print_list(say, names, "groups of equal images")
+
+
+def _print_values(split: Split, say: Callable[[str], None]) -> None:
+    """What the pixels of a split are, and what training would normalise them with."""
+    for (kind, channels), count in split.kinds.most_common():
+        bits = 8 * np.dtype(kind).itemsize
+        some = "" if len(split.kinds) == 1 else f" ({count:,} images)"
+        say(f"  pixels: {channels} channel{'s'[: channels != 1]} of {bits} bits, {kind}{some}")
+    if split.kinds:
+        say(f"  values: {split.least:g} to {split.most:g}")
+        for name, values in normalization_of(split.moments)._asdict().items():
+            say(f"  data.{name}=[{', '.join(f'{value:g}' for value in values)}]")
 
 
 def _print_list(say: Callable[[str], None], lines: list[str], title: str) -> None:

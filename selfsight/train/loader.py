@@ -168,7 +168,7 @@ def make_loader(config: TrainConfig, images: Images) -> ViewLoader:
         config.views,
         batch_size=config.batch_size,
         seed=config.seed,
-        normalization=config.data.normalization,
+        normalization=images.config.normalization,
         parts=config.accumulate,
         compile=config.compile and "auto",
     )

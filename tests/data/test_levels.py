@@ -131,10 +131,18 @@ def tiff_of_four_bands(extra: int | None) -> bytes:
     return head + body + bytes(4) + struct.pack("<4H", 8, 8, 8, 8) + bands.tobytes()
 
 
-@pytest.mark.parametrize(("extra", "left"), [(None, 100), (0, 100), (2, 255)])
-def test_a_band_is_transparency_only_if_its_file_says_so(extra, left):
-    got = decode(Files(tiff_of_four_bands(extra)), 0)
-    assert got[0].tolist() == [[left] * 3, [100] * 3]
+def test_a_fourth_band_is_transparency_if_its_file_says_so():
+    got = decode(Files(tiff_of_four_bands(2)), 0)
+    assert got[0].tolist() == [[255] * 3, [100] * 3]
+
+
+@pytest.mark.parametrize("extra", [None, 0])
+def test_another_fourth_band_is_refused_or_read_never_blended(extra):
+    source = Files(tiff_of_four_bands(extra))
+    with pytest.raises(BadImage, match=r"has 4 channels, .*not transparency; .*data\.channels=4"):
+        decode(source, 0)
+    source.decoding = decoding(source)._replace(channels=4)
+    assert decode(source, 0)[0].tolist() == [[100, 100, 100, 0], [100, 100, 100, 255]]
 
 
 # Size ---------------------------------------------------------------------------------------------

@@ -700,7 +700,7 @@ def test_a_pack_with_a_wrong_file_is_refused(finished, file, damage):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"version": 2}, "a pack of version 2"),
+        ({"version": 3}, "a pack of version 3"),
         ({"kind": "png"}, "kind png"),
         ({"format": "zip"}, "not the description of a pack"),
         ({"count": "12"}, "damaged"),

@@ -35,7 +35,7 @@ def problems(*overrides: str) -> list[str]:
         ("views=[]", "views=[]: list should have at least 1 item"),
         ("epochs", "'epochs' is not key=value"),
         ("optimizer.lr=.nan", "optimizer.lr=nan: input should be a finite number"),
-        ("data.mean=[1, 2]", "data.mean=[1, 2]: 2 numbers for data.channels=3"),
+        ("data.mean=[1, 2]", "data.mean=[1, 2]: 2 numbers for data.channels=3; give 3"),
         ("data.mean=[124, 117, 104]", "data.mean=[124, 117, 104]: pixels are from 0 to 1"),
         ("data.std=[0.2, 0, 0.2]", "data.std=[0.2, 0, 0.2]: pixels, from 0 to 1, are div"),
         ("data.range=[3, 3]", "data.range=[3, 3]: give the lowest value"),

@@ -18,6 +18,7 @@ from selfsight.data.config import LOADING_KEYS, DataConfig
 from selfsight.data.decode import decoded, read
 from selfsight.data.pack.journal import RECORD, begun, is_complete
 from selfsight.data.pack.read import (
+    BANDS_VERSION,
     DESCRIPTION,
     FORMAT,
     FORMATS,
@@ -37,6 +38,7 @@ from selfsight.data.source import (
 from selfsight.errors import UserError
 from selfsight.files import Damaged, read_json, sealed, write_json
 
+USUAL = {"channels": 3, "bits": 8}  # of the images of a pack that does not say it
 PLAN, RECORDS = "plan.json", "records.bin"
 STAMP = "stamp"  # key of plan.json and of the cache: the state of the source's files
 BLOCK = 512  # images that are compared at a time
@@ -62,9 +64,17 @@ def make_plan(source: Source, split: str, data: DataConfig, config: PackConfig) 
     for i in range(len(source)):
         digest.update(os.fsencode(source.name(i)) + b"\0")
     which = {"mode": "json", "exclude": set(LOADING_KEYS), "exclude_defaults": True}
+    other = {k: v for k, v in (("channels", data.channels), ("bits", data.bits)) if v != USUAL[k]}
+    if not config.raw and not (data.channels in (1, 3) and data.bits == 8):
+        key = "bits=16" if data.bits == 16 else f"channels={data.channels}"
+        raise UserError(
+            f"data.{key}: a JPEG file holds 1 or 3 channels of 8 bits; add --raw, which stores "
+            f"pixels, or leave out data.{key.partition('=')[0]}"
+        )
     return {
         "format": FORMAT,
-        "version": VERSION,
+        "version": BANDS_VERSION if other else VERSION,
+        **other,
         "kind": config.kind,
         "size": config.size,
         "quality": None if config.raw else config.quality,

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from selfsight.data.source import ChangedImage, content_hash
+from selfsight.data.values import MOST_CHANNELS
 from selfsight.errors import UserError
 from selfsight.files import (
     Damaged,
@@ -29,6 +30,7 @@ from selfsight.files import (
 
 DESCRIPTION = "pack.json"
 FORMAT, VERSION = "selfsight-pack", 1
+BANDS_VERSION = 2  # of a pack whose images are not RGB of 8 bits: it says channels and bits
 FORMATS = (FORMAT, "tacit-pack")  # the second was written before the package was renamed
 BLOB = {"jpeg": "images.bin", "raw": "images.npy"}  # kind of a pack -> the file of its images
 LARGEST_DESCRIPTION = 2**26  # bytes of pack.json, which lists the names of all classes
@@ -42,6 +44,8 @@ class Pack:
     """One split of a pack, opened without reading its images.
 
     Attributes:
+        channels: of an image.
+        levels: (0, 65535) of a pack of 16 bits: its values fill them; else None.
         origins: (N, 16) uint8, the content hash of the image that each image was made from.
         hashes: (N, 16) uint8, the content hash of each image as it is stored here.
     Opening it compares all files but that of the images with their checksums; each image is
@@ -68,6 +72,9 @@ class Pack:
         _compare(folder, about)
         self._count = n = about["count"]
         self.classes, self.labels, self._kind = about["classes"], None, about["kind"]
+        self.channels = about.get("channels", 3)
+        self.levels = (0, 65535) if about.get("bits", 8) == 16 else None
+        self._type = np.uint8 if self.levels is None else np.uint16
         if self.classes is not None:
             self.labels = _Table(folder / "labels.npy", np.int64, (n,)).load()
             if self.labels.min() < 0 or self.labels.max() >= len(self.classes):
@@ -78,9 +85,10 @@ class Pack:
         self._last_name = int(_ascending(self._name_ends)[-1])
         self._names = _File(folder / "names.bin", self._last_name)
         if self._kind == "raw":
-            self._shape = (about["size"], about["size"], 3)
-            self._images = _Table(folder / BLOB["raw"], np.uint8, (n, *self._shape))
-            self._start, self._length = self._images.start, math.prod(self._shape)
+            self._shape = (about["size"], about["size"], self.channels)
+            self._images = _Table(folder / BLOB["raw"], self._type, (n, *self._shape))
+            self._start = self._images.start
+            self._length = math.prod(self._shape) * np.dtype(self._type).itemsize
         else:
             self._ends = _ascending(_Table(folder / "offsets.npy", np.uint64, (n + 1,)))
             self._images = _File(folder / BLOB["jpeg"], int(self._ends[-1]))
@@ -122,7 +130,7 @@ class Pack:
         if self._kind == "raw":
             data = self._images.read(self._length, self._start + i * self._length)
             if len(data) == self._length:
-                return np.frombuffer(data, np.uint8).reshape(self._shape)
+                return np.frombuffer(data, self._type).reshape(self._shape)
         else:
             start, end = self._ends[i : i + 2].tolist()
             data = self._images.read(end - start, start)
@@ -167,10 +175,11 @@ def read_description(folder: Path) -> dict[str, Any]:
         raise UserError(f"{where}: {DESCRIPTION} is not readable: {error.strerror}") from None
     if about.get("format") not in FORMATS:
         raise UserError(f"{where}: {DESCRIPTION} is not the description of a pack")
-    if about.get("version") != VERSION or about.get("kind") not in [*BLOB]:
+    if about.get("version") not in (VERSION, BANDS_VERSION) or about.get("kind") not in [*BLOB]:
         raise UserError(
             f"{where}: a pack of version {about.get('version')} and kind {about.get('kind')}; this "
-            f"Selfsight reads version {VERSION}, {' and '.join(BLOB)}. Update it, or pack again"
+            f"Selfsight reads versions {VERSION} and {BANDS_VERSION}, {' and '.join(BLOB)}. Update "
+            f"it, or pack again"
         )
     try:
         about = unsealed(about, file)
@@ -193,6 +202,8 @@ def _wrong(about: dict[str, Any]) -> str | None:
     counts = {"count": 1, "size": 1, "bad_images": 0}  # and the least that each may be
     good = {
         **{key: type(about.get(key)) is int and about[key] >= n for key, n in counts.items()},
+        "channels": about.get("channels", 3) in range(1, MOST_CHANNELS + 1),
+        "bits": about.get("bits", 8) in (8, 16),
         "classes": classes is None or (names and 0 < len(classes) == len(set(classes))),
         "checksums": isinstance(sums, dict) and sums.keys() == _small_files(about),
     }

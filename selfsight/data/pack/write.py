@@ -102,7 +102,7 @@ def _pack_split(
         state = check_journal(source, work, threads(data), watch)
         write_json(work / PLAN, sealed({**plan, STAMP: state}))
         bad = BadImages(work / BAD, len(source), data.max_bad)
-        header = _header(0, config.size) if config.raw else b""
+        header = _header(0, plan) if config.raw else b""
         with Journal(work / IMAGES, work / RECORDS, header) as journal:
             rows = range(journal.count, len(source))
             with contextlib.closing(_made(source, rows, config, data)) as images:
@@ -154,7 +154,10 @@ def _make(source: Source, i: int, config: PackConfig, patience: Patience) -> Mad
     else:
         small = np.ascontiguousarray(shrink(pixels, config.size))
         try:
-            stored = simplejpeg.encode_jpeg(small, config.quality, colorsubsampling="420")
+            colours = {"colorspace": "RGB", "colorsubsampling": "420"}
+            if small.shape[2] == 1:
+                colours = {"colorspace": "GRAY", "colorsubsampling": "Gray"}
+            stored = simplejpeg.encode_jpeg(small, config.quality, **colours)
         except ValueError as error:  # JPEG has sides of at most 65,500 pixels
             return BadImage(source.name(i), f"cannot be stored as JPEG: {error}")
     return Made(stored, content_hash(stored), origin)
@@ -171,7 +174,7 @@ def _fits(data: bytes, pixels: np.ndarray, config: PackConfig) -> bool:
 
 
 def shrink(pixels: np.ndarray, size: int) -> np.ndarray:
-    """(H, W, 3) uint8 with the shorter side at most `size`, resized with antialiasing."""
+    """(H, W, C) uint8 with the shorter side at most `size`, resized with antialiasing."""
     height, width = pixels.shape[:2]
     scale = size / min(height, width)
     if scale >= 1:
@@ -179,10 +182,12 @@ def shrink(pixels: np.ndarray, size: int) -> np.ndarray:
     return resize(pixels, [0, 0, height, width], (round(height * scale), round(width * scale)))
 
 
-def _header(count: int, size: int) -> bytes:
+def _header(count: int, plan: dict[str, Any]) -> bytes:
     """The header of a .npy file of `count` images; NumPy pads it to one length for any count."""
     header = io.BytesIO()
-    about = {"descr": "|u1", "fortran_order": False, "shape": (count, size, size, 3)}
+    shape = (count, plan["size"], plan["size"], plan.get("channels", 3))
+    kind = "<u2" if plan.get("bits") == 16 else "|u1"
+    about = {"descr": kind, "fortran_order": False, "shape": shape}
     np.lib.format.write_array_header_1_0(header, about)
     return header.getvalue()
 
@@ -200,7 +205,7 @@ def _finish(source: Source, work: Path, plan: dict[str, Any]) -> None:
         arrays["labels.npy"] = source.labels[rows].astype(np.int64)
     if plan["kind"] == "raw":
         with (work / IMAGES).open("r+b") as images:
-            images.write(_header(len(rows), plan["size"]))
+            images.write(_header(len(rows), plan))
     else:
         arrays["offsets.npy"] = np.concatenate([np.zeros(1, np.uint64), table["end"][rows]])
     names = PackedStrings.of(os.fsencode(source.name(i)) for i in rows.tolist())

@@ -1,5 +1,6 @@
 """Sources that are arrays in memory: scikit-learn's digits and NumPy files."""
 
+import os
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,13 +11,17 @@ from zipfile import BadZipFile
 
 import numpy as np
 
+from selfsight.data.config import DataConfig
 from selfsight.data.labels import as_classes
 from selfsight.data.source import TEST_NAMES, TRAIN_NAMES, content_hash
+from selfsight.data.sources.files import Files
 from selfsight.errors import UserError
+
+LOOKED_AT = 32  # .npy files of a folder, to find out whether they are images
 
 
 class _Pixels:
-    """Images (N, H, W, 3) uint8 in memory.
+    """Images (N, H, W, C) in memory, uint8 or of more bits.
 
     Args:
         target: labels as `as_classes` takes them, or None.
@@ -77,11 +82,26 @@ def _digits() -> tuple[np.ndarray, np.ndarray]:
 
 
 class Arrays(_Pixels):
-    """Images in a .npy file, or images and optional labels in an .npz (keys IMAGES and LABELS)."""
+    """Images in a .npy file, or images and optional labels in an .npz (keys IMAGES and LABELS).
+
+    They are (N, H, W), (N, H, W, C), or (N, C, H, W) where the second axis alone can be the
+    channels; of whole numbers, or with data.range of floating-point numbers.
+    """
 
     IMAGES, LABELS = ("images", "image", "x", "data"), ("labels", "label", "y", "targets", "target")
 
-    def __init__(self, path: Path, split: str, labels: bool = True) -> None:
+    def __init__(
+        self,
+        path: Path,
+        split: str,
+        labels: bool = True,
+        keys: DataConfig = DataConfig(),  # noqa: B008 (frozen)
+    ) -> None:
+        """
+        Args:
+            keys: data.channels and data.range are read.
+        """
+        n = keys.channels
         with _reading(path):
             images, target, key = self._pick(np.load(path, allow_pickle=False), split, path)
         if images.ndim == 3 and (3 in images.shape[::2] or not images.size):
@@ -89,16 +109,26 @@ class Arrays(_Pixels):
                 f"data.path={path}: one image of shape {images.shape}, or several gray ones? Save "
                 f"one as {(1, *images.shape)}, gray ones as {(*images.shape, 1)}"
             )
-        if images.ndim == 3:
-            images = np.repeat(images[..., None], 3, axis=3)
-        if images.ndim == 4 and images.shape[1] in (1, 3) and images.shape[3] not in (1, 3):
+        images = images[..., None] if images.ndim == 3 else images
+        known = (1, 3) if n in (1, 3) else (n,)
+        if images.ndim == 4 and images.shape[1] in known and images.shape[3] not in known:
             images = images.transpose(0, 2, 3, 1)
-        if images.ndim == 4 and images.shape[3] == 1:
+        if images.ndim == 4 and images.shape[3] == 1 and n == 3 and images.dtype == np.uint8:
             images = np.repeat(images, 3, axis=3)
-        if images.ndim != 4 or images.shape[3] != 3 or images.dtype != np.uint8 or not images.size:
+        if images.ndim != 4 or not images.size or images.dtype.kind not in "iuf":
             raise UserError(
-                f"data.path={path}: images must be uint8 (N, H, W[, 1 or 3]) or (N, 1 or 3, H, W), "
-                f"found {images.dtype} {images.shape}"
+                f"data.path={path}: images must be numbers of shape (N, H, W[, channels]) or "
+                f"(N, channels, H, W), found {images.dtype} {images.shape}"
+            )
+        if images.shape[3] not in known:
+            raise UserError(
+                f"data.path={path}: images of shape {images.shape} have {images.shape[3]} channels "
+                f"or {images.shape[1]}, and data.channels={n}; set data.channels to theirs"
+            )
+        if images.dtype.kind == "f" and keys.range is None:
+            raise UserError(
+                f"data.path={path}: images of {images.dtype}; give the range of their values: "
+                f"data.range=[0, 1], or data.range=auto"
             )
         super().__init__(images, target if labels else None, f"data.path={path}", f"{path} {key}")
         self._path = path
@@ -135,6 +165,40 @@ class Arrays(_Pixels):
         return any(
             form.format(name) in files for form in _forms(TEST_NAMES) for name in Arrays.IMAGES
         )
+
+
+def are_images(files: list[Path]) -> bool:
+    """Whether .npy files are an image each, as far as their shapes say; some are looked at."""
+    if not all(file.suffix.lower() == ".npy" for file in files):
+        return False
+    places = np.unique(np.linspace(0, len(files) - 1, LOOKED_AT).round().astype(int))
+    for file in (files[place] for place in places):
+        try:
+            if np.load(file, mmap_mode="r", allow_pickle=False).ndim not in (2, 3):
+                return False
+        except (OSError, ValueError, EOFError):  # damaged; it is noted where it is used
+            continue
+    return True
+
+
+class NpyFiles(Files):
+    """Images that are an .npy file each; the folders that lie beside each other are classes."""
+
+    def __init__(self, files: list[Path], labels: bool = True) -> None:
+        self._paths = [os.fsencode(file) for file in sorted(files)]
+        root = os.path.commonpath([file.parent for file in files])
+        inside = [os.path.relpath(os.fsdecode(path), root) for path in self._paths]
+        folders = [path.partition(os.sep)[0] if os.sep in path else None for path in inside]
+        self.classes = self.labels = None
+        if labels and None not in folders:
+            self.classes = sorted(set(folders))
+            self.labels = np.array([self.classes.index(folder) for folder in folders], np.int64)
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def _path(self, i: int) -> bytes:
+        return self._paths[i]
 
 
 def _forms(words: tuple[str, ...]) -> list[str]:

@@ -11,9 +11,11 @@ from PIL import Image
 from torch import Tensor
 
 from selfsight import blame
-from selfsight.data.decode import to_rgb
+from selfsight.data.config import DataConfig
+from selfsight.data.decode import USUAL, picture
+from selfsight.data.formats import DEEP, as_image
 from selfsight.data.labels import as_classes
-from selfsight.data.source import content_hash, decoding
+from selfsight.data.source import content_hash
 from selfsight.errors import UserError
 from selfsight.own import Part
 
@@ -24,27 +26,38 @@ class Dataset:
     """The images of a data set that is read by index.
 
     An item is an image, or (image, label). An image is a PIL image, the bytes of an image file, or
-    uint8 pixels: an array (H, W), (H, W, 1) or (H, W, 3), or a tensor (1 or 3, H, W). Two reads of
-    an index must give the same image: the views are made by Selfsight, so that a run can continue
-    exactly. Labels are taken from an attribute `targets` or `labels` of the data set; without one,
-    all items are read for them, once.
+    pixels: an array (H, W) or (H, W, C), or a tensor (C, H, W), of uint8 or of whole numbers of
+    more bits; with data.range also of floating-point numbers. Two reads of an index must give the
+    same image: the views are made by Selfsight, so that a run can continue exactly. Labels are
+    taken from an attribute `targets` or `labels` of the data set; without one, all items are read
+    for them, once.
 
     Threads read one at a time, since a data set may share an open file among them; those of a data
     set with the attribute `thread_safe = True` read at the same time.
 
     Args:
         where: what an error message calls it.
+        keys: data.channels and data.range are read.
         split: a part of the images' names, if the data set has splits: a name is of one image.
     Raises: UserError for items that are not as described.
     """
 
-    def __init__(self, dataset: Any, labels: bool, where: str, split: str = "") -> None:
+    def __init__(
+        self,
+        dataset: Any,
+        labels: bool,
+        where: str,
+        split: str = "",
+        keys: DataConfig = DataConfig(),  # noqa: B008 (frozen)
+    ) -> None:
         if not hasattr(dataset, "__getitem__") or not hasattr(dataset, "__len__"):
             raise UserError(
                 f"{where}: images are read by their index, in an order that a run can repeat; "
                 f"define __getitem__ and __len__"
             )
         self._dataset, self._where = dataset, where
+        self._channels, self._floats = keys.channels, keys.range is not None
+        self._usual = (1, 3) if keys.channels in (1, 3) else (keys.channels,)
         self._files = [blame.source_file(dataset)]  # once: looking it up takes longer than a read
         self._name = f"{where.removeprefix('data.source=')} {split}".strip()
         safe = getattr(dataset, "thread_safe", False)
@@ -67,7 +80,9 @@ class Dataset:
             return image
         with blame.blamed(self._files):
             if isinstance(image, Image.Image):
-                return np.array(to_rgb(image, decoding(self)))
+                if image.mode in DEEP:
+                    return np.asarray(image)[..., None]
+                return picture(image, USUAL._replace(channels=self._channels))
         return self._pixels(image, i)
 
     def name(self, i: int) -> str:
@@ -78,21 +93,28 @@ class Dataset:
             return self._dataset[i]
 
     def _pixels(self, image: Any, i: int) -> np.ndarray:
-        """(H, W, 3) uint8. Raises: UserError for anything else than uint8 pixels."""
+        """(H, W, C) numbers; gray uint8 as RGB. Raises: UserError for anything else than pixels."""
         found = f"{type(image).__name__}"
         if isinstance(image, (np.ndarray, Tensor)):
             found += f" of {image.dtype} {tuple(image.shape)}"
             array = np.asarray(image)
-            if isinstance(image, Tensor) and array.ndim == 3:
-                array = array.transpose(1, 2, 0)
-            array = array[..., None] if array.ndim == 2 else array
-            if array.dtype == np.uint8 and array.ndim == 3 and array.shape[2] in (1, 3):
-                return np.ascontiguousarray(np.broadcast_to(array, (*array.shape[:2], 3)))
+            if array.ndim in (2, 3) and array.dtype.kind in ("iuf" if self._floats else "iu"):
+                planes = isinstance(image, Tensor) and array.ndim == 3
+                array = array.transpose(1, 2, 0) if planes else as_image(array, self._channels)
+                if array.shape[2] not in self._usual:
+                    raise self._refused(i, found)
+                gray = array.dtype == np.uint8 and array.shape[2] == 1 and self._channels == 3
+                array = np.broadcast_to(array, (*array.shape[:2], 3)) if gray else array
+                return np.ascontiguousarray(array)
         if isinstance(image, str):
             found += f" ('{image}')"
-        raise UserError(
+        raise self._refused(i, found)
+
+    def _refused(self, i: int, found: str) -> UserError:
+        return UserError(
             f"{self._where}: item {i} is a {found}; return a PIL image, the bytes of an image file "
-            f"or uint8 pixels, before any transform"
+            f"or pixels of whole numbers with data.channels={self._channels} channels, before any "
+            f"transform (of floats, data.range=[0, 1])"
         )
 
     def _check(self) -> None:
@@ -134,7 +156,7 @@ class Dataset:
 
 
 def open_part(
-    part: Part, split: str, path: str | None, labels: bool
+    part: Part, split: str, path: str | None, keys: DataConfig
 ) -> tuple[Dataset | None, bool]:
     """One split of a data set of the user's own, and whether the data set has splits itself.
 
@@ -156,7 +178,7 @@ def open_part(
             value = value(**{key: known[key] for key in known if key in asked})
     if value is None and split == "test" and divided:
         return None, True
-    return Dataset(value, labels, where, split if divided else ""), divided
+    return Dataset(value, keys.labels, where, split if divided else "", keys), divided
 
 
 def _parameters(value: Callable[..., Any]) -> set[str]:

@@ -17,13 +17,13 @@ import numpy as np
 
 from selfsight.data.packed_strings import PackedStrings, load_index, save_index
 from selfsight.data.source import GRANULARITY
-from selfsight.data.sources.files import EXTENSIONS, KNOWN, Files
+from selfsight.data.sources.files import EXTENSIONS, Files, how_to_read, image_endings
 from selfsight.errors import UserError
 
 STRAY = 0.1  # of all images: as many may lie beside the folders of classes and be left out
 THREADS = min(4, os.cpu_count() or 1)
 CACHED = 10_000  # images: the index of fewer is not saved, scanning them is as fast
-FORMAT = 3  # version of a saved index; raise it when its content or meaning changes
+FORMAT = 4  # version of a saved index; raise it when its content or meaning changes
 DOT = ord(".")
 
 
@@ -49,7 +49,7 @@ class Folder(Files):
         index = _index(root, cache)
         self.notes = _left_out(root, index)
         if not len(index.names):
-            known = " ".join(sorted(EXTENSIONS))
+            known = " ".join(sorted(EXTENSIONS)) + how_to_read(index.others)
             raise UserError(f"data.path={root}: contains no images ({known})")
         self.classes = self.labels = None
         if labels:
@@ -91,10 +91,8 @@ def _left_out(root: Path, index: _Index) -> list[str]:
         return []
     found = sorted(zip(index.counts.tolist(), map(str, index.others), strict=True), reverse=True)
     words = [f"{count:,} {f'.{end}' if end else 'without ending'}" for count, end in found]
-    total = int(index.counts.sum())
-    return [
-        f"data.path={root}: {total:,} files that are no images are left out: {', '.join(words)}"
-    ]
+    listed, total = ", ".join(words) + how_to_read(index.others), int(index.counts.sum())
+    return [f"data.path={root}: {total:,} files that are no images are left out: {listed}"]
 
 
 def _without_strays(root: Path, index: _Index) -> tuple[_Index, list[str]]:
@@ -139,7 +137,8 @@ def _index(root: Path, cache: Path | None) -> _Index:
     with ThreadPoolExecutor(THREADS, "scan") as pool:
         if cache is None:
             return _scan(start, pool)
-        key = hashlib.sha256(b"%d %b" % (FORMAT, os.path.realpath(start))).hexdigest()
+        what = b" ".join([b"%d" % FORMAT, *sorted(image_endings()), os.path.realpath(start)])
+        key = hashlib.sha256(what).hexdigest()
         file = cache / f"folder-{key[:16]}.npz"
         index = load_index(file, _Index)
         if index is None or not _is_current(index, start, pool):
@@ -245,10 +244,10 @@ def _list(root: bytes, path: bytes) -> _Listing:
 
 def _sorted_out(files: list[bytes]) -> tuple[list[bytes], Counter[bytes]]:
     """The images among file names, and the endings of all others but hidden ones."""
-    images, others = [], []
+    images, others, known = [], [], image_endings()
     for name in files:
         _, dot, ending = name.rpartition(b".")
-        if dot and ending.lower() in KNOWN and name[0] != DOT:
+        if dot and ending.lower() in known and name[0] != DOT:
             images.append(name)
         elif name[0] != DOT:
             others.append(ending.lower() if dot else b"")

@@ -7,7 +7,7 @@ from itertools import islice
 from pathlib import Path
 
 from selfsight.data.pack.read import DESCRIPTION
-from selfsight.data.sources.files import EXTENSIONS, is_image
+from selfsight.data.sources.files import EXTENSIONS, ending_of, image_endings
 from selfsight.data.sources.lists import ENDINGS as LIST_ENDINGS
 from selfsight.data.sources.parquet import SAVED
 from selfsight.errors import UserError
@@ -97,7 +97,8 @@ def folders_in(path: Path) -> list[Path]:
 def has_images(folder: Path) -> bool:
     """Whether images lie in the folder itself."""
     with os.scandir(folder) as entries:
-        return any(is_image(os.fsencode(e.name)) and e.name[0] != "." for e in entries)
+        known = image_endings()
+        return any(ending_of(os.fsencode(e.name)) in known and e.name[0] != "." for e in entries)
 
 
 def holds_images(folder: Path, seen: frozenset[str] = frozenset()) -> bool:

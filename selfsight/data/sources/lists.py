@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 
+from selfsight.data.formats import joined
 from selfsight.data.labels import parse_label
 from selfsight.data.packed_strings import PackedStrings
-from selfsight.data.sources.files import Files, is_image
+from selfsight.data.sources.files import Files, is_image, read_file
 from selfsight.data.sources.tables import (
     IMAGE_KEYS,
     LABEL_KEYS,
@@ -26,6 +27,7 @@ from selfsight.data.sources.tables import (
 from selfsight.errors import UserError
 
 ENDINGS = {".txt", ".list", ".lst", ".jsonl", ".json", ".csv", ".tsv"}
+BAND = b"{band}"
 _KINDS = {int: "a number as label", str: "a name as label", type(None): "no label"}
 
 
@@ -38,10 +40,20 @@ class ListFile(Files):
     or .tsv file is a table, with or without a first line that names its columns; a .json file is a
     list of such objects, or {path: label}. Labels are class numbers from 0, or class names, which
     are numbered in sorted order. Relative paths start at `folder`.
+
+    With names of bands, an image is several files: each path holds "{band}", which stands for each
+    of them.
     """
 
-    def __init__(self, file: Path, folder: Path, labels: bool = True) -> None:
+    def __init__(
+        self,
+        file: Path,
+        folder: Path,
+        labels: bool = True,
+        bands: tuple[str, ...] | None = None,
+    ) -> None:
         """Raises: UserError that names the first wrong line by its number."""
+        self.bands = bands
         if not folder.is_dir():
             raise UserError(f"data.image_dir={folder}: no such folder")
         self._folder = os.fsencode(folder)
@@ -62,6 +74,21 @@ class ListFile(Files):
     def _path(self, i: int) -> bytes:
         return os.path.join(self._folder, self._paths.raw(i))
 
+    def _files(self, i: int) -> list[bytes]:
+        """The paths of the files of an image, one for each band."""
+        path = self._path(i)
+        return [path.replace(BAND, os.fsencode(band)) for band in self.bands or [BAND.decode()]]
+
+    def read(self, i: int) -> bytes:
+        """One file, or the files of all bands, joined."""
+        if self.bands is None:
+            return super().read(i)
+        return joined([read_file(path) for path in self._files(i)])
+
+    def files(self) -> Iterator[bytes]:
+        for i in range(len(self)):
+            yield from self._files(i)
+
     def _read(
         self, file: Path, lines: Iterable[bytes], labels: "_Labels | None"
     ) -> Iterator[bytes]:
@@ -76,6 +103,7 @@ class ListFile(Files):
                 number, path, label = row
                 if b"\0" in path:
                     raise ValueError("the path contains a zero byte")
+                self._check_bands(path)
                 if labels is not None:
                     labels.add(label)
             except UnicodeDecodeError as error:
@@ -85,6 +113,13 @@ class ListFile(Files):
                 where = getattr(error, "line", number)
                 raise UserError(f"data.path={file}:{where}: {error}") from None
             yield path
+
+    def _check_bands(self, path: bytes) -> None:
+        """Raises: ValueError for a path that does not fit data.bands."""
+        if self.bands and BAND not in path:
+            raise ValueError("the path has no {band}, which data.bands are names for")
+        if not self.bands and BAND in path and not os.path.exists(self._folder + b"/" + path):
+            raise ValueError("the path has {band}; say what it stands for: data.bands=[B02, B03]")
 
 
 class _Labels:
@@ -142,7 +177,8 @@ def _rows(ending: str, lines: Iterable[bytes], notes: list[str]) -> Iterator[Row
     rest = chained(first, numbered)
     if ending != ".jsonl" and is_table(first[1]):
         return table_rows(rest, notes)
-    json_lines = ending == ".jsonl" or first[1].lstrip().startswith(b"{")
+    start = first[1].lstrip()
+    json_lines = ending == ".jsonl" or (start.startswith(b"{") and not start.startswith(BAND))
     return _line_rows(rest, _parse_json if json_lines else _parse_text)
 
 

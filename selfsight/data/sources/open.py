@@ -11,10 +11,10 @@ from selfsight import own
 from selfsight.config import Tree, near
 from selfsight.data.config import PATHS, DataConfig, PathSpec, several
 from selfsight.data.labels import draw_part, hold_out
-from selfsight.data.levels import describe_range, found_range
+from selfsight.data.levels import choose_range
 from selfsight.data.pack.read import Pack
-from selfsight.data.source import ConcatSource, Decoding, Source, Subset, decoding, notes
-from selfsight.data.sources.arrays import Arrays, Digits
+from selfsight.data.source import ConcatSource, Decoding, Source, Subset, decoding, levels, notes
+from selfsight.data.sources.arrays import Arrays, Digits, NpyFiles, are_images
 from selfsight.data.sources.dataset import open_part
 from selfsight.data.sources.folder import Folder
 from selfsight.data.sources.kinds import KINDS
@@ -32,7 +32,7 @@ SOURCES = ("auto", "digits", *KINDS, "huggingface:NAME", "torchvision:NAME")
 def with_range(config: DataConfig, train: Source) -> DataConfig:
     """The same keys with the range that the training images have, for a test split and for the
     record."""
-    found = decoding(train).range
+    found = decoding(train).range if levels(train) is None else None
     return config if found is None else config.model_copy(update={"range": found})
 
 
@@ -74,18 +74,38 @@ def open_source(config: DataConfig, split: str, cache: Path | None = None) -> So
     if not found:
         return None
     source = found[0] if len(found) == 1 else ConcatSource(found)
-    known = config.range or (found_range(source) if split == "train" else None)
-    source.decoding = Decoding(known, config.range is None and known is not None, config.max_pixels)
+    if config.bands and not all(getattr(part, "bands", None) for part in found):
+        raise UserError(
+            "data.bands: names the files of a list's paths with {band} in them, and these images "
+            "are not of such a list; leave it out"
+        )
+    about = _set_decoding(source, config, split)
     if split == "test":
         return source
-    if known is not None and config.range is None:
-        source.notes = [*notes(source), describe_range(known)]
+    source.notes = [*notes(source), *about]
     count = max(2, round(config.fraction * len(source)))
     count = min(count, config.limit or count)
     if count < len(source):
         source = Subset(source, draw_part(source.labels, len(source), count))
     source.notes = [*notes(source), *_about_classes(source)]
     return source
+
+
+def _set_decoding(source: Source, config: DataConfig, split: str) -> list[str]:
+    """How the files of a source become pixels; returns what a user should know about it."""
+    how = Decoding(None, False, config.max_pixels, config.channels, config.bits)
+    mapped = levels(source)
+    if mapped is not None:
+        chosen, about = mapped, []
+    elif split == "train":
+        chosen, about = choose_range(config.range, source, how)
+    elif isinstance(config.range, str):
+        raise UserError(f"data.range={config.range}: is measured on training images")
+    else:
+        chosen, about = config.range, []
+    found = config.range is None and mapped is None and chosen is not None
+    source.decoding = how._replace(range=chosen, strict=found)
+    return about
 
 
 def _about_classes(source: Source) -> list[str]:
@@ -123,7 +143,7 @@ def _open_split(
     """
     kind, _, name = config.source.partition(":")
     if kind not in OF_THE_PACKAGE and (part := own.find("data", config.source)) is not None:
-        source, divided = open_part(part, split, path, config.labels)
+        source, divided = open_part(part, split, path, config)
         return source if divided else _part(source, config, split)
     if kind == "digits" or (kind == "auto" and path is None):
         return Digits(split, config.labels)
@@ -215,7 +235,13 @@ def _open(
         folders = [Folder(root, config.labels, cache) for root in where]
         return folders[0] if len(folders) == 1 else ConcatSource(folders)
     if kind == "pack":
-        return Pack(where, config.labels)
+        pack = Pack(where, config.labels)
+        if pack.channels != config.channels and {pack.channels, config.channels} != {1, 3}:
+            raise UserError(
+                f"data.path={where}: a pack of images with {pack.channels} channels, and "
+                f"data.channels={config.channels}; set data.channels={pack.channels}"
+            )
+        return pack
     if kind == "huggingface":
         return HuggingFace(where, config.labels)
     if not where:
@@ -224,9 +250,11 @@ def _open(
             f"on; name the training files with data.path and the others with data.test_path"
         )
     if kind == "parquet":
-        return Parquet(where, config.labels)
+        return Parquet(where, config.labels, config.channels)
     if kind == "webdataset":
         return Shards(where, config.labels, cache)
+    if len(where) > 1 and are_images(where):
+        return NpyFiles(where, config.labels)
     if len(where) > 1:
         listed = ", ".join(f.name for f in where[:4])
         raise UserError(
@@ -234,5 +262,5 @@ def _open(
         )
     if kind == "list":
         start = Path(folder).expanduser() if folder else where[0].parent
-        return ListFile(where[0], start, config.labels)
-    return Arrays(where[0], split, config.labels)
+        return ListFile(where[0], start, config.labels, config.bands)
+    return Arrays(where[0], split, config.labels, config)

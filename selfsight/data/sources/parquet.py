@@ -10,34 +10,40 @@ from typing import Any
 
 import numpy as np
 
+from selfsight.data.formats import as_image
 from selfsight.data.labels import as_classes
 from selfsight.data.source import TEST_NAMES, TRAIN_NAMES, BadImage, Unreachable, first_line
 from selfsight.errors import UserError
 
 KEPT = 2**31  # bytes of images in memory; a smaller data set is read once
 LABELS = ("label", "labels", "fine_label")  # names of columns; the first found is used
+ARRAYS = ("image", "images", "img", "pixels", "array", "x", "data")  # columns of arrays
 SAVED = "state.json"  # a file that `save_to_disk` writes into the folder of every split
 
 
 class Parquet:
-    """Parquet files with a column of structs {bytes, path} and optionally a column of labels.
+    """Parquet files with a column of images and optionally a column of labels.
+
+    An image is a struct {bytes, path}, or an array of numbers: lists of lists, (H, W), (H, W, C),
+    or (C, H, W) where the first axis alone is the number of channels.
 
     The smallest part of a parquet file that can be read is a row group. A row group is read when
     one of its images is needed, and up to KEPT bytes of them stay in memory. If the images need
     more, reading them in random order reads a whole row group for almost every image.
     """
 
-    def __init__(self, files: list[Path], labels: bool = True) -> None:
+    def __init__(self, files: list[Path], labels: bool = True, channels: int = 3) -> None:
         pa = _pyarrow()
         self._files, self._footers = files, [_footer(file) for file in files]
         schema = self._footers[0].schema.to_arrow_schema()
-        structs = [f for f in schema if pa.types.is_struct(f.type)]
-        self._image = next((f.name for f in structs if f.type.get_field_index("bytes") >= 0), None)
+        self._channels = channels
+        self._image, self._kind = _image_column(schema)
         for file, footer in zip(files, self._footers, strict=True):
             names = footer.schema.to_arrow_schema().names
             if self._image not in names:
                 raise UserError(
-                    f"data.path={file}: no image column (struct with 'bytes') among {names}"
+                    f"data.path={file}: no image column (struct with 'bytes', or lists of lists of "
+                    f"numbers) among {names}"
                 )
         self._places = [
             (n, g) for n, f in enumerate(self._footers) for g in range(f.num_row_groups)
@@ -66,7 +72,7 @@ class Parquet:
     def __len__(self) -> int:
         return int(self._ends[-1])
 
-    def read(self, i: int) -> bytes:
+    def read(self, i: int) -> bytes | np.ndarray:
         group = int(np.searchsorted(self._ends, i, "right"))
         try:
             with self._turns[group]:  # so that only one thread reads the row group
@@ -81,17 +87,28 @@ class Parquet:
         value = column[i - int(self._ends[group])].as_py()  # counted from the group's end
         if value is None:
             raise BadImage(self.name(i), "its bytes are missing in the file")
-        return value
+        return value if self._kind is None else self._array(value, i)
+
+    def _array(self, value: Any, i: int) -> np.ndarray:
+        """(H, W, C) of an image that is lists of lists."""
+        try:
+            array = np.array(value, self._kind)
+        except (ValueError, TypeError, OverflowError):  # rows of several lengths, missing values
+            array = np.empty(0)
+        if array.ndim not in (2, 3) or not array.size:
+            raise BadImage(self.name(i), "is not an array (H, W) or (H, W, channels) of numbers")
+        return np.ascontiguousarray(as_image(array, self._channels))
 
     def files(self) -> list[Path]:
         return self._files
 
     def _read_group(self, group: int) -> Any:
-        """The bytes of all images of a row group, as a pyarrow column."""
+        """The images of a row group, as a pyarrow column of bytes or of lists."""
         pa, (n, g) = _pyarrow(), self._places[group]
         with pa.parquet.ParquetFile(self._files[n], metadata=self._footers[n]) as file:
             table = file.read_row_group(g, columns=[self._image], use_threads=False)
-        return pa.compute.struct_field(table.column(0), "bytes")
+        column = table.column(0)
+        return column if self._kind else pa.compute.struct_field(column, "bytes")
 
     def name(self, i: int) -> str:
         n = int(np.searchsorted(self._starts, i, "right")) - 1
@@ -111,6 +128,24 @@ def _library(source: str, *modules: str) -> Any:
 
 _pyarrow = partial(_library, "parquet", "pyarrow", "pyarrow.compute", "pyarrow.parquet")
 _datasets = partial(_library, "huggingface", "datasets")
+
+
+def _image_column(schema: Any) -> tuple[str | None, np.dtype | None]:
+    """The name of the column of images, and for arrays the type of their numbers; None, None if
+    there is none."""
+    types = _pyarrow().types
+    for field in schema:
+        if types.is_struct(field.type) and field.type.get_field_index("bytes") >= 0:
+            return field.name, None
+    arrays = {}
+    for field in schema:
+        depth, kind = 0, getattr(field.type, "storage_type", field.type)
+        while types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind):
+            depth, kind = depth + 1, kind.value_type
+        if depth in (2, 3) and (types.is_integer(kind) or types.is_floating(kind)):
+            arrays[field.name] = np.dtype(kind.to_pandas_dtype())
+    names = [name for name in arrays if name.lower() in ARRAYS] or list(arrays)
+    return (names[0], arrays[names[0]]) if len(names) == 1 else (None, None)
 
 
 def _footer(file: Path) -> Any:

@@ -20,14 +20,14 @@ import numpy as np
 from selfsight.data.packed_strings import PackedStrings, load_index, save_index
 from selfsight.data.source import Unreachable
 from selfsight.data.sources.download import fetch
-from selfsight.data.sources.files import ENDINGS
+from selfsight.data.sources.files import ENDINGS, OPTIONAL
 from selfsight.data.sources.tar import members
 from selfsight.errors import UserError
 from selfsight.files import read_at
 
-IMAGES = ENDINGS  # the first found in a sample is used
+IMAGES = (*ENDINGS, *map(str.encode, OPTIONAL), b"npy")  # the first found in a sample is used
 LABELS = ("label", "class", "target", "cls", "category")  # keys of a .json, the first found
-VERSION = 3  # of the saved index
+VERSION = 4  # of the saved index
 _NAME = re.compile(rb"([^.]*(?:\.[0-9]+(?=\.))*)\.?(.*)", re.DOTALL)  # stem and ending
 MOST_NAMES = 10_000_000  # that one pattern may stand for
 LONGEST_LABEL = 2**24  # bytes of a member that holds a label, among other things

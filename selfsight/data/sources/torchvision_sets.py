@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from selfsight.config import near
-from selfsight.data.decode import to_rgb
+from selfsight.data.decode import picture
 from selfsight.data.labels import as_classes
 from selfsight.data.source import first_line
 from selfsight.data.sources.download import downloads
@@ -92,7 +92,7 @@ class Torchvision:
         return len(self._data)
 
     def read(self, i: int) -> np.ndarray:
-        return np.asarray(to_rgb(self._data[i][0]))
+        return picture(self._data[i][0])
 
     def name(self, i: int) -> str:
         return f"torchvision:{self._name} {self._split} {i}"

@@ -117,6 +117,8 @@ def open_context(target: EvaluationTarget, config: Evaluation) -> Iterator[Evalu
             lambda: _check_shape(target, config), lambda _: dict(flatten(config.identity()))
         )
         splits = open_splits(config, target, device)
+        # with the mean and the std that were measured, if they were
+        config = config.model_copy(update={"data": splits.train.config})
         amp = pick_precision(config.precision, device) == "bf16"
         yield EvaluationContext(target, config, device, splits, amp)
     finally:

@@ -14,6 +14,7 @@ from selfsight.data.bad import BadImages
 from selfsight.data.config import LOADING_KEYS, DataConfig
 from selfsight.data.identity import fingerprint
 from selfsight.data.images import Images
+from selfsight.data.measure import settled
 from selfsight.data.source import Source, align, cache_beside, decoding
 from selfsight.data.sources.open import open_source, with_range
 from selfsight.errors import UserError
@@ -69,11 +70,9 @@ def open_splits(config: Evaluation, target: EvaluationTarget, device: torch.devi
     )
     if distributed.rank() == 0:
         print_notes(train)
-    bad = BadImages(None, len(train), config.data.max_bad)
-    images = (
-        Images(train, config.data, device, bad, lazy=True),
-        Images(test, config.data, device, lazy=True),
-    )
+    data = distributed.by_first(lambda: settled(config.data, train))
+    bad = BadImages(None, len(train), data.max_bad)
+    images = (Images(train, data, device, bad, lazy=True), Images(test, data, device, lazy=True))
     digests, overlap, broken = distributed.by_first(
         lambda: (*_compare(config, target, *images), images[0].broken())
     )
@@ -141,8 +140,7 @@ def _compare(
         "allowed": config.allow_overlap,
         "compared_with": list(found),
     }
-    how = decoding(train.source).range  # other pixels of the same files are other images
-    mark = "" if how is None else f" {how}"
+    mark = decoding(train.source).mark()  # other pixels of the same files are other images
     return (a.digest + mark, b.digest + mark), record
 
 
