@@ -20,7 +20,7 @@ from selfsight import losses
 from tests.conftest import ROOT
 
 GOLDEN = ROOT / "tests" / "golden"
-WAITING = "tico/beta=0.9,rho=8.0,first_step"  # reference values without a loss as yet
+WAITING = ("tico/beta=0.9,rho=8.0,first_step",)  # reference values without a loss as yet
 
 
 # Stored reference values --------------------------------------------------------------------------
