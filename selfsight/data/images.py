@@ -89,7 +89,9 @@ class Images:
         for j in chain(range(i, len(self)), range(i)):
             if j not in self._broken:
                 return j
-        raise UserError("data.path: none of the images can be decoded; `selfsight check` says why")
+        first, reason = next(iter(self.broken().items()))
+        name = self.source.name(first)
+        raise UserError(f"none of the images can be decoded: {BadImage(name, reason)}")
 
     def mark_bad(self, i: int, error: BadImage) -> None:
         """Record that image i is undecodable. Raises: as `decode`."""

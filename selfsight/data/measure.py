@@ -53,16 +53,23 @@ def mean_and_std(source: Source, config: DataConfig) -> Normalization:
     """
     patience = Patience.of(config)
 
+    broken: list[BadImage] = []
+
     def moments(i: int) -> np.ndarray | None:
         try:
             return moments_of(decode(source, i, patience))
-        except BadImage:
+        except BadImage as error:
+            broken.append(error)
             return None
 
     count = min(MOST, len(source))
     rows = randomness.shuffled(np.arange(count), len(source), randomness.SUBSET)
     with ThreadPoolExecutor(config.workers or distributed.cores(), "measure") as pool:
-        return normalization_of(pool.map(moments, rows.tolist()))
+        found = list(pool.map(moments, rows.tolist()))
+    if all(m is None for m in found):
+        first = min(broken, key=lambda error: error.name)
+        raise UserError(f"none of the images can be decoded: {first}")
+    return normalization_of(found)
 
 
 def moments_of(pixels: np.ndarray) -> np.ndarray:
@@ -78,16 +85,8 @@ def moments_of(pixels: np.ndarray) -> np.ndarray:
 
 
 def normalization_of(moments: Iterable[np.ndarray | None]) -> Normalization:
-    """Mean and std over images, given the moments of each (None of a broken one), in their order.
-
-    Raises: UserError without a single one.
-    """
+    """Mean and std over images, given the moments of each (None of a broken one) in order."""
     known = [m for m in moments if m is not None]
-    if not known:
-        raise UserError(
-            "data.mean=auto, data.std=auto: none of the images can be decoded; `selfsight check` "
-            "says why"
-        )
     first, second = (
         [math.fsum(m[k, c] for m in known) / len(known) for c in range(known[0].shape[1])]
         for k in (0, 1)
