@@ -95,7 +95,7 @@ class DINOv2(Method):
             return sinkhorn(scores, self.teacher_temperature, 3)
         center = self.centers[kind]
         if self.training:
-            center.stage(scores)
+            center.stage_some(scores)
         return centred_softmax(scores, center.value, self.teacher_temperature)
 
     def after_backward(self, progress: float) -> None:

@@ -69,6 +69,14 @@ class Center(nn.Module):
         self._staged.append(distributed.mean(mean))
 
     @torch.no_grad()
+    def stage_some(self, outputs: Tensor) -> None:
+        """Add outputs (n, dim) of this rank; n may differ between ranks, and be 0."""
+        outputs = outputs.detach().to(self.value.dtype)
+        total = distributed.all_sum(outputs.sum(0))
+        count = distributed.all_sum(total.new_tensor(float(len(outputs))))
+        self._staged.append(torch.where(count > 0, total / count.clamp_min(1), self.value))
+
+    @torch.no_grad()
     def commit(self) -> None:
         """center = momentum * center + (1 - momentum) * mean of the staged outputs."""
         if self._staged:
