@@ -20,6 +20,7 @@ from selfsight.encoders.timm_weights import TimmWeights
 from selfsight.methods import METHODS
 from selfsight.pretraining import weights
 from selfsight.testing import TinyEncoder, tiny_vit  # noqa: F401 (for the tests)
+from selfsight.train import engine
 from tests.processes import Started
 
 ROOT = Path(__file__).parent.parent
@@ -98,6 +99,19 @@ def no_network(monkeypatch):
         return TimmWeights(name[5:].partition(".")[0], Path("none"), (0.5,) * 3, (0.5,) * 3)
 
     monkeypatch.setattr(weights, "find_timm", named)
+
+
+def power_cuts(monkeypatch, *at: int) -> None:
+    """Let the training stop at these of the steps that this process will begin, counted from 1."""
+    forward_backward, calls = engine._forward_backward, []
+
+    def crash(*arguments):
+        calls.append(1)
+        if len(calls) in at:
+            raise RuntimeError("power cut")
+        return forward_backward(*arguments)
+
+    monkeypatch.setattr(engine, "_forward_backward", crash)
 
 
 @functools.cache

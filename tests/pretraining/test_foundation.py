@@ -18,9 +18,8 @@ from selfsight.pretraining import teacher as teachers
 from selfsight.pretraining.build import build_method, with_hash
 from selfsight.pretraining.config import RunConfig, compose
 from selfsight.pretraining.recipes import recipes
-from selfsight.train import engine
 from selfsight.train.log import read_metrics
-from tests.conftest import TINY, heads, selfsight, teacher_file
+from tests.conftest import TINY, heads, power_cuts, selfsight, teacher_file
 
 VIT = {"embed_dim": 24, "depth": 2, "num_heads": 2}
 SMALL = {  # recipe -> keys that make it small: patches of 14 or 16 stay as they are
@@ -176,15 +175,7 @@ def test_a_cached_teacher_changes_nothing_and_is_asked_once(tmp_path, monkeypatc
 def test_interrupted_distillation_goes_on_with_its_first_standardisation(tmp_path, monkeypatch):
     keys = ["max_steps=4", "checkpoint={every_steps: 1, every_epochs: 0}", "method.queue_weight=1"]
     jobs.pretrain(config_of(tmp_path / "whole", *keys), quiet=True)
-    forward_backward, calls = engine._forward_backward, []
-
-    def crash(*arguments):
-        calls.append(1)
-        if len(calls) == 3:
-            raise RuntimeError("power cut")
-        return forward_backward(*arguments)
-
-    monkeypatch.setattr(engine, "_forward_backward", crash)
+    power_cuts(monkeypatch, 3)
     with pytest.raises(RuntimeError):
         jobs.pretrain(config_of(tmp_path / "cut", *keys), quiet=True)
     jobs.pretrain(config_of(tmp_path / "cut", *keys), quiet=True)

@@ -20,10 +20,9 @@ from selfsight.methods import METHODS
 from selfsight.pretraining import job as jobs
 from selfsight.pretraining.build import build_method, with_hash, without_weights
 from selfsight.pretraining.config import RunConfig, compose, read_run_config
-from selfsight.train import engine
 from selfsight.train.log import read_metrics
 from tests.channels import images_of, keys_of
-from tests.conftest import TINY, heads, selfsight
+from tests.conftest import TINY, heads, power_cuts, selfsight
 
 
 def config_of(folder, *keys: str, method: str = "simclr") -> RunConfig:
@@ -202,15 +201,7 @@ def test_what_was_adapted_is_stored_and_survives_an_interruption(tmp_path, monke
     keys = [f"weights={tmp_path / 'a'}", "views.0.size=32", "max_steps=4"]
     keys += ["checkpoint={every_epochs: 0, every_steps: 1}"]
     jobs.pretrain(tokens(tmp_path / "whole", "simclr", *keys), quiet=True)
-    forward_backward, calls = engine._forward_backward, []
-
-    def crash(*arguments):
-        calls.append(1)
-        if len(calls) == 3:
-            raise RuntimeError("power cut")
-        return forward_backward(*arguments)
-
-    monkeypatch.setattr(engine, "_forward_backward", crash)
+    power_cuts(monkeypatch, 3)
     with pytest.raises(RuntimeError):
         jobs.pretrain(tokens(tmp_path / "run", "simclr", *keys), quiet=True)
     sentence = "resampled: pos_embed from 1x16x24 to 1x64x24"
@@ -339,15 +330,7 @@ def test_the_best_check_is_kept(best):
 
 
 def test_the_best_check_survives_an_interruption(best, tmp_path, monkeypatch):
-    forward_backward, calls = engine._forward_backward, []
-
-    def crash(*arguments):
-        calls.append(1)
-        if len(calls) == 18:  # the epochs have 5 steps
-            raise RuntimeError("power cut")
-        return forward_backward(*arguments)
-
-    monkeypatch.setattr(engine, "_forward_backward", crash)
+    power_cuts(monkeypatch, 18)  # the epochs have 5 steps
     config = config_of(tmp_path / "run", *BEST, "optimizer.lr=0.1")
     with pytest.raises(RuntimeError):
         jobs.pretrain(config, quiet=True)

@@ -10,10 +10,9 @@ from selfsight.errors import UserError
 from selfsight.methods.heads import EncoderWithProjection
 from selfsight.pretraining import job as jobs
 from selfsight.pretraining.config import compose
-from selfsight.train import engine
 from selfsight.train.checkpoint import read_checkpoint
 from selfsight.train.layers import FrozenBackbone, depths
-from tests.conftest import TINY, TinyEncoder, heads
+from tests.conftest import TINY, TinyEncoder, heads, power_cuts
 from tests.pretraining.test_weights import config_of
 from tests.processes import two_ranks
 
@@ -58,15 +57,7 @@ def test_a_frozen_encoder_stays_while_heads_learn(first, tmp_path, method):
 def test_interrupted_while_frozen_is_uninterrupted(first, tmp_path, monkeypatch):
     keys = [f"weights={first}", "max_steps=6", EVERY_STEP, "freeze_backbone=0.5"]
     jobs.pretrain(config_of(tmp_path / "whole", *keys), quiet=True)
-    forward_backward, calls = engine._forward_backward, []
-
-    def crash(*arguments):
-        calls.append(1)
-        if len(calls) in (3, 6):
-            raise RuntimeError("power cut")
-        return forward_backward(*arguments)
-
-    monkeypatch.setattr(engine, "_forward_backward", crash)
+    power_cuts(monkeypatch, 3, 6)
     for _ in range(2):
         with pytest.raises(RuntimeError):
             jobs.pretrain(config_of(tmp_path / "cut", *keys), quiet=True)

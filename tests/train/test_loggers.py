@@ -11,10 +11,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from selfsight.errors import UserError
 from selfsight.pretraining import job as jobs
 from selfsight.pretraining.config import compose
-from selfsight.train import engine
 from selfsight.train.log import read_metrics
 from selfsight.train.loggers import wandb_id
-from tests.conftest import TINY, heads
+from tests.conftest import TINY, heads, power_cuts
 
 KEYS = [*TINY, *heads("simclr"), "precision=fp32"]
 
@@ -25,15 +24,7 @@ def train(folder, *keys: str) -> None:
 
 
 def power_cut(monkeypatch, step: int) -> None:
-    forward_backward, calls = engine._forward_backward, []
-
-    def crash(*arguments):
-        calls.append(1)
-        if len(calls) == step:
-            raise RuntimeError("power cut")
-        return forward_backward(*arguments)
-
-    monkeypatch.setattr(engine, "_forward_backward", crash)
+    power_cuts(monkeypatch, step)
 
 
 def test_tables_and_tensorboard_hold_what_metrics_jsonl_does(tmp_path, monkeypatch):
