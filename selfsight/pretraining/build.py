@@ -191,7 +191,7 @@ def with_hash(config: RunConfig) -> RunConfig:
 def _hash(weights: str, recorded: str | None, key: str) -> str:
     """The hash of a file of weights. Raises: UserError if it is not the one that was recorded."""
     try:
-        sha = weights_file_hash(weights_file(weights))
+        sha = weights_file_hash(weights_file(weights, key))
     except (OSError, Damaged) as error:
         reason = error.reason if isinstance(error, Damaged) else error.strerror
         raise UserError(f"{key}={weights}: {reason}") from None

@@ -6,15 +6,21 @@ from typing import Any
 from selfsight.config import Tree, flatten, merge
 from selfsight.encoders.artifact import encoder_file
 from selfsight.encoders.timm_weights import describes_itself, find_timm
+from selfsight.errors import UserError
 from selfsight.pretraining.default_views import channels_of
 from selfsight.pretraining.origins import Origins
 
 OF_ANY_MODEL = ("backbone.drop_path",)  # keys that stay though another model is loaded
 
 
-def weights_file(weights: str) -> Path:
-    """The file that a key `weights` names. Raises: UserError if there is none."""
-    return find_timm(weights).file if describes_itself(weights) else encoder_file(weights)
+def weights_file(weights: str, key: str = "weights") -> Path:
+    """The file that this key names. Raises: UserError if there is none."""
+    if not describes_itself(weights):
+        return encoder_file(weights)
+    try:
+        return find_timm(weights).file
+    except UserError as error:  # which speaks of `weights`
+        raise UserError(str(error).replace("weights=", f"{key}=")) from None
 
 
 def with_model(tree: Tree, origins: Origins) -> Tree:

@@ -188,6 +188,10 @@ def test_interrupted_distillation_goes_on_with_its_first_standardisation(tmp_pat
     [
         (["teacher.weights=null"], "teacher.weights=null: distill learns from a frozen teacher"),
         (["teacher.weights=nowhere"], "teacher.weights=nowhere: No such file"),
+        (
+            ["teacher={weights: 'timm:local-dir:no', backbone: null}"],
+            "teacher.weights=timm:local-dir:no: this folder needs config.json",
+        ),
         (["teacher.backbone=null"], "does not say which encoder it holds; add teacher.backbone"),
         (["method=simclr", "views.0.count=2"], "simclr has no frozen teacher; leave it out"),
         (["teacher.cache=true"], "teacher.cache=true: views.0 are drawn anew each time"),
