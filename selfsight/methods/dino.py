@@ -18,7 +18,8 @@ class DINO(Method):
     2104.14294), algorithm 1. The first two views are the large ones, which the teacher sees.
 
     >>> import timm, torch
-    >>> method = DINO(timm.create_model("resnet18", num_classes=0))
+    >>> encoder = timm.create_model("resnet18", num_classes=0)
+    >>> method = DINO(encoder, DINO.Config(output_dim=4096))
     >>> method(*torch.rand(2, 4, 3, 32, 32)).loss.backward()
     """
 

@@ -27,7 +27,8 @@ class DINOv2(Method):
     section 4. The first two views are the large ones.
 
     >>> from selfsight.testing import tiny_vit
-    >>> DINOv2(tiny_vit(32))(*torch.rand(2, 4, 3, 32, 32), seed=0).loss.backward()
+    >>> method = DINOv2(tiny_vit(32), DINOv2.Config(output_dim=4096))
+    >>> method(*torch.rand(2, 4, 3, 32, 32), seed=0).loss.backward()
     """
 
     default_views = "dinov2"

@@ -21,7 +21,8 @@ class DINOv3(DINOv2):
     differs: all else is DINOv2's. The paper's Gram teacher is an earlier state of the run.
 
     >>> from selfsight.testing import tiny_vit
-    >>> DINOv3(tiny_vit(32))(*torch.rand(2, 4, 3, 32, 32), seed=0).loss.backward()
+    >>> method = DINOv3(tiny_vit(32), DINOv3.Config(output_dim=4096))
+    >>> method(*torch.rand(2, 4, 3, 32, 32), seed=0).loss.backward()
     """
 
     frozen_teacher = "optional"

@@ -194,7 +194,7 @@ def weights(folder) -> str:
 )
 def test_interrupted_equals_uninterrupted(tmp_path, method, kind, monkeypatch):
     """Stopped by SIGTERM after every single step, and continued: the same bytes at the end."""
-    keys, steps = ["checkpoint={every_epochs: 0}", "backbone.drop_path=0.2"], 4
+    keys, steps = ["checkpoint={every_epochs: 0}", "backbone.drop_path=0.2"], 3
     if kind is not None:
         steps = 2
         keys += [*keys_of(kind[0]), "views.0.noise=0.05"]

@@ -1,5 +1,6 @@
 """Sources that are arrays in memory: scikit-learn's digits and NumPy files."""
 
+import functools
 import os
 import zlib
 from collections.abc import Iterator
@@ -66,6 +67,7 @@ class Digits(_Pixels):
         super().__init__(gray.repeat(3, axis=3), target, "digits", f"digits {split}")
 
 
+@functools.cache  # an evaluation opens two splits, a grid's cell opens them again and again
 def _digits() -> tuple[np.ndarray, np.ndarray]:
     """(1797, 64) values from 0 to 16 and (1797,) labels.
 
