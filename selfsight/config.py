@@ -12,7 +12,7 @@ import typing
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 from pydantic.fields import FieldInfo
 
 from selfsight.errors import UserError
@@ -34,6 +34,22 @@ def added(default: Any, **constraints: Any) -> Any:
     """A field that earlier versions did not have: while it has its default, it is no part of what
     identifies a run, so that their runs keep their identity."""
     return Field(default, json_schema_extra=_ADDED, **constraints)
+
+
+def _share(bounds: tuple[float, float]) -> tuple[float, float]:
+    if not 0 <= bounds[0] <= bounds[1] <= 1:
+        raise ValueError("give the lowest, then the highest fraction, from 0 to 1")
+    return bounds
+
+
+def _ratio(bounds: tuple[float, float]) -> tuple[float, float]:
+    if not 0 < bounds[0] <= bounds[1]:
+        raise ValueError("give the lowest, then the highest value, above 0")
+    return bounds
+
+
+Share = typing.Annotated[tuple[float, float], AfterValidator(_share)]  # between these fractions
+Ratio = typing.Annotated[tuple[float, float], AfterValidator(_ratio)]  # between these ratios
 
 
 class Config(BaseModel):

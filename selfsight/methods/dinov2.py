@@ -6,6 +6,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from selfsight.config import Share
 from selfsight.losses import (
     centred_softmax,
     koleo,
@@ -46,7 +47,7 @@ class DINOv2(Method):
         patch_weight: float = Field(default=1.0, ge=0)  # of iBOT's loss; DINO's has 1
         koleo_weight: float = Field(default=0.1, ge=0)
         mask_probability: float = Field(default=0.5, ge=0, le=1)  # that a large view is masked
-        mask_ratio: tuple[float, float] = (0.1, 0.5)  # fraction of its patches, uniform
+        mask_ratio: Share = (0.1, 0.5)  # fraction of its patches, uniform
 
     def __init__(self, backbone: Backbone, config: Config | None = None) -> None:
         config = config or self.Config()

@@ -6,6 +6,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from selfsight.config import Share
 from selfsight.losses import centred_softmax, masked_cross_entropy, swapped_prediction
 from selfsight.methods import vit
 from selfsight.methods.dino import DINO, dino_head
@@ -35,7 +36,7 @@ class IBOT(Method):
         name: Literal["ibot"] = "ibot"
         output_dim: int = Field(default=8192, ge=2)  # K
         mask_probability: float = Field(default=0.5, ge=0, le=1)  # that a large view is masked
-        mask_ratio: tuple[float, float] = (0.1, 0.5)  # fraction of its patches, uniform
+        mask_ratio: Share = (0.1, 0.5)  # fraction of its patches, uniform
         patch_weight: float = Field(default=1.0, ge=0)  # of the patches' loss; the images' has 1
 
     def __init__(self, backbone: Backbone, config: Config | None = None) -> None:

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
+from selfsight.config import Ratio, Share
 from selfsight.losses import masked_smooth_l1
 from selfsight.methods import vit
 from selfsight.methods.ema import EMA
@@ -38,9 +39,9 @@ class IJEPA(Method):
         predictor_depth: int = Field(default=6, ge=1)  # blocks (12 for ViT-L and larger)
         predictor_heads: int = Field(default=12, ge=1)  # of attention
         targets: int = Field(default=4, ge=1)  # M blocks
-        target_scale: tuple[float, float] = (0.15, 0.2)  # area of a target, fraction of the view
-        target_ratio: tuple[float, float] = (0.75, 1.5)  # height / width of a target
-        context_scale: tuple[float, float] = (0.85, 1.0)  # area of the context
+        target_scale: Share = (0.15, 0.2)  # area of a target, fraction of the view
+        target_ratio: Ratio = (0.75, 1.5)  # height / width of a target
+        context_scale: Share = (0.85, 1.0)  # area of the context
         momentum: float = Field(default=0.996, ge=0, le=1)  # the teacher's; rises linearly to 1
 
         @model_validator(mode="after")

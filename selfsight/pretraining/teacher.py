@@ -1,5 +1,7 @@
 """A frozen teacher by its weights: of a run, of another library, of timm by name."""
 
+from typing import Any
+
 import torch
 from pydantic import field_validator
 
@@ -14,7 +16,7 @@ from selfsight.errors import UserError
 from selfsight.methods.frozen import FrozenTeacher
 from selfsight.pretraining.weights import weights_file
 from selfsight.train.precision import physical_memory
-from selfsight.views.recipe import ViewGroup, sides
+from selfsight.views.recipe import ViewGroup
 
 
 class TeacherConfig(Config):
@@ -31,11 +33,26 @@ class TeacherConfig(Config):
     std: tuple[float, ...] | None = None
     cache: bool = may_change(False)  # keep its features in memory, for views that are always equal
 
-    @field_validator("image_size")
+    @field_validator("std")
     @classmethod
-    def _size(cls, size: ImageSize | None) -> ImageSize | None:
-        if size is not None and min(sides(size)) < 1:
-            raise ValueError("a side has 1 pixel or more")
+    def _std(cls, std: tuple[float, ...] | None) -> tuple[float, ...] | None:
+        if std is not None and min(std, default=0) <= 0:
+            raise ValueError("pixels are divided by it: each must be above 0")
+        return std
+
+    @field_validator("backbone", mode="before")
+    @classmethod
+    def _name(cls, backbone: Any) -> Any:
+        """A name alone is short for its key, as outside."""
+        return {"name": backbone} if isinstance(backbone, str) else backbone
+
+    @field_validator("image_size", mode="before")
+    @classmethod
+    def _size(cls, size: Any) -> Any:
+        given = size if isinstance(size, (list, tuple)) else [size, size]
+        whole = all(type(side) is int and side >= 1 for side in given)
+        if size is not None and not (whole and len(given) == 2):
+            raise ValueError("give the side in pixels, or [height, width]")
         return size
 
 

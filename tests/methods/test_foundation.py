@@ -314,3 +314,19 @@ def test_dense_features_of_timms_models(name, options, size):
 def test_what_cannot_be_distilled(make, says):
     with pytest.raises(UserError, match=says):
         make(METHODS["distill"])
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "bounds"),
+    [
+        ("ibot", "mask_ratio", (0.5, 0.1)),
+        ("dinov2", "mask_ratio", (0.5, 1.5)),
+        ("ijepa", "target_scale", (-0.1, 0.2)),
+        ("ijepa", "context_scale", (0.9, 0.8)),
+        ("ijepa", "target_ratio", (0.0, 1.0)),
+    ],
+)
+def test_bounds_of_masks_are_in_order(name, key, bounds):
+    """They were taken as they were: more patches than there are, or a ratio of 0."""
+    with pytest.raises(ValueError, match="give the lowest, then the highest"):
+        METHODS[name].Config(**{key: bounds})

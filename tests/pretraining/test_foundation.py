@@ -196,6 +196,8 @@ def test_interrupted_distillation_goes_on_with_its_first_standardisation(tmp_pat
         (["method=simclr", "views.0.count=2"], "simclr has no frozen teacher; leave it out"),
         (["teacher.cache=true"], "teacher.cache=true: views.0 are drawn anew each time"),
         (["teacher.mean=[0.5]", "teacher.std=[0.5]"], "the images have 3 channels"),
+        (["teacher.std=[0.1, 0, 0.1]"], "teacher.std=[0.1, 0, 0.1]: pixels are divided by it"),
+        (["teacher.image_size=0"], "teacher.image_size=0: give the side in pixels"),
         (["teacher.weights_sha256=abc"], "the hash of this file is not teacher.weights_sha256"),
         (["teacher.image_size=18"], "teacher.image_size=18: not a multiple of 4 pixels"),
     ],
