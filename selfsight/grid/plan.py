@@ -22,6 +22,7 @@ from selfsight.methods import METHODS
 from selfsight.pretraining.build import image_size
 from selfsight.pretraining.config import RunConfig, compose
 from selfsight.pretraining.recipes import recipe_file, recipes
+from selfsight.pretraining.weights import weights_file
 
 GRIDS = Path(__file__).parent / "shipped"
 UNTRAINED = "untrained"
@@ -202,6 +203,9 @@ def _job(grid: GridConfig, data: str, method: str, backbone: str, start: str, se
     keys += [f"weights={json.dumps(grid.starts[start])}"] if start else []
     keys += [*grid.overrides, f"seed={seed}"]
     config = compose(what, keys, run="unnamed").config
+    for key, weights in (("weights", config.weights), ("teacher.weights", config.teacher.weights)):
+        if weights is not None and not weights_file(weights, key).exists():
+            raise UserError(f"{key}={weights}: there is no such file or run")
     for protocol in grid.protocols:
         check(protocol, config)
     label = label_of(backbone, start)

@@ -179,6 +179,8 @@ def test_a_stopped_grid_goes_on(tmp_path, bench):
             "is a protocol for",
         ),
         ({"overrides": ["optimizer.rl=3"]}, "Unknown key 'optimizer.rl'"),
+        ({"starts": {"a": "runs/nowhere"}}, "weights=runs/nowhere: there is no such file or run"),
+        ({"starts": {"../a": None}}, "cannot be part of a folder name"),
         ({"data": {"digits": {"recipes": "digitz"}}}, "'digitz': no such recipe or file"),
         ({"backbones": {"big": {"name": "resnet10"}}}, None),
     ],
