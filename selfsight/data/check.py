@@ -112,7 +112,9 @@ def _check_split(
     n = len(source)
     split = Split(name, source, np.zeros((n, 2), np.int32), np.zeros((n, 16), np.uint8))
     split.moments, lock = [None] * n, Lock()
-    whole = decoding(source)._replace(range=(0, 65535), strict=False)  # so that all bits are read
+    # What is reported are the values as they are stored: with a range that is given, and not found,
+    # colours of 16 bits are read with all bits. The pixels themselves are decoded as in training.
+    whole = decoding(source)._replace(range=(0, 65535), strict=False)
 
     def block(start: int) -> list[tuple[str, str]]:
         broken = []

@@ -9,6 +9,7 @@ import functools
 import importlib
 import io
 import logging
+import math
 import struct
 import warnings
 from collections.abc import Iterator, Sequence
@@ -115,9 +116,7 @@ def tiff(data: bytes, how: Decoding) -> Values | None:
         if bands != how.channels and not _converts(bands, how.channels, clear):
             raise OtherChannels(bands, how.channels)
         for page in [first] if image is first else image.pages:
-            ends = map(sum, zip(page.dataoffsets, page.databytecounts, strict=False))
-            if max(ends, default=0) > len(data):
-                raise ValueError("truncated (its pixels end after the file)")
+            _check_parts(page, len(data))
         array = image.asarray(maxworkers=1).reshape(shape)
         if len(axes) == 3 and axes[-1] in "YX":
             array = np.moveaxis(array, 0, 2)
@@ -128,6 +127,23 @@ def tiff(data: bytes, how: Decoding) -> Values | None:
     if clear and bands != how.channels:
         array = over_white(array)
     return Values(_numbers(array if turn is None else turn(array)))
+
+
+def _check_parts(page: Any, size: int) -> None:
+    """The strips or tiles of a page are all there: tifffile would fill others with 0.
+
+    Args:
+        size: of the file in bytes.
+    Raises: ValueError if some are not named, or end after the file.
+    """
+    starts, lengths, count = page.dataoffsets, page.databytecounts, math.prod(page.chunked)
+    if not len(starts) == len(lengths) == count:
+        raise ValueError(
+            f"damaged (of {count} parts, the places of {len(starts)} and the lengths of "
+            f"{len(lengths)} are known)"
+        )
+    if max(map(sum, zip(starts, lengths, strict=True)), default=0) > size:
+        raise ValueError("truncated (its pixels end after the file)")
 
 
 def _without_ones(axes: str, shape: tuple[int, ...]) -> tuple[str, tuple[int, ...]]:

@@ -2,11 +2,13 @@
 refused in one line."""
 
 import io
+import struct
 import sys
 
 import numpy as np
 import pydicom
 import pytest
+import tifffile
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, features
@@ -229,6 +231,28 @@ def outcome(data: bytes) -> str:
     assert (got.dtype, got.ndim, got.shape[2]) == (np.uint16, 3, 4)
     assert got.size > 0
     return "pixels"
+
+
+LAYOUTS = [{"rowsperstrip": 4}, {"tile": (16, 16)}, {"rowsperstrip": 4, "compression": "zlib"}]
+OFFSETS, LENGTHS = (273, 324), (279, 325)  # tags of strips, of tiles
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("lost", [(OFFSETS,), (LENGTHS,), (OFFSETS, LENGTHS)])
+def test_a_tiff_that_does_not_name_all_its_parts_is_refused(layout, lost):
+    """tifffile fills what is missing with 0; one entry less of a table is one part less."""
+    values = np.random.default_rng(0).integers(1, 60_000, (40, 33, 5)).astype(np.uint16)
+    file = io.BytesIO()
+    tifffile.imwrite(file, values, photometric="minisblack", planarconfig="contig", **layout)
+    data, how = bytearray(file.getvalue()), {"channels": 5, "bits": 16, "range": (0, 65535)}
+    assert np.array_equal(opened(bytes(data), **how), values)
+    with tifffile.TiffFile(io.BytesIO(bytes(data))) as whole:
+        tags = whole.pages[0].tags
+        tables = [tags[next(tag for tag in pair if tag in tags)] for pair in lost]
+    for table in tables:
+        data[table.offset + 4 : table.offset + 8] = struct.pack("<I", table.count - 1)
+    with pytest.raises(BadImage, match=r"damaged \(of \d+ parts"):
+        opened(bytes(data), **how)
 
 
 def test_damaged_files_of_bands():
