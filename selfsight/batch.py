@@ -1,5 +1,6 @@
 """The input of a method: the views of a batch of images, and which images they are."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -7,6 +8,18 @@ import torch
 from torch import Tensor
 
 from selfsight import distributed, randomness
+
+MOST_CHANNELS = 32  # of an image
+ImageSize = int | tuple[int, int]  # the side of a square in pixels, or (height, width)
+
+
+def sides(size: int | Sequence[int]) -> tuple[int, int]:
+    """Height and width in pixels.
+
+    >>> sides(32), sides((32, 96))
+    ((32, 32), (32, 96))
+    """
+    return (size, size) if isinstance(size, int) else (size[0], size[1])
 
 
 class Normalization(NamedTuple):

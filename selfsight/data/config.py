@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from selfsight.batch import Normalization
+from selfsight.batch import MOST_CHANNELS, Normalization
 from selfsight.config import Config, Tree, added, may_change
 
 # Keys of how images are read, not of which they are.
@@ -32,7 +32,7 @@ class DataConfig(Config):
     fraction: float = Field(1.0, gt=0, le=1)  # or this share of them
     test_fraction: float = Field(0.2, gt=0, lt=1)  # held out of a labelled set without a test split
     # of an image: 1 (gray), 3 (RGB), or 2 to 32 bands
-    channels: int = added(3, ge=1, le=32)
+    channels: int = added(3, ge=1, le=MOST_CHANNELS)
     # of a value: 16 keeps the depth of images that have more than 8
     bits: Literal[8, 16] = added(8)
     # of a list whose paths hold "{band}": what stands there in the file of each band

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from selfsight.batch import sides
 from selfsight.data.images import Images, resize
 
 TASK = 8  # images of one task
@@ -55,8 +56,8 @@ class CropDecoder:
 
     def __init__(self, images: Images, sizes: Sequence[int | Sequence[int]]) -> None:
         keys = images.config
-        sides = [(size, size) if isinstance(size, int) else (*size,) for size in sizes]
-        self._images, self._shapes = images, [(*side, keys.channels) for side in sides]
+        self._images = images
+        self._shapes = [(*sides(size), keys.channels) for size in sizes]
         self._type = torch.uint8 if keys.bits == 8 else torch.uint16
         self._spare: list[tuple[list[Tensor], Tensor]] = []  # tensors of batches to be reused
         self._pinned = images.device.type == "cuda"  # torch itself reuses pinned memory

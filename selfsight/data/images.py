@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from selfsight import distributed
+from selfsight.batch import sides
 from selfsight.data import decode as decoder
 from selfsight.data.bad import BadImages
 from selfsight.data.config import DataConfig
@@ -170,14 +171,14 @@ def resize(image: np.ndarray, box: list[int], size: int | tuple[int, int]) -> np
     # Copied by NumPy: torch would use threads of its own, which compete with those of the pool.
     crop = np.ascontiguousarray(image[top : top + height, left : left + width])
     deep, channels = crop.dtype == np.uint16, crop.shape[2]
-    sides = (size, size) if isinstance(size, int) else size
+    shape = sides(size)
     if deep:
         # of one channel and one column, torch's antialiasing of floats does not resize the height
-        crop = np.repeat(crop, 2, 2) if channels == 1 and 1 in (width, sides[1]) else crop
+        crop = np.repeat(crop, 2, 2) if channels == 1 and 1 in (width, shape[1]) else crop
         crop = crop.astype(np.float32)
     resized = torch.nn.functional.interpolate(
         torch.from_numpy(crop)[None].permute(0, 3, 1, 2),  # so that torch sees channels last
-        sides,
+        shape,
         mode="bilinear",
         antialias=True,
         align_corners=False,

@@ -5,9 +5,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from selfsight.batch import MOST_CHANNELS
 from selfsight.data.source import Decoding
 
-MOST_CHANNELS = 32
 LUMA = (19595, 38470, 7471)  # / 2^16: the weights of ITU-R 601, as Pillow rounds them
 
 

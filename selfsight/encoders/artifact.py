@@ -21,8 +21,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from selfsight import randomness
+from selfsight.batch import ImageSize
 from selfsight.config import validate
-from selfsight.encoders.backbones import BackboneConfig, ImageSize, build_backbone
+from selfsight.encoders.backbones import BackboneConfig, build_backbone
 from selfsight.encoders.description import METADATA, Budget, parse_description
 from selfsight.encoders.shown import Resize
 from selfsight.errors import UserError, some

@@ -10,14 +10,13 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from selfsight import own, randomness
+from selfsight.batch import ImageSize, sides
 from selfsight.config import Config, added, near
 from selfsight.encoders.given import build_part
 from selfsight.encoders.stems import adapt_stem, skip_before, to_gray
 from selfsight.errors import UserError
-from selfsight.views.recipe import sides
 
 Arguments = dict[str, Any]
-ImageSize = int | tuple[int, int]  # the side of a square in pixels, or (height, width)
 
 _WEIGHTS = "weights come from a file: leave it out, and set weights=FILE to start from weights"
 # arguments of timm.create_model that are no options of an encoder, the value that changes nothing,

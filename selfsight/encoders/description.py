@@ -16,14 +16,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from selfsight import __version__
+from selfsight.batch import MOST_CHANNELS, ImageSize
 from selfsight.config import Config, read_yaml, validate
 from selfsight.data.config import DataConfig
-from selfsight.encoders.backbones import BackboneConfig, ImageSize
+from selfsight.encoders.backbones import BackboneConfig
 from selfsight.encoders.shown import Resize
 from selfsight.errors import UserError
 from selfsight.files import Damaged, parse_json, read_text, unsealed
 from selfsight.methods.heads import EncoderWithProjection
-from selfsight.views.recipe import MOST_CHANNELS, Size
+from selfsight.views.recipe import Size
 
 FORMAT = 2
 METADATA = ("selfsight", "tacit")  # its key in the file; the second until the package was renamed

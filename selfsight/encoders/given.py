@@ -8,9 +8,9 @@ import torch
 from torch import nn
 
 from selfsight import blame, randomness
+from selfsight.batch import sides
 from selfsight.errors import UserError
 from selfsight.own import Part
-from selfsight.views.recipe import sides
 
 
 def build_part(

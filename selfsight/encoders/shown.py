@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from typing import Literal
 
+from selfsight.batch import sides
 from selfsight.data.images import CENTER, SMALL, evaluation_box
-from selfsight.views.recipe import sides
 
 # crop: the largest central part of the size's shape, of a photograph 0.875 of its sides;
 # squash: the whole image, whatever its shape

@@ -11,16 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from selfsight import distributed
-from selfsight.batch import Normalization
+from selfsight.batch import ImageSize, Normalization, sides
 from selfsight.data.crops import CropDecoder
 from selfsight.data.images import Images
 from selfsight.encoders.artifact import weights_hash
-from selfsight.encoders.backbones import ImageSize
 from selfsight.encoders.shown import Resize, shown_box
 from selfsight.errors import UserError
 from selfsight.files import write_atomically
 from selfsight.views.ops import augment
-from selfsight.views.recipe import sides
 
 Features = Tensor | np.ndarray
 Pieces = Iterator[tuple[int, Tensor]]  # the place of a batch's first row, and its features

@@ -7,9 +7,8 @@ import torch
 from torch import Tensor
 
 from selfsight import distributed
-from selfsight.batch import Normalization
+from selfsight.batch import ImageSize, Normalization
 from selfsight.data.images import Images
-from selfsight.encoders.backbones import ImageSize
 from selfsight.encoders.shown import Resize
 from selfsight.evaluate.classifiers import Classifier
 from selfsight.evaluate.features import plain_views

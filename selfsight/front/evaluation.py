@@ -10,10 +10,11 @@ import numpy as np
 from torch import nn
 
 from selfsight import own
+from selfsight.batch import ImageSize, sides
 from selfsight.data.images import SMALL
 from selfsight.data.sources.dataset import Dataset
 from selfsight.encoders.artifact import Network, weights_hash
-from selfsight.encoders.backbones import BackboneConfig, ImageSize, build_backbone
+from selfsight.encoders.backbones import BackboneConfig, build_backbone
 from selfsight.encoders.encoder import Encoder as FrozenEncoder
 from selfsight.errors import UserError
 from selfsight.evaluate import protocols
@@ -25,7 +26,6 @@ from selfsight.front.features import measure_features
 from selfsight.front.keys import IMAGES, read_keys
 from selfsight.front.pairs import dataset_of
 from selfsight.front.run import Run
-from selfsight.views.recipe import sides
 
 Encoder = str | os.PathLike[str] | Run | nn.Module | None
 

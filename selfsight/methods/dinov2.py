@@ -27,6 +27,9 @@ class DINOv2(Method):
     """Learning Robust Visual Features without Supervision (Oquab et al., TMLR 2024, 2304.07193),
     section 4. The first two views are the large ones.
 
+    differs: each large view is masked with `mask_probability` by its own coordinates, in its code
+        exactly that part of a batch; KoLeo's neighbours are of all ranks.
+
     >>> from selfsight.testing import tiny_vit
     >>> method = DINOv2(tiny_vit(32), DINOv2.Config(output_dim=4096))
     >>> method(*torch.rand(2, 4, 3, 32, 32), seed=0).loss.backward()

@@ -6,7 +6,6 @@ from typing import Literal
 
 import torch
 from pydantic import Field
-from torch import Tensor
 
 from selfsight.losses import gram_distance
 from selfsight.methods.dinov2 import DINOv2
@@ -36,7 +35,6 @@ class DINOv3(DINOv2):
         backbone: Backbone,
         config: Config | None = None,
         teacher: FrozenTeacher | None = None,
-        sample: Tensor | None = None,
     ) -> None:
         super().__init__(backbone, config or self.Config())
         self.gram_teacher = teacher or FrozenTeacher(copy.deepcopy(backbone))

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from selfsight.errors import UserError
 from selfsight.losses import feature_distance, queue_similarity
-from selfsight.methods.frozen import FrozenTeacher, dense, tried
+from selfsight.methods.dense import dense, tried
+from selfsight.methods.frozen import FrozenTeacher
 from selfsight.methods.method import Backbone, Batch, Method, MethodConfig, Output
 from selfsight.methods.phi_s import Match
 from selfsight.methods.queue import Queue
@@ -32,7 +33,6 @@ class Distill(Method):
     view_count = (1, None)
     needs = ("frozen teacher",)
     frozen_teacher = "required"
-    remedy = "lower optimizer.lr"
 
     class Config(MethodConfig):
         name: Literal["distill"] = "distill"
@@ -66,8 +66,8 @@ class Distill(Method):
         self.teacher = teacher
         sample = torch.zeros(1, 3, 224, 224) if sample is None else sample
         student, theirs = tried(backbone, sample), teacher(sample)
-        widths = config.hidden_dim, theirs.image.shape[1]
-        self.image = Match(student.image.shape[1], *widths, config.standardise)
+        how = config.hidden_dim, config.standardise
+        self.image = Match(student.image.shape[1], theirs.image.shape[1], *how)
         if config.patch_weight:
             for who, found in (("student", student), ("teacher", theirs)):
                 if found.places is None:
@@ -75,8 +75,7 @@ class Distill(Method):
                         f"method.patch_weight={config.patch_weight}: the {who} gives no features "
                         f"of patches; set method.patch_weight=0"
                     )
-            widths = config.hidden_dim, theirs.places.shape[2]
-            self.patch = Match(student.places.shape[2], *widths, config.standardise)
+            self.patch = Match(student.places.shape[2], theirs.places.shape[2], *how)
         if config.queue_weight:
             self.queue = Queue(config.queue_size, theirs.image.shape[1])
 
@@ -95,7 +94,7 @@ class Distill(Method):
             match.standardise.fit()
 
     def forward(self, batch: Batch) -> Output:
-        c, losses, features, embeddings = self.config, [], [], []
+        c, losses, features, embeddings = self.config, [], [], []  # an item a view
         for view, x in enumerate(batch.views):
             h, y = dense(self.backbone, x), self.teacher.of(x, batch.index, view)
             p, wanted = self.image.head(h.image), self.image.standardise(y.image)  # (B, E)
@@ -109,7 +108,9 @@ class Distill(Method):
                 loss = loss + c.queue_weight * queue_similarity(p, wanted, self.queue.keys, *t)
                 if self.training:
                     self.queue.stage(wanted)
-            losses, features, embeddings = [*losses, loss], [*features, h.image], [*embeddings, p]
+            losses.append(loss)
+            features.append(h.image)
+            embeddings.append(p)
         loss = torch.stack(losses).mean()
         return Output(loss, features=features[0], embeddings=tuple(embeddings[:2]))
 

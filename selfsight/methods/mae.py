@@ -82,7 +82,7 @@ class Decoder(nn.Module):
         self.blocks = nn.Sequential(*(Block(width, heads, qkv_bias=True) for _ in range(depth)))
         self.norm = nn.LayerNorm(width)
         height, across = backbone.patch_embed.patch_size
-        channels = getattr(backbone, "image_channels", backbone.patch_embed.proj.in_channels)
+        channels = vit.channels(backbone)
         self.pixels = nn.Linear(width, channels * height * across)
 
     def forward(self, seen: Tensor, keep: Tensor) -> Tensor:

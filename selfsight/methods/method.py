@@ -58,7 +58,7 @@ class Method(nn.Module, ABC):
         default_views: the preset with the views of the paper.
         view_count: the smallest and the largest number of views (None: no limit).
         needs: which of "teacher", "queue", "multi-crop", "ViT" and "labels" the method requires.
-        frozen_teacher: whether `__init__` takes one, as `teacher`, and then also `sample`.
+        frozen_teacher: whether `__init__` takes one as `teacher`; "required": a `sample`, too.
         looks_at: the number of images that `look` gets.
         constant_lr: names of members whose learning rate does not follow the schedule.
         couples_images: the loss of an image depends on the other images of its batch.

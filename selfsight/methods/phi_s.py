@@ -68,7 +68,7 @@ class PhiS(nn.Module):
 class Match(nn.Module):
     """The student's head, as in AM-RADIO, and the standardisation of the teacher's features."""
 
-    def __init__(self, width: int, hidden: int, output: int, standardise: bool) -> None:
+    def __init__(self, width: int, output: int, hidden: int, standardise: bool) -> None:
         super().__init__()
         layers = nn.Linear(width, hidden), nn.LayerNorm(hidden), nn.GELU()
         self.head = nn.Sequential(*layers, nn.Linear(hidden, output))

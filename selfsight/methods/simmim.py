@@ -43,7 +43,7 @@ class SimMIM(Method):
                 f"that divides the view; set method.mask_size={height}"
             )
         self.mask_token = nn.Parameter(torch.randn(backbone.embed_dim) * 0.02)
-        channels = getattr(backbone, "image_channels", backbone.patch_embed.proj.in_channels)
+        channels = vit.channels(backbone)
         self.decoder = nn.Linear(backbone.embed_dim, channels * height * width)
 
     def forward(self, batch: Batch) -> Output:

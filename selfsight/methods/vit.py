@@ -53,6 +53,11 @@ def patches(x: Tensor, backbone: Backbone) -> Tensor:
     return x.permute(0, 2, 3, 4, 5, 1).flatten(3).flatten(1, 2)
 
 
+def channels(backbone: Backbone) -> int:
+    """C of the images; of an encoder that sees the mean of RGB that of RGB."""
+    return getattr(backbone, "image_channels", backbone.patch_embed.proj.in_channels)
+
+
 def pick(tokens: Tensor, at: Tensor) -> Tensor:
     """Tokens (B, N, D), indices (B, n) -> the tokens at these indices (B, n, D)."""
     return tokens.gather(1, at[..., None].expand(-1, -1, tokens.shape[-1]))

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from selfsight import distributed, randomness
+from selfsight.batch import ImageSize, sides
 from selfsight.data.images import Images
 from selfsight.encoders.artifact import INITIAL, is_ours, read_network
-from selfsight.encoders.backbones import ImageSize, build_backbone
+from selfsight.encoders.backbones import build_backbone
 from selfsight.encoders.foreign import load_foreign
 from selfsight.encoders.foreign.read import weights_file_hash
 from selfsight.encoders.resample import resampled
@@ -25,7 +26,7 @@ from selfsight.pretraining.own_parts import find_method
 from selfsight.pretraining.teacher import TeacherConfig, build_teacher, check_cache
 from selfsight.pretraining.weights import weights_file
 from selfsight.train.log import console
-from selfsight.views.recipe import ViewGroup, sides
+from selfsight.views.recipe import ViewGroup
 
 
 def build_method(config: RunConfig, images: Images | None = None) -> Method:
@@ -90,7 +91,7 @@ def _teacher(config: RunConfig, images: Images | None) -> dict[str, Any]:
         check_cache(teacher, sample, len(images), views)
     if said:
         _say(f"teacher.weights={given}: {said}")
-    return {"teacher": teacher, "sample": sample}
+    return {"teacher": teacher, "sample": sample} if needs == "required" else {"teacher": teacher}
 
 
 def check_part(config: RunConfig, method: Method) -> None:
@@ -155,7 +156,7 @@ def _fill_head(method: Method, head: dict[str, Tensor], weights: str) -> None:
     shapes = {key: value.shape for key, value in own.state_dict().items()} if own else {}
     if shapes == {key: value.shape for key, value in head.items()}:
         own.load_state_dict(head)
-        own.was_loaded = True
+        own.weights_were_loaded = True
         _say(f"weights={weights}: its head, which SimCLR v2 keeps in the encoder, is used as well")
     else:
         _say(
@@ -166,7 +167,8 @@ def _fill_head(method: Method, head: dict[str, Tensor], weights: str) -> None:
 
 def loaded_part(backbone: nn.Module) -> nn.Module:
     """The encoder that `weights` filled: without a layer of a head that is new."""
-    new = isinstance(backbone, EncoderWithProjection) and not hasattr(backbone.head, "was_loaded")
+    kept = isinstance(backbone, EncoderWithProjection)
+    new = kept and not getattr(backbone.head, "weights_were_loaded", False)
     return backbone.backbone if new else backbone
 
 

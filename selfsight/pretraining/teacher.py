@@ -5,18 +5,18 @@ from typing import Any
 import torch
 from pydantic import field_validator
 
-from selfsight.batch import Normalization
+from selfsight.batch import ImageSize, Normalization
 from selfsight.config import Config, may_change
 from selfsight.data.config import DataConfig
 from selfsight.encoders.artifact import is_ours, read_network
-from selfsight.encoders.backbones import BackboneConfig, ImageSize, build_backbone
+from selfsight.encoders.backbones import BackboneConfig, build_backbone
 from selfsight.encoders.foreign import load_foreign
 from selfsight.encoders.timm_weights import describes_itself, find_timm
 from selfsight.errors import UserError
 from selfsight.methods.frozen import FrozenTeacher
 from selfsight.pretraining.weights import weights_file
 from selfsight.train.precision import physical_memory
-from selfsight.views.recipe import ViewGroup
+from selfsight.views.recipe import Size, ViewGroup
 
 
 class TeacherConfig(Config):
@@ -27,7 +27,7 @@ class TeacherConfig(Config):
     weights_sha256: str | None = None  # of that file; filled in when the run starts
     backbone: BackboneConfig | None = None  # which encoder a file of another library holds
     # side in pixels of what it sees (default: of a run its own, else that of the largest views)
-    image_size: ImageSize | None = None
+    image_size: Size | None = None
     # what its pixels are normalised with (default: of a run and of timm their own, else data.mean)
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
@@ -45,15 +45,6 @@ class TeacherConfig(Config):
     def _name(cls, backbone: Any) -> Any:
         """A name alone is short for its key, as outside."""
         return {"name": backbone} if isinstance(backbone, str) else backbone
-
-    @field_validator("image_size", mode="before")
-    @classmethod
-    def _size(cls, size: Any) -> Any:
-        given = size if isinstance(size, (list, tuple)) else [size, size]
-        whole = all(type(side) is int and side >= 1 for side in given)
-        if size is not None and not (whole and len(given) == 2):
-            raise ValueError("give the side in pixels, or [height, width]")
-        return size
 
 
 def build_teacher(

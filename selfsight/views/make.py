@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 
 from selfsight import randomness
-from selfsight.batch import Normalization, SampleKey
+from selfsight.batch import MOST_CHANNELS, Normalization, SampleKey
 from selfsight.compiler import can_compile
 from selfsight.views.ops import augment, randaugment
 from selfsight.views.ops.jitter import color_jitter
-from selfsight.views.recipe import MOST_CHANNELS, ViewGroup
+from selfsight.views.recipe import ViewGroup
 
 Compile = Literal["auto"] | bool
 

@@ -6,13 +6,13 @@ from typing import Annotated, Any
 from pydantic import Field, ValidationError, ValidatorFunctionWrapHandler, model_validator
 from pydantic.functional_validators import WrapValidator
 
+from selfsight.batch import sides
 from selfsight.config import Config, Tree, added, near
 from selfsight.errors import UserError
 from selfsight.views.ops.randaugment import MOST_OPS, STRONGEST
 
 Probability = Field(0.0, ge=0, le=1)
 Strength = Field(0.0, ge=0)
-MOST_CHANNELS = 32  # of an image, as data.channels allows
 LARGEST_VIEW = 4096  # pixels: more than 16 views of this side are in memory at a time
 
 
@@ -30,15 +30,6 @@ def _size(value: Any, handler: ValidatorFunctionWrapHandler) -> int | tuple[int,
 Side = Annotated[int, Field(ge=1, le=LARGEST_VIEW)]
 # the side of a square in pixels, or (height, width)
 Size = Annotated[Side | tuple[Side, Side], WrapValidator(_size)]
-
-
-def sides(size: int | Sequence[int]) -> tuple[int, int]:
-    """Height and width in pixels.
-
-    >>> sides(32), sides((32, 96))
-    ((32, 32), (32, 96))
-    """
-    return (size, size) if isinstance(size, int) else (size[0], size[1])
 
 
 class ViewGroup(Config):

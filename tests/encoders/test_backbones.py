@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from selfsight import own, randomness
-from selfsight.batch import Batch, SampleKey
+from selfsight.batch import Batch, SampleKey, sides
 from selfsight.encoders.artifact import Network
 from selfsight.encoders.backbones import BackboneConfig, accepts, build_backbone
 from selfsight.errors import UserError
@@ -17,7 +17,6 @@ from selfsight.methods import vit
 from selfsight.methods.mae import MAE
 from selfsight.methods.simclr import SimCLR
 from selfsight.methods.simmim import SimMIM
-from selfsight.views.recipe import sides
 from tests.conftest import ROOT
 
 PAGE = (ROOT / "docs" / "encoders.md").read_text(encoding="utf-8")

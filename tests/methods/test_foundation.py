@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from selfsight.errors import UserError
 from selfsight.methods import METHODS
-from selfsight.methods.frozen import FrozenTeacher, dense
+from selfsight.methods.dense import dense
+from selfsight.methods.frozen import FrozenTeacher
 from selfsight.methods.ibot import large_masks
 from selfsight.methods.phi_s import PhiS, hadamard
 from selfsight.testing import tiny_teacher

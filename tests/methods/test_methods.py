@@ -179,6 +179,7 @@ def test_needs_are_what_the_method_has(name):
     cls, method = METHODS[name], build(name)
     parts = [type(m) for m in method.modules()]
     assert ("teacher" in cls.needs) == (EMA in parts)
+    assert ("frozen teacher" in cls.needs) == (cls.frozen_teacher == "required")
     assert ("queue" in cls.needs) == (Queue in parts)
     assert ("multi-crop" in cls.needs) == (cls.view_count == (2, None))
     unlabelled = dataclasses.replace(batch_of(name), labels=None)

@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
+from selfsight.batch import MOST_CHANNELS
 from selfsight.data.source import ChangedImage, content_hash
-from selfsight.data.values import MOST_CHANNELS
 from selfsight.errors import UserError
 from selfsight.files import (
     Damaged,

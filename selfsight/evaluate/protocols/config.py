@@ -6,16 +6,17 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from selfsight import config as layers
+from selfsight.batch import ImageSize, sides
 from selfsight.config import Config, Tree, added, may_change, near
 from selfsight.data.config import DataConfig, with_source
 from selfsight.data.images import SMALL
-from selfsight.encoders.backbones import BackboneConfig, ImageSize
+from selfsight.encoders.backbones import BackboneConfig
 from selfsight.encoders.shown import Resize
 from selfsight.errors import UserError
 from selfsight.evaluate.classifiers import FineTuned, LinearHeads
 from selfsight.train.config import TrainConfig, with_names
 from selfsight.train.precision import Precision
-from selfsight.views.recipe import PRESETS, Size, ViewGroup, preset, sides
+from selfsight.views.recipe import PRESETS, Size, ViewGroup, preset
 
 PROTOCOLS = Path(__file__).parent / "shipped"
 KINDS = {"heads": "linear-augmented", "finetuned": "finetune"}  # by the name of the method

@@ -9,9 +9,10 @@ from typing import Any
 import torch
 
 from selfsight import __version__, distributed
+from selfsight.batch import ImageSize
 from selfsight.config import flatten
 from selfsight.encoders.artifact import Network
-from selfsight.encoders.backbones import ImageSize, accepts
+from selfsight.encoders.backbones import accepts
 from selfsight.encoders.shown import Resize
 from selfsight.errors import UserError
 from selfsight.evaluate.protocols.config import Evaluation

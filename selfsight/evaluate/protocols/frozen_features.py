@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from selfsight import distributed
+from selfsight.batch import sides
 from selfsight.data.images import Images
 from selfsight.data.source import cache_beside
 from selfsight.encoders.artifact import Network
@@ -36,7 +37,6 @@ from selfsight.files import (
 from selfsight.train.folder import package_version
 from selfsight.train.log import console, say
 from selfsight.train.precision import physical_memory
-from selfsight.views.recipe import sides
 
 BYTES_OF_PROBE = 40  # times the square of the number of features, see linear_probe
 PIXELS = 2**31  # bytes: raw pixels are compared if they need no more than this

@@ -17,6 +17,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from selfsight.batch import sides
+
 GRAY = (0.2989, 0.587, 0.114)  # the luma weights of ITU-R 601, as torchvision rounds them
 CROP_TRIES = 10  # of a random crop before it falls back to the centre, as in torchvision
 CROP_SLOTS = 2 * CROP_TRIES + 2  # uniform numbers for one crop
@@ -147,7 +149,7 @@ def resized_crop(
     Returns: (B, C, h, w) float32 in [0, 1].
     """
     h, w = images.shape[2:]
-    down, across = (size, size) if isinstance(size, int) else size
+    down, across = sides(size)
     top, left, height, width = boxes.unbind(1)
     rows = _resize_matrix(top, height, h, down, None)  # (B, h, H)
     columns = _resize_matrix(left, width, w, across, flip)  # (B, w, W)

@@ -23,6 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from selfsight.batch import sides
 from selfsight.views.ops import augment
 
 
@@ -218,7 +219,7 @@ def erase_boxes(
         area: bounds of the box's area as a fraction of the image's. ratio: of width / height.
     Returns: (B, 4) int64: top, left, height, width; height and width 0 where no draw fits.
     """
-    height, width = (size, size) if isinstance(size, int) else size
+    height, width = sides(size)
     return augment.crop_boxes(u, height, width, area, ratio, (0, 0))
 
 
