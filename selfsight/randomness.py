@@ -21,7 +21,7 @@ _ROUNDS = 6  # of the network in `shuffled`
 _STEP = torch.tensor(_GOLDEN - (1 << 64))  # inductor's index arithmetic would refuse it as a number
 
 # The first coordinate: what the numbers are for, so that no two purposes share a number.
-VIEWS, ORDER, SPLIT, SUBSET, STEP, WEIGHTS, MASKS, DIRECTIONS, MIX, ERASE = range(10)
+VIEWS, ORDER, SPLIT, SUBSET, STEP, WEIGHTS, MASKS, DIRECTIONS, MIX, ERASE, DRAWS = range(11)
 
 
 def _signed(value: int) -> int:

@@ -24,6 +24,10 @@ def pixels_of(split: str, channels: int, kind: Any) -> np.ndarray:
     return (pixels * 251 + pixels % 7).astype(kind) if kind == np.uint16 else pixels.astype(kind)
 
 
+def bits_of(kind: Any) -> int:
+    return 8 * np.dtype(kind).itemsize
+
+
 class Bands:
     """These digits as a source."""
 
@@ -31,8 +35,7 @@ class Bands:
         digits = Digits(split)
         self.classes, self.labels = digits.classes, digits.labels
         self._pixels, self._what = pixels_of(split, channels, kind), f"{split} {channels}"
-        how = {"channels": channels, "bits": 8 * np.dtype(kind).itemsize}
-        self.decoding = Decoding(**{k: v for k, v in how.items() if k in Decoding._fields})
+        self.decoding = Decoding(channels=channels, bits=bits_of(kind))
 
     def __len__(self) -> int:
         return len(self._pixels)
@@ -45,10 +48,8 @@ class Bands:
 
 
 def images_of(channels: int, kind: Any, split: str = "train") -> Images:
-    values: dict[str, Any] = {"mean": (0.3,) * channels, "std": (0.4,) * channels}
-    if "bits" in DataConfig.model_fields:
-        values["bits"] = 8 * np.dtype(kind).itemsize
-    data = DataConfig(channels=channels, **values)
+    colours = {"mean": (0.3,) * channels, "std": (0.4,) * channels}
+    data = DataConfig(channels=channels, bits=bits_of(kind), **colours)
     return Images(Bands(split, channels, kind), data, torch.device("cpu"))
 
 

@@ -25,7 +25,7 @@ def gain(right: Tensor, other: Tensor, seed: int) -> dict[str, float]:
     """
     a, b, n = right.bool(), other.bool(), len(right)
     won, lost = int((a & ~b).sum()), int((b & ~a).sum())
-    draws = np.random.default_rng(randomness.key(randomness.SPLIT, seed))
+    draws = np.random.default_rng(randomness.key(randomness.DRAWS, seed))
     shares = np.array([won, lost, n - won - lost]) / n
     counts = draws.multinomial(n, shares, DRAWS)  # (DRAWS, 3)
     differences = (counts[:, 0] - counts[:, 1]) / n

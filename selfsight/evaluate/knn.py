@@ -1,7 +1,5 @@
 """Weighted k-nearest-neighbour classification (Wu et al., CVPR 2018, arXiv 1805.01978)."""
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -47,9 +45,17 @@ def _unit(x: Tensor, device: torch.device) -> Tensor:
     return F.normalize(x.to(device).float(), dim=1)
 
 
-def knn_accuracy(*features: Features, **how: Any) -> dict[int, float]:
+def knn_accuracy(
+    bank: Features,
+    bank_labels: Tensor,
+    queries: Features,
+    query_labels: Tensor,
+    ks: tuple[int, ...] = (20, 200),
+    device: torch.device | None = None,
+) -> dict[int, float]:
     """k -> top-1 accuracy in [0, 1]; arguments as of `knn_right`."""
-    return {k: int(right.sum()) / len(right) for k, right in knn_right(*features, **how).items()}
+    right = knn_right(bank, bank_labels, queries, query_labels, ks, device=device)
+    return {k: int(hits.sum()) / len(hits) for k, hits in right.items()}
 
 
 @torch.no_grad()

@@ -654,6 +654,25 @@ ATTACKED = ["torchvision", "torchvision, ViT", "timm", "moco-v2", "moco-v3, ViT"
 ATTACKED += ["barlow-twins", "dino", "mae", "solo-learn", "lightly", "up, moco", "up, mae"]
 
 
+def attack_tensor(state: dict[str, Tensor], key: str, attack: str) -> None:
+    """Damage one tensor of a state dict; other attacks change nothing."""
+    value = state[key]
+    if attack in ("gone", "renamed"):
+        del state[key]
+    if attack == "renamed":
+        state[re.sub(r"(\w)(\W*)$", r"\1x\2", key)] = value
+    if attack == "wider":
+        state[key] = value.new_zeros(*value.shape, 2)
+    if attack == "longer":
+        state[key] = torch.cat([value, value])
+    if attack == "deeper":
+        state[key] = value[None]
+    if attack == "integer":
+        state[key] = value.long() if value.is_floating_point() else value.float()
+    if attack == "extra":
+        state[f"{key.rpartition('.')[0]}.extra"] = torch.zeros(3)
+
+
 @pytest.mark.filterwarnings("ignore::FutureWarning")
 @settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
@@ -672,19 +691,7 @@ def test_a_file_that_is_not_whole_is_refused(name, attack, at, forced, tmp_path)
             attacked.file[entry] = dict(attacked.file[entry])
     keys, state = attacked.encoder_keys(), attacked.state()
     key = keys[at % len(keys)]
-    value = state[key]
-    if attack in ("gone", "renamed"):
-        del state[key]
-    if attack == "renamed":
-        state[re.sub(r"(\w)(\W*)$", r"\1x\2", key)] = value
-    if attack == "wider":
-        state[key] = value.new_zeros(*value.shape, 2)
-    if attack == "deeper":
-        state[key] = value[None]
-    if attack == "integer":
-        state[key] = value.long() if value.is_floating_point() else value.float()
-    if attack == "extra":
-        state[f"{key.rpartition('.')[0]}.extra"] = torch.zeros(3)
+    attack_tensor(state, key, attack)
     if attack == "entry":
         attacked.file["mystery"] = [{"deep": argparse.Namespace(w=torch.zeros(3))}]
     if attack == "nested":

@@ -26,7 +26,7 @@ from selfsight.evaluate.protocols.target import open_target
 from selfsight.methods import MAE
 from selfsight.pretraining.build import with_hash
 from selfsight.pretraining.config import compose
-from tests.encoders.test_foreign import shake
+from tests.encoders.test_foreign import attack_tensor, shake
 
 transformers = pytest.importorskip("transformers")
 transformers.utils.logging.disable_progress_bar()
@@ -360,21 +360,7 @@ def test_a_file_that_is_not_whole_is_refused(name, attack, at, attacked):
     folder, state, ours = attacked(name)
     keys = [k for k in state if not re.search("mask|pooler|local_cls|periods", k)]
     key = keys[at % len(keys)]
-    value = state[key]
-    if attack in ("gone", "renamed"):
-        del state[key]
-    if attack == "renamed":
-        state[re.sub(r"(\w)(\W*)$", r"\1x\2", key)] = value
-    if attack == "wider":
-        state[key] = value.new_zeros(*value.shape, 2)
-    if attack == "longer":
-        state[key] = torch.cat([value, value])
-    if attack == "deeper":
-        state[key] = value[None]
-    if attack == "integer":
-        state[key] = value.long()
-    if attack == "extra":
-        state[f"{key.rpartition('.')[0]}.extra"] = torch.zeros(3)
+    attack_tensor(state, key, attack)
     torch.save(state, folder / "attacked.pth")
     refusal(folder / "attacked.pth", ours, "attacked.pth")
 
