@@ -51,10 +51,11 @@ def knn_accuracy(
     queries: Features,
     query_labels: Tensor,
     ks: tuple[int, ...] = (20, 200),
+    temperature: float = 0.07,
     device: torch.device | None = None,
 ) -> dict[int, float]:
     """k -> top-1 accuracy in [0, 1]; arguments as of `knn_right`."""
-    right = knn_right(bank, bank_labels, queries, query_labels, ks, device=device)
+    right = knn_right(bank, bank_labels, queries, query_labels, ks, temperature, device)
     return {k: int(hits.sum()) / len(hits) for k, hits in right.items()}
 
 
