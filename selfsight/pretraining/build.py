@@ -58,7 +58,9 @@ def build_method(config: RunConfig, images: Images | None = None) -> Method:
 
 
 def check_start(config: RunConfig) -> None:
-    """Raises: UserError for a run at random whose method stays close to what it starts from."""
+    """Raises: UserError for keys of a teacher that do not fit the method, and for a run at random
+    whose method stays close to what it starts from."""
+    _check_teacher(config)
     optional = find_method(config.method.name).frozen_teacher == "optional"
     if optional and not config.teacher.weights and (config.resume or not config.weights):
         raise UserError(
@@ -67,21 +69,28 @@ def check_start(config: RunConfig) -> None:
         )
 
 
-def _teacher(config: RunConfig, images: Images | None) -> dict[str, Any]:
-    """Further arguments of a method with a frozen teacher; {} for another."""
-    needs, given = find_method(config.method.name).frozen_teacher, config.teacher.weights
-    if given is None:
-        if config.teacher != TeacherConfig() or needs == "required":
-            raise UserError(
-                f"teacher.weights=null: {config.method.name} learns from a frozen teacher; set it "
-                f"to a run's folder, a file of weights, or timm:NAME.TAG"
-            )
-        return {}
-    if needs == "no":
+def _check_teacher(config: RunConfig) -> None:
+    """Raises: UserError for keys of a teacher that the method has not, or that is missing."""
+    method, needs = config.method.name, find_method(config.method.name).frozen_teacher
+    given = [k for k, v in config.teacher if v != TeacherConfig.model_fields[k].default]
+    if given and needs == "no":
         raise UserError(
-            f"teacher.weights={given}: {config.method.name} has no frozen teacher; leave it out, "
+            f"teacher.{given[0]}: {method} has no frozen teacher; leave out all keys of `teacher`, "
             f"or set method=distill"
         )
+    if config.teacher.weights is None and (given or needs == "required"):
+        raise UserError(
+            f"teacher.weights=null: {method} learns from a frozen teacher; set it to a run's "
+            f"folder, a file of weights, or timm:NAME.TAG"
+        )
+
+
+def _teacher(config: RunConfig, images: Images | None) -> dict[str, Any]:
+    """Further arguments of a method with a frozen teacher; {} for another."""
+    _check_teacher(config)
+    needs, given = find_method(config.method.name).frozen_teacher, config.teacher.weights
+    if given is None:
+        return {}
     size = image_size(config.views)
     data = config.data if images is None else images.config  # with mean and std as measured
     teacher, said = build_teacher(config.teacher, data, config.views, size, config.seed)

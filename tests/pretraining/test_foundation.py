@@ -193,7 +193,16 @@ def test_interrupted_distillation_goes_on_with_its_first_standardisation(tmp_pat
             "teacher.weights=timm:local-dir:no: this folder needs config.json",
         ),
         (["teacher.backbone=null"], "does not say which encoder it holds; add teacher.backbone"),
-        (["method=simclr", "views.0.count=2"], "simclr has no frozen teacher; leave it out"),
+        (["method=simclr", "views.0.count=2"], "teacher.weights: simclr has no frozen teacher"),
+        (["method=simclr", "data.path=nowhere"], "simclr has no"),  # before data are opened
+        (
+            [
+                "method=simclr",
+                "teacher={weights: null, backbone: null, image_size: null, cache: true}",
+            ],
+            "teacher.cache: simclr has no frozen teacher",
+        ),
+        (["teacher.weights=null", "data.path=nowhere"], "teacher.weights=null: distill learns"),
         (["teacher.cache=true"], "teacher.cache=true: views.0 are drawn anew each time"),
         (["teacher.mean=[0.5]", "teacher.std=[0.5]"], "the images have 3 channels"),
         (["teacher.std=[0.1, 0, 0.1]"], "teacher.std=[0.1, 0, 0.1]: pixels are divided by it"),
