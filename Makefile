@@ -43,7 +43,7 @@ $(BIN)/uv:
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
 
 $(VENV)/.installed: $(BIN)/uv pyproject.toml constraints.txt
-	$(INSTALL) -e ".[parquet]"
+	$(INSTALL) -e ".[parquet,report]"
 	touch $@
 
 $(VENV)/.installed-test: $(VENV)/.installed

@@ -20,7 +20,8 @@ app = typer.Typer(
 )
 
 # The panels of `selfsight --help`, in their order.
-TRAIN, EVALUATE, DATA, COMPARE = "Train", "Evaluate", "Data", "Compare"
+TRAIN, EVALUATE, USE = "Train", "Evaluate", "Use an encoder"
+DATA, COMPARE = "Data", "Compare"
 OTHER, LISTS = "Other systems", "What is shipped"
 
 

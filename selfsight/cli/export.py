@@ -1,0 +1,1 @@
+"""Commands that hand an encoder to other libraries."""

@@ -1,0 +1,1 @@
+"""An encoder in another library's own format, verified there."""

@@ -1,0 +1,1 @@
+"""One offline HTML page about a run or a grid."""
