@@ -1,0 +1,42 @@
+"""The documentation site: `make docs` builds it into build/docs/html, without network or GPU.
+
+The pages are made in build/docs/pages (`_site/pages.py`): those of this folder, and others that
+follow from README.md, the notebooks, the recipes and the code.
+"""
+
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).parent
+sys.path[:0] = [str(HERE), str(HERE.parent)]
+
+from selfsight import __version__  # noqa: E402
+
+project = "Selfsight"
+copyright = "the Selfsight authors"
+version = release = __version__
+extensions = [
+    "myst_parser",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.napoleon",
+    "sphinx.ext.viewcode",
+    "_site",
+]
+
+html_theme = "furo"
+html_title = f"Selfsight {release}"
+highlight_language = "text"  # of a block that names none: commands and what they print
+default_role = "code"  # `x` in a docstring is code
+myst_heading_anchors = 4  # page.md#heading, as a code host has it
+suppress_warnings = ["toc.empty_glob"]  # index.md names pages by patterns, which may match none
+
+autodoc_typehints_format = "short"
+autodoc_member_order = "bysource"
+napoleon_use_rtype = False
+napoleon_custom_sections = [("Class attributes", "params_style")]
+
+nitpicky = True
+# Names of Python and of other libraries lie in their own documentation; nothing is downloaded.
+# Keys of configuration classes are in tables, and some types in signatures are no one's to use.
+INNER = r"(\w+Config|\w+\.Config|ViewGroup|FrozenTeacher|Part|[A-Z])"
+nitpick_ignore_regex = [("py:.*", r"(?!selfsight\.).*"), ("py:.*", rf"selfsight\..*\.{INNER}")]
