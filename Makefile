@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALL := $(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python -c constraints.txt
 RUN ?= runs/digits-simclr
 
-.PHONY: run setup test lint dist bench notebooks clean
+.PHONY: run setup test lint dist bench notebooks docs clean
 
 ifdef CONFIGER_PATH
 run: setup            ## with CONFIGER_PATH=path/to/pretrain/simclr.ini: run that file; KEYS="epochs=5" over it
@@ -63,6 +63,14 @@ notebooks: $(VENV)/.installed-notebooks ## run the notebooks; build/notebooks/*.
 
 $(VENV)/.installed-notebooks: $(VENV)/.installed
 	$(INSTALL) -e ".[notebooks]"
+	touch $@
+
+docs: $(VENV)/.installed-docs ## the documentation site, build/docs/html/index.html; a warning is an error
+	mkdir -p build/docs/pages
+	$(BIN)/python -m sphinx --quiet -W --keep-going -c docs build/docs/pages build/docs/html
+
+$(VENV)/.installed-docs: $(VENV)/.installed
+	$(INSTALL) -e ".[docs]"
 	touch $@
 
 clean:

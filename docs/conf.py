@@ -28,9 +28,10 @@ html_title = f"Selfsight {release}"
 highlight_language = "text"  # of a block that names none: commands and what they print
 default_role = "code"  # `x` in a docstring is code
 myst_heading_anchors = 4  # page.md#heading, as a code host has it
-suppress_warnings = ["toc.empty_glob"]  # index.md names pages by patterns, which may match none
 
 autodoc_typehints_format = "short"
+autodoc_preserve_defaults = True
+autodoc_inherit_docstrings = False  # those of torch say nothing about a method of ours
 autodoc_member_order = "bysource"
 napoleon_use_rtype = False
 napoleon_custom_sections = [("Class attributes", "params_style")]
@@ -38,5 +39,5 @@ napoleon_custom_sections = [("Class attributes", "params_style")]
 nitpicky = True
 # Names of Python and of other libraries lie in their own documentation; nothing is downloaded.
 # Keys of configuration classes are in tables, and some types in signatures are no one's to use.
-INNER = r"(\w+Config|\w+\.Config|ViewGroup|FrozenTeacher|Part|[A-Z])"
+INNER = r"(\w+Config|\w+\.Config|ViewGroup|FrozenTeacher|Part|Paper|Origins|[A-Z])"
 nitpick_ignore_regex = [("py:.*", r"(?!selfsight\.).*"), ("py:.*", rf"selfsight\..*\.{INNER}")]

@@ -11,7 +11,7 @@ from _site import docstrings, pages
 def setup(app: Sphinx) -> dict[str, Any]:
     # before napoleon (500), which reads sections
     app.connect("autodoc-process-docstring", docstrings.process, priority=400)
-    app.connect("autodoc-process-signature", docstrings.without_keys)
+    app.connect("autodoc-process-signature", docstrings.signature)
     app.connect("builder-inited", _make_pages)
     return {"parallel_read_safe": True}
 

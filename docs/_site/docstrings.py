@@ -6,7 +6,10 @@ from typing import Any
 
 from selfsight.config import Config
 
-SECTION = re.compile(r"(Args|Raises|Returns|Source|Attributes|Class attributes): *(\S.*)?$")
+SECTION = re.compile(
+    r"(Args|Raises|Returns|Source|Attributes|Class attributes|Example|differs): *(\S.*)?$"
+)
+PARSED = ("Raises", "Returns")  # by napoleon; the others are paragraphs
 
 
 def process(_app: Any, _what: str, _name: str, _obj: Any, _options: Any, lines: list[str]) -> None:
@@ -14,11 +17,15 @@ def process(_app: Any, _what: str, _name: str, _obj: Any, _options: Any, lines: 
     lines[:] = with_sections(escaped(lines))
 
 
-def without_keys(
-    _app: Any, _what: str, _name: str, obj: Any, _options: Any, arguments: str, returns: str
-) -> tuple[str, str] | None:
-    """A configuration class is shown without its arguments, which are in a table of keys."""
-    return ("", "") if isinstance(obj, type) and issubclass(obj, Config) else None
+def signature(
+    _app: Any, _what: str, _name: str, obj: Any, _options: Any, arguments: str | None, returns: Any
+) -> tuple[str, Any] | None:
+    """The arguments as they are shown; a listener of `autodoc-process-signature`. A configuration
+    class has none, for its keys are in a table."""
+    if isinstance(obj, type) and issubclass(obj, Config):
+        return "", None
+    # Sphinx cannot parse the name that dataclasses give to a default that is made
+    return None if arguments is None else (arguments.replace("<factory>", "..."), returns)
 
 
 def escaped(lines: list[str]) -> list[str]:
@@ -49,25 +56,23 @@ def with_sections(lines: list[str]) -> list[str]:
     """
     done: list[str] = []
     lines = [part for line in lines for part in re.split(r"(?<=[.:;)]) (?=Raises: )", line)]
-    inline = False
+    indent: str | None = None  # of the lines that go on a section which began on one line
     for line in lines:
         found = SECTION.match(line)
-        if found is None:
-            # a line that goes on below a section on one line belongs to it
-            inline = inline and bool(line.strip()) and not line.lstrip().startswith(">>>")
-            done.append(f"    {line.strip()}" if inline else line)
+        if found is not None:
+            indent = None if found[2] is None else "    " if found[1] in PARSED else ""
+            done += ["", *_section(found[1], found[2])]
             continue
-        name, text = found[1], found[2]
-        inline = text is not None
-        done += ["", *_section(name, text)]
+        if not line.strip() or line.lstrip().startswith(">>>"):
+            indent = None
+        done.append(line if indent is None else indent + line.strip())
     return done
 
 
 def _section(name: str, text: str | None) -> list[str]:
     if text is None:
         return [f"{name}:"]
-    if name == "Raises":
-        return ["Raises:", "    " + re.sub(r"^(\w+)[,;]?:? ?", r"\1: ", text, count=1)]
-    if name == "Returns":
-        return ["Returns:", f"    {text}"]
-    return [f"**{name}:** {text}"]
+    if name == "Raises":  # "UserError for ...; Interrupted after ..."
+        kinds = re.split(r"; (?=[A-Z]\w+ )", text)
+        return ["Raises:", *(re.sub(r"^(\w+):? ?", r"    \1: ", kind) for kind in kinds)]
+    return ["Returns:", f"    {text}"] if name == "Returns" else [f"**{name}:** {text}"]

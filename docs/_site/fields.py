@@ -23,7 +23,7 @@ def table(cls: type[Config], prefix: str = "") -> str:
     """The keys of a class as a Markdown table, those of the sections in it below their own."""
     rows = ["| key | value | default | meaning |", "|---|---|---|---|"]
     for key, field, comment in keys(cls, prefix):
-        cells = (f"`{key}`", f"`{_type(field)}`", f"`{_default(field)}`", comment)
+        cells = (f"`{key}`", f"`{_type(field)}`", f"`{_default(field)}`", plain(comment))
         rows.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return "\n".join(rows) + "\n"
 
@@ -33,10 +33,22 @@ def keys(cls: type[Config], prefix: str = "") -> Iterator[tuple[str, FieldInfo, 
     said = comments(cls)
     for name, field in cls.model_fields.items():
         section = section_of(field)
-        if section is None:
+        if section is None or (not field.is_required() and field.default is None):
             yield prefix + name, field, said.get(name, "")
-        else:
+        if section is not None:
             yield from keys(section, f"{prefix}{name}.")
+
+
+def plain(text: str) -> str:
+    """Text of a help or a comment as Markdown: stars and brackets are no markup, an option is code.
+
+    >>> plain("runs/<name>, as `a*b` with --run")
+    'runs/\\\\<name>, as `a*b` with `--run`'
+    """
+    parts = re.split(r"(`[^`]*`|--[\w-]+)", text)
+    parts[::2] = [re.sub(r"[*_<\[\]]", r"\\\g<0>", part) for part in parts[::2]]
+    parts[1::2] = [part if part.startswith("`") else f"`{part}`" for part in parts[1::2]]
+    return "".join(parts)
 
 
 def section_of(field: FieldInfo) -> type[Config] | None:
@@ -52,7 +64,8 @@ def comments(cls: type[Config]) -> dict[str, str]:
     found: dict[str, str] = {}
     for base in reversed(cls.__mro__):
         if issubclass(base, Config) and base is not Config:
-            found |= _comments_in(textwrap.dedent(inspect.getsource(base)))
+            said = _comments_in(textwrap.dedent(inspect.getsource(base)))
+            found |= {key: text for key, text in said.items() if text}
     return found
 
 
@@ -75,9 +88,7 @@ def _comments_in(source: str) -> dict[str, str]:
             while lines[above - 1].lstrip().startswith("#"):
                 above -= 1
             first = " ".join(said[n] for n in range(above + 1, node.lineno))
-            last = " ".join(
-                said[n] for n in range(node.lineno, node.end_lineno + 1) if n in said
-            )
+            last = " ".join(said[n] for n in range(node.lineno, node.end_lineno + 1) if n in said)
             found[node.target.id] = "; ".join(filter(None, (first, last)))
     return found
 
@@ -92,13 +103,14 @@ def _members(annotation: Any) -> list[Any]:
 
 
 def _type(field: FieldInfo) -> str:
-    """As `int ≥ 1`, `'sgd' or 'adamw'`, `list of ViewGroup`."""
-    text = " or ".join(map(_name, _members(field.annotation)))
+    """As `int ≥ 1 or null`, `'sgd' or 'adamw'`, `list of mapping`."""
+    members = _members(field.annotation)
+    text = " or ".join(_name(kind) for kind in members if kind is not type(None))
     for bound in field.metadata:
         for name, sign in BOUNDS.items():
             value = getattr(bound, name, None)
             text += f" {sign} {value}" if value is not None else ""
-    return text
+    return f"{text} or null" if type(None) in members else text
 
 
 def _name(kind: Any) -> str:
@@ -110,7 +122,7 @@ def _name(kind: Any) -> str:
     if origin in (list, tuple):
         of = ", ".join(" or ".join(map(_name, _members(x))) for x in inside if x is not Ellipsis)
         return f"[{of}]" if origin is tuple and Ellipsis not in inside else f"list of {of}"
-    if origin is dict:
+    if origin is dict or (isinstance(kind, type) and issubclass(kind, Config)):
         return "mapping"
     return re.sub(r"^.*\.", "", getattr(kind, "__name__", str(kind)))
 

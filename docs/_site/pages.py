@@ -8,6 +8,7 @@ files of the repository become links between pages.
 import os
 import posixpath
 import re
+from fnmatch import fnmatch
 from pathlib import Path
 
 import jupytext
@@ -21,8 +22,9 @@ SPECIAL = {"README.md": "start.md", "CHANGELOG.md": "changelog.md"}
 SPECIAL |= {"CONTRIBUTING.md": "contributing.md", "docs": "index.md"}
 HOW_TO_RUN = """\
 ```{note}
-This page is `notebooks/%s`, which is a notebook and a Python file. `make notebooks` runs all of them and writes them with their
-pictures to `build/notebooks/`; `jupytext --to ipynb FILE` makes one that Jupyter opens, and Jupyter with jupytext opens the file itself.
+This page is `notebooks/%s`, a notebook that is kept as a Python file. `make notebooks` runs all
+notebooks and writes them, with their pictures, to `build/notebooks/`. To change one, open the file
+in Jupyter with jupytext installed, or make a copy for Jupyter: `jupytext --to ipynb FILE`.
 ```
 """
 
@@ -46,7 +48,13 @@ def all_pages(folder: Path) -> dict[str, str]:
         path = ROOT / source
         text = path.read_text(encoding="utf-8") if path.suffix == ".md" else tutorial(path)
         pages[page] = with_links(text, source, page, folder)
-    return pages | reference.all_pages()
+    pages |= reference.all_pages()
+    pages["index.md"] = "".join(
+        line
+        for line in pages["index.md"].splitlines(keepends=True)
+        if not line.endswith("*\n") or any(fnmatch(page, f"{line.strip()}.md") for page in pages)
+    )  # a pattern of a table of contents that matches no page would be a warning
+    return pages
 
 
 def sources() -> dict[str, str]:
