@@ -14,7 +14,11 @@ METHODS_PAGE = """\
 What each exchanges between processes, and whether each learns: [the methods](/methods.md).
 
 """
-PYTHON = "# Python\n\nNames of `selfsight`; how they work together: [from Python](/python.md).\n"
+PYTHON = """\
+# Functions and classes
+
+Names of `selfsight`; how they work together: [from Python](/python.md).
+"""
 WITH_THE_METHODS = ("Method", "MethodConfig", "Output")
 WITHOUT_MEMBERS = ("RunConfig", "UserError")  # keys are in a table, and an error has none
 TAKEN_AND_RETURNED = (
