@@ -30,6 +30,7 @@ default_role = "code"  # `x` in a docstring is code
 myst_heading_anchors = 4  # page.md#heading, as a code host has it
 
 autodoc_typehints_format = "short"
+autoclass_content = "both"
 autodoc_preserve_defaults = True
 autodoc_inherit_docstrings = False  # those of torch say nothing about a method of ours
 autodoc_member_order = "bysource"

@@ -6,7 +6,8 @@ from types import ModuleType
 import selfsight
 from _site import fields
 from selfsight import losses, testing
-from selfsight.methods import METHODS, Method
+from selfsight.config import Config
+from selfsight.methods import METHODS, Method, MethodConfig
 
 METHODS_PAGE = """\
 # The classes of the methods
@@ -20,7 +21,6 @@ PYTHON = """\
 Names of `selfsight`; how they work together: [from Python](/python.md).
 """
 WITH_THE_METHODS = ("Method", "MethodConfig", "Output")
-WITHOUT_MEMBERS = ("RunConfig", "UserError")  # keys are in a table, and an error has none
 TAKEN_AND_RETURNED = (
     "encoders.encoder.Encoder",
     "evaluate.protocols.results.Result",
@@ -39,7 +39,7 @@ def methods(recipes: dict[str, list[str]]) -> str:
     """
     members = ":members:\n   :special-members: __call__"
     text = METHODS_PAGE + _rst(f"autoclass:: selfsight.methods.Method\n   {members}")
-    text += _rst("autoclass:: selfsight.methods.MethodConfig")
+    text += _shown("selfsight.methods", "MethodConfig", MethodConfig)
     text += _rst("autoclass:: selfsight.methods.Output")
     return text + "".join(_method(name, METHODS[name], recipes.get(name, [])) for name in METHODS)
 
@@ -84,7 +84,9 @@ def _module(module: ModuleType) -> str:
 def _shown(module: str, name: str, value: object) -> str:
     if not inspect.isclass(value):
         return _rst(f"autofunction:: {module}.{name}")
-    members = "" if name in WITHOUT_MEMBERS else "\n   :members:"
+    if issubclass(value, Config):  # its keys are in a table, and its __init__ is pydantic's
+        return _rst(f"autoclass:: {module}.{name}\n   :class-doc-from: class")
+    members = "" if issubclass(value, Exception) else "\n   :members:"
     return _rst(f"autoclass:: {module}.{name}{members}")
 
 

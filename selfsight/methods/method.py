@@ -79,9 +79,10 @@ class Method(nn.Module, ABC):
     remedy: ClassVar[str | None] = "lower optimizer.lr"
 
     def __init__(self, backbone: Backbone, config: MethodConfig | None = None) -> None:
-        """Args:
-        backbone: (B, 3, s, s) -> (B, D), with D as its attribute `num_features`.
-        config: an instance of `Config` (default: its defaults).
+        """
+        Args:
+            backbone: (B, 3, s, s) -> (B, D), with D as its attribute `num_features`.
+            config: an instance of `Config` (default: its defaults).
         """
         super().__init__()
         self.backbone, self.config = backbone, self.Config() if config is None else config
