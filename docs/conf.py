@@ -38,7 +38,8 @@ napoleon_use_rtype = False
 napoleon_custom_sections = [("Class attributes", "params_style")]
 
 nitpicky = True
-# Names of Python and of other libraries lie in their own documentation; nothing is downloaded.
-# Keys of configuration classes are in tables, and some types in signatures are no one's to use.
+# Of a type in a signature that has no entry: names of Python and of other libraries lie in their own
+# documentation, and nothing is downloaded; keys of configuration classes are in tables; INNER are
+# types that no user meets. Any other becomes an entry, by TAKEN_AND_RETURNED in _site/api.py.
 INNER = r"(\w+Config|\w+\.Config|ViewGroup|FrozenTeacher|Part|Paper|Origins|[A-Z])"
 nitpick_ignore_regex = [("py:.*", r"(?!selfsight\.).*"), ("py:.*", rf"selfsight\..*\.{INNER}")]

@@ -20,8 +20,9 @@ PYTHON = """\
 
 Names of `selfsight`; how they work together: [from Python](/python.md).
 """
+WITH_A_PAGE = ("losses", "methods", "testing")
 WITH_THE_METHODS = ("Method", "MethodConfig", "Output")
-TAKEN_AND_RETURNED = (
+TAKEN_AND_RETURNED = (  # types in the signatures of these names, which users meet
     "encoders.encoder.Encoder",
     "evaluate.protocols.results.Result",
     "pretraining.config.Composed",
@@ -64,9 +65,11 @@ def python() -> str:
     text += "\n## What these take and return\n\n"
     for name in TAKEN_AND_RETURNED:
         text += _rst(f"autoclass:: selfsight.{name}\n   :members:")
-    for name in ("heads", "distributed"):
-        module = getattr(selfsight, name).__name__
-        text += f"\n## selfsight.{name}\n\n" + _rst(f"automodule:: {module}\n   :members:")
+    for name in selfsight.__all__:
+        value = getattr(selfsight, name)
+        if inspect.ismodule(value) and name not in WITH_A_PAGE:
+            module = _rst(f"automodule:: {value.__name__}\n   :members:")
+            text += f"\n## selfsight.{name}\n\n{module}"
     return text
 
 
