@@ -38,8 +38,8 @@ napoleon_use_rtype = False
 napoleon_custom_sections = [("Class attributes", "params_style")]
 
 nitpicky = True
-# Of a type in a signature that has no entry: names of Python and of other libraries lie in their own
-# documentation, and nothing is downloaded; keys of configuration classes are in tables; INNER are
-# types that no user meets. Any other becomes an entry, by TAKEN_AND_RETURNED in _site/api.py.
+# A type in a signature needs an entry, but for three kinds: names of Python and of other libraries
+# (nothing is downloaded), configuration classes, whose keys are in tables, and those in INNER, which
+# no user meets. TAKEN_AND_RETURNED in _site/api.py makes an entry for a new one.
 INNER = r"(\w+Config|\w+\.Config|ViewGroup|FrozenTeacher|Part|Paper|Origins|[A-Z])"
 nitpick_ignore_regex = [("py:.*", r"(?!selfsight\.).*"), ("py:.*", rf"selfsight\..*\.{INNER}")]
