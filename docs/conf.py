@@ -39,7 +39,7 @@ napoleon_custom_sections = [("Class attributes", "params_style")]
 
 nitpicky = True
 # A type in a signature needs an entry, but for three kinds: names of Python and of other libraries
-# (nothing is downloaded), configuration classes, whose keys are in tables, and those in INNER, which
-# no user meets. TAKEN_AND_RETURNED in _site/api.py makes an entry for a new one.
+# (nothing is downloaded), configuration classes, whose keys are in tables, and types that no user
+# meets (INNER). TAKEN_AND_RETURNED in _site/api.py makes an entry for a new one.
 INNER = r"(\w+Config|\w+\.Config|ViewGroup|FrozenTeacher|Part|Paper|Origins|[A-Z])"
 nitpick_ignore_regex = [("py:.*", r"(?!selfsight\.).*"), ("py:.*", rf"selfsight\..*\.{INNER}")]

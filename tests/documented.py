@@ -1,6 +1,7 @@
 """What pages show: their links and anchors, blocks of code, and commands, which are checked without
 being run."""
 
+import functools
 import re
 import shlex
 from collections.abc import Iterator
@@ -9,15 +10,21 @@ from pathlib import Path
 import typer
 
 from selfsight import cli
+from selfsight import config as layers
 from selfsight.cli.app import app
 from selfsight.cli.data import data_config
 from selfsight.errors import UserError
+from selfsight.evaluate.classifiers import FineTuned, LinearHeads
 from selfsight.evaluate.protocols import config as evaluation
+from selfsight.evaluate.protocols.config import TrainedConfig
 from selfsight.grid.plan import read_grid
-from selfsight.pretraining.config import compose
+from selfsight.methods import METHODS
+from selfsight.pretraining.config import RunConfig, compose
 from selfsight.pretraining.recipes import recipes
+from selfsight.views.recipe import ViewGroup
 
 OWN_CODE = re.compile(r"=\w+\.py:\w+$")  # a value that names code in a file of the reader's
+FILE = re.compile(r"\.(py|md|json|png|yaml)$")
 NOT_RUN = r"<!-- not run: .+? -->\n"  # stands above a block, with the reason
 UsageError = typer.BadParameter.__base__  # click's, which typer has a copy of
 CACHED = {"knn": evaluation.KnnConfig, "linear": evaluation.LinearConfig}
@@ -112,3 +119,24 @@ def recipe_names(text: str) -> set[str]:
     """What a page writes as the name of a shipped recipe: `digits/simclr`."""
     folders = "|".join(sorted({name.partition("/")[0] for name in recipes()}))
     return set(re.findall(rf"(?<![\w/.-])(?:{folders})/[\w-]+(?![\w/<-]|\.\w)", text))
+
+
+@functools.cache
+def known_keys() -> set[str]:
+    """Every key of pretraining and evaluation, of all methods, and every section of them."""
+    tables = [("", kind) for kind in (RunConfig, TrainedConfig, *CACHED.values())]
+    methods = (*METHODS.values(), LinearHeads, FineTuned)
+    tables += [("method.", method.Config) for method in methods] + [("views.N.", ViewGroup)]
+    known = {prefix + key for prefix, kind in tables for key, _ in layers._fields(kind)}
+    return known | {key.rpartition(".")[0] for key in known}
+
+
+def unknown_keys(text: str) -> set[str]:
+    """Dotted keys in the sentences and tables of a page that no configuration has."""
+    sections = "|".join(sorted({key.partition(".")[0] for key in known_keys() if "." in key}))
+    pattern = rf"(?<![\w./-])(?:{sections})\.[\w.]*\w(?![\w(/*])"
+    without = re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)
+    named = {key for code in re.findall(r"`([^`]+)`", without) for key in re.findall(pattern, code)}
+    named = {re.sub(r"^views\.\d+", "views.N", key) for key in named if not FILE.search(key)}
+    free = ("backbone.options.", "optimizer.options.")
+    return {key for key in named - known_keys() - {"views.N.KEY"} if not key.startswith(free)}

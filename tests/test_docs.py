@@ -14,6 +14,7 @@ from selfsight.cli.app import app
 from selfsight.data.config import DataConfig
 from selfsight.data.pack import write as packing
 from selfsight.errors import UserError
+from selfsight.evaluate.protocols.config import protocols
 from selfsight.grid.plan import read_grid
 from selfsight.pretraining.config import compose
 from selfsight.pretraining.recipes import recipes
@@ -137,9 +138,12 @@ def test_commands_parse_and_their_keys_are_valid(page, tmp_path, monkeypatch, no
 
 
 @every_page
-def test_recipes_that_a_page_names_exist(page):
-    named = documented.recipe_names(page.read_text(encoding="utf-8"))
-    assert named - set(recipes()) == set()
+def test_recipes_protocols_and_keys_that_a_page_names_exist(page):
+    text = page.read_text(encoding="utf-8")
+    assert documented.recipe_names(text) - set(recipes()) == set()
+    named = set(re.findall(r"--protocol ([a-z][a-z-]+)(?!\.)\b", text))
+    assert named - set(protocols()) - {"mine"} == set()
+    assert documented.unknown_keys(text) == set()
 
 
 @every_page
@@ -190,6 +194,8 @@ def test_broken_links_names_and_blocks_are_found():
     assert documented.anchors("# A `b`: c-d\n```\n# no\n```\n") == {"a-b-c-d"}
     text = "`digits/simcrl`, `digits/<method>`, runs/digits/x, digits/byol.\n"
     assert documented.recipe_names(text) == {"digits/simcrl", "digits/byol"}
+    text = "`data.limit=3`, `data.limits=3`, `method.temprature`, `views.0.sise`, `data.json`\n"
+    assert documented.unknown_keys(text) == {"data.limits", "method.temprature", "views.N.sise"}
     text = "<!-- not run: a reason -->\n```python\nx\n```\n\n```python\ny\n```\n"
     assert documented.blocks(text, "python") == [("x\n", False), ("y\n", True)]
 
