@@ -69,5 +69,13 @@ $(VENV)/.installed-notebooks: $(VENV)/.installed
 	$(INSTALL) -e ".[notebooks]"
 	touch $@
 
+docs: $(VENV)/.installed-docs ## the documentation site, build/docs/html/index.html; a warning is an error
+	mkdir -p build/docs/pages
+	$(BIN)/python -m sphinx --quiet -W --keep-going -c docs build/docs/pages build/docs/html
+
+$(VENV)/.installed-docs: $(VENV)/.installed
+	$(INSTALL) -e ".[docs]"
+	touch $@
+
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .hypothesis *.egg-info

@@ -4,13 +4,21 @@ import re
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
 from selfsight import cli
 from selfsight.cli.app import app
+from selfsight.data.config import DataConfig
+from selfsight.data.pack import write as packing
+from selfsight.errors import UserError
+from selfsight.evaluate.protocols.config import protocols
+from selfsight.grid.plan import read_grid
 from selfsight.pretraining.config import compose
+from selfsight.pretraining.recipes import recipes
+from tests import documented
 from tests.conftest import ROOT
 from tests.losses.test_losses import compare as equal_losses
 
@@ -87,13 +95,109 @@ def test_the_code_of_the_page_about_python_runs(number, tmp_path, monkeypatch):
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 README = PAGES[0].read_text(encoding="utf-8")
+RUN_ABOVE = ("adding-a-method.md", "python.md")
+NOT_RUN = {  # of pages where no comment may stand above a block
+    "import selfsight\n\nencoder = selfsight.load_encoder": "needs a run and a photograph",
+    "class SimCLR(Method):": "a part of the package's file, which a test below compares",
+}
 every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 
 
 @every_page
-def test_links_lead_to_files(page):
-    for target in re.findall(r"\]\(([^)#]+)\)", page.read_text(encoding="utf-8")):
-        assert "://" in target or (page.parent / target).exists(), target
+def test_links_lead_to_files_and_headings(page):
+    for file, anchor in documented.links(page.read_text(encoding="utf-8")):
+        target = page.parent / file if file else page
+        assert target.exists(), file
+        if anchor:
+            assert anchor in documented.anchors(target.read_text(encoding="utf-8")), (file, anchor)
+
+
+@every_page
+def test_code_compiles_and_runs(page, tmp_path, monkeypatch):
+    """A comment `<!-- not run: REASON -->` above a block leaves it unrun."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["page"])
+    for block, run in documented.blocks(page.read_text(encoding="utf-8"), "python"):
+        code = compile(block, page.name, "exec")
+        reason = next((why for start, why in NOT_RUN.items() if block.startswith(start)), None)
+        if page.name in RUN_ABOVE or reason or not run:
+            continue
+        if "packed/train" in block:
+            make_pack(tmp_path)
+        exec(code, {"__name__": "__main__"})
+
+
+@every_page
+def test_commands_parse_and_their_keys_are_valid(page, tmp_path, monkeypatch, no_network):
+    monkeypatch.chdir(tmp_path)
+    for words in documented.commands(page.read_text(encoding="utf-8")):
+        try:
+            documented.check_command(words)
+        except UserError as error:
+            pytest.fail(f"{page.name}: selfsight {' '.join(words)}: {error}")
+
+
+@every_page
+def test_recipes_protocols_and_keys_that_a_page_names_exist(page):
+    text = page.read_text(encoding="utf-8")
+    assert documented.recipe_names(text) - set(recipes()) == set()
+    named = set(re.findall(r"--protocol ([a-z][a-z-]+)(?!\.)\b", text))
+    assert named - set(protocols()) - {"mine"} == set()
+    assert documented.unknown_keys(text) == set()
+
+
+@every_page
+def test_configurations_are_valid(page, tmp_path, no_network):
+    for number, (block, _) in enumerate(
+        documented.blocks(page.read_text(encoding="utf-8"), "yaml")
+    ):
+        file = tmp_path / f"{number}.yaml"
+        file.write_text(block)
+        if "seeds:" in block:
+            assert read_grid(str(file)).protocols
+        elif ".py:" not in block:  # code of the reader's own
+            assert compose(str(file)).config
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        "selfsight pretrian digits/simclr",
+        "selfsight pretrain digits/simcrl",
+        "selfsight pretrain digits/simclr method.temprature=1",
+        "selfsight pretrain digits/simclr epochs=0",
+        "selfsight pretrain digits/simclr --runs x",
+        "selfsight knn RUN fraction=0.1",
+        "selfsight finetune RUN --protocol finetune-mea",
+        "selfsight finetune RUN epoch=20",
+        "selfsight bench digit",
+        "selfsight bench digits epoch=3",
+        "selfsight pack photos --row -o packed",
+        "selfsight pack photos",
+        "selfsight check tiles data.chanels=12",
+        "docker run --rm -v x:/data selfsight knn RUN --ran x",
+        "torchrun --nproc-per-node 2 -m selfsight pretrain digits/byl run=runs/two",
+    ],
+)
+def test_a_broken_command_is_found(broken):
+    for text in (f"```\n{broken}\n```\n", f"```sh\n{broken} \\\n  # why\n```\n"):
+        (words,) = documented.commands(text)
+        with pytest.raises(UserError):
+            documented.check_command(words)
+
+
+def test_broken_links_names_and_blocks_are_found():
+    assert list(documented.links("[a](b.md#c) [d](https://e) [f](#g)")) == [
+        ("b.md", "c"),
+        ("", "g"),
+    ]
+    assert documented.anchors("# A `b`: c-d\n```\n# no\n```\n") == {"a-b-c-d"}
+    text = "`digits/simcrl`, `digits/<method>`, runs/digits/x, digits/byol.\n"
+    assert documented.recipe_names(text) == {"digits/simcrl", "digits/byol"}
+    text = "`data.limit=3`, `data.limits=3`, `method.temprature`, `views.0.sise`, `data.json`\n"
+    assert documented.unknown_keys(text) == {"data.limits", "method.temprature", "views.N.sise"}
+    text = "<!-- not run: a reason -->\n```python\nx\n```\n\n```python\ny\n```\n"
+    assert documented.blocks(text, "python") == [("x\n", False), ("y\n", True)]
 
 
 @every_page
@@ -103,6 +207,12 @@ def test_the_files_that_a_page_names_exist(page):
     named = set(re.findall(r"`((?:selfsight|tests|benchmarks|examples)/[\w./-]*)`", text))
     named |= {m.replace(".", "/") + ".py" for m in re.findall(r"-m (benchmarks\.\w+)", text)}
     assert {name for name in named if not (ROOT / name).exists()} == set()
+
+
+def make_pack(folder: Path) -> None:
+    np.savez(folder / "a.npz", images=np.zeros((9, 8, 8, 3), np.uint8), labels=np.arange(9) % 2)
+    data = DataConfig(path=str(folder / "a.npz"))
+    packing.pack(data, packing.PackConfig(raw=True, size=8), folder / "packed", lambda *_: None)
 
 
 def test_the_readme_lists_every_command():

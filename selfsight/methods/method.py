@@ -54,6 +54,10 @@ class Method(nn.Module, ABC):
     >>> byol(*torch.rand(2, 8, 3, 32, 32)).loss.backward()
     >>> byol.after_step(progress=0.1)
 
+    Args:
+        backbone: (B, 3, s, s) -> (B, D), with D as its attribute `num_features`.
+        config: an instance of `Config` (default: its defaults).
+
     Class attributes:
         default_views: the preset with the views of the paper.
         view_count: the smallest and the largest number of views (None: no limit).
@@ -79,10 +83,6 @@ class Method(nn.Module, ABC):
     remedy: ClassVar[str | None] = "lower optimizer.lr"
 
     def __init__(self, backbone: Backbone, config: MethodConfig | None = None) -> None:
-        """Args:
-        backbone: (B, 3, s, s) -> (B, D), with D as its attribute `num_features`.
-        config: an instance of `Config` (default: its defaults).
-        """
         super().__init__()
         self.backbone, self.config = backbone, self.Config() if config is None else config
 
