@@ -6,7 +6,7 @@ RUN apt-get update \
     && apt-get install --yes --no-install-recommends make g++ \
     && rm -rf /var/lib/apt/lists/*
 
-# Where PyTorch comes from: PyPI, or another index, such as https://download.pytorch.org/whl/cpu
+# Where PyTorch comes from: PyPI, or the address of another index, which pytorch.org names
 ARG TORCH_INDEX=""
 ENV UV_EXTRA_INDEX_URL=$TORCH_INDEX UV_INDEX_STRATEGY=unsafe-best-match UV_NO_CACHE=1
 WORKDIR /opt/selfsight

@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALL := $(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python -c constraints.txt
 RUN ?= runs/digits-simclr
 
-.PHONY: run setup test lint dist bench notebooks docs clean
+.PHONY: run setup test browser lint dist bench notebooks docs clean
 
 ifdef CONFIGER_PATH
 run: setup            ## with CONFIGER_PATH=path/to/pretrain/simclr.ini: run that file; KEYS="epochs=5" over it
@@ -15,12 +15,16 @@ run: setup            ## pretrain on real handwritten digits, then print what wa
 	$(BIN)/selfsight pretrain digits/simclr --run $(RUN)
 	$(BIN)/selfsight knn $(RUN)
 	$(BIN)/selfsight linear $(RUN)
+	$(BIN)/selfsight report $(RUN)
 endif
 
 setup: $(VENV)/.installed
 
 test: $(VENV)/.installed-test   ## every test; about eight minutes on two cores
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
+browser:               ## Debian's Chromium, in which the tests look at reports; without it they are skipped
+	command -v chromium || (apt-get update --quiet && apt-get install --quiet --yes chromium)
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .
