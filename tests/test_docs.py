@@ -4,15 +4,12 @@ import re
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
 from selfsight import cli
 from selfsight.cli.app import app
-from selfsight.data.config import DataConfig
-from selfsight.data.pack import write as packing
 from selfsight.errors import UserError
 from selfsight.evaluate.protocols.config import protocols
 from selfsight.grid.plan import read_grid
@@ -80,24 +77,13 @@ def test_the_pages_loss_equals_the_pages_oracle(page):
     )
 
 
-PYTHON = (ROOT / "docs" / "python.md").read_text(encoding="utf-8")
-
-
-@pytest.mark.parametrize("number", range(4))
-def test_the_code_of_the_page_about_python_runs(number, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    found = re.findall(r"```python\n(.*?)```", PYTHON, re.DOTALL)
-    assert len(found) == 4
-    exec(compile(found[number], "python.md", "exec"), {"__name__": "__main__"})
-
-
 # All pages ----------------------------------------------------------------------------------------
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 README = PAGES[0].read_text(encoding="utf-8")
-RUN_ABOVE = ("adding-a-method.md", "python.md")
+RUN_ABOVE = "adding-a-method.md"  # its blocks belong together
 NOT_RUN = {  # of pages where no comment may stand above a block
-    "import selfsight\n\nencoder = selfsight.load_encoder": "needs a run and a photograph",
+    "import fiftyone": "needs a library that the tests do not have",
     "class SimCLR(Method):": "a part of the package's file, which a test below compares",
 }
 every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -114,17 +100,19 @@ def test_links_lead_to_files_and_headings(page):
 
 @every_page
 def test_code_compiles_and_runs(page, tmp_path, monkeypatch):
-    """A comment `<!-- not run: REASON -->` above a block leaves it unrun."""
+    """Blocks of a page run one after the other, as a reader would run them, with the files that
+    they name. A comment `<!-- not run: REASON -->` above a block leaves it unrun."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("sys.argv", ["page"])
+    names: dict = {"__name__": "__main__"}
     for block, run in documented.blocks(page.read_text(encoding="utf-8"), "python"):
         code = compile(block, page.name, "exec")
         reason = next((why for start, why in NOT_RUN.items() if block.startswith(start)), None)
-        if page.name in RUN_ABOVE or reason or not run:
+        if page.name == RUN_ABOVE or reason or not run:
             continue
-        if "packed/train" in block:
-            make_pack(tmp_path)
-        exec(code, {"__name__": "__main__"})
+        for name, make in documented.FILES.items():
+            if name in block and not Path(name).exists():
+                make(Path(name))
+        exec(code, names)
 
 
 @every_page
@@ -142,7 +130,7 @@ def test_recipes_protocols_and_keys_that_a_page_names_exist(page):
     text = page.read_text(encoding="utf-8")
     assert documented.recipe_names(text) - set(recipes()) == set()
     named = set(re.findall(r"--protocol ([a-z][a-z-]+)(?!\.)\b", text))
-    assert named - set(protocols()) - {"mine"} == set()
+    assert named - set(protocols()) == set()
     assert documented.unknown_keys(text) == set()
 
 
@@ -207,12 +195,6 @@ def test_the_files_that_a_page_names_exist(page):
     named = set(re.findall(r"`((?:selfsight|tests|benchmarks|examples)/[\w./-]*)`", text))
     named |= {m.replace(".", "/") + ".py" for m in re.findall(r"-m (benchmarks\.\w+)", text)}
     assert {name for name in named if not (ROOT / name).exists()} == set()
-
-
-def make_pack(folder: Path) -> None:
-    np.savez(folder / "a.npz", images=np.zeros((9, 8, 8, 3), np.uint8), labels=np.arange(9) % 2)
-    data = DataConfig(path=str(folder / "a.npz"))
-    packing.pack(data, packing.PackConfig(raw=True, size=8), folder / "packed", lambda *_: None)
 
 
 def test_the_readme_lists_every_command():

@@ -20,6 +20,7 @@ DOCS = ROOT / "docs"
 # files of the repository -> pages, beside those of docs/ itself
 SPECIAL = {"README.md": "start.md", "CHANGELOG.md": "changelog.md"}
 SPECIAL |= {"CONTRIBUTING.md": "contributing.md", "docs": "index.md"}
+SPECIAL |= {"docs/search.md": "searching.md"}  # search.html is Sphinx's own page
 HOW_TO_RUN = """\
 ```{note}
 This page is `notebooks/%s`, a notebook that is kept as a Python file. `make notebooks` runs all
@@ -60,7 +61,7 @@ def all_pages(folder: Path) -> dict[str, str]:
 def sources() -> dict[str, str]:
     """Each file of the repository that is a page -> that page."""
     found = {f"docs/{path.name}": path.name for path in sorted(DOCS.glob("*.md"))}
-    found |= {name: page for name, page in SPECIAL.items() if name.endswith(".md")}
+    found |= {name: page for name, page in SPECIAL.items() if (ROOT / name).is_file()}
     notebooks = sorted((ROOT / "notebooks").glob("*.py"))
     return found | {f"notebooks/{p.name}": f"tutorials/{p.stem}.md" for p in notebooks}
 
