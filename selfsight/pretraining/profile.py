@@ -1,6 +1,7 @@
 """Where the time of training goes: some real steps as they are, then some with a stopwatch."""
 
 import contextlib
+import math
 import tempfile
 import threading
 import time
@@ -51,7 +52,7 @@ class Profile:
     """What was measured.
 
     Attributes:
-        rate: images a second of undisturbed steps.
+        rate: images a second of `undisturbed` steps.
         steps: that the stopwatch ran for.
         seconds: of each part of all these steps, on the main thread, in order.
         decode, crops: seconds that the loading threads worked for them meanwhile.
@@ -60,6 +61,7 @@ class Profile:
     """
 
     rate: float
+    undisturbed: int
     steps: int
     seconds: dict[str, float]
     decode: float
@@ -85,15 +87,17 @@ class Profile:
         return ADVICE[self.slowest]
 
 
-def profile(config: RunConfig, seconds: float) -> Profile:
+def profile(config: RunConfig, seconds: float, steps: int | None = None) -> Profile:
     """Train for `seconds` in a temporary folder, and measure the parts of a step.
 
+    Args:
+        steps: end after so many steps that count, if they take less time.
     Raises: UserError as `run.pretrain` does, and if the training is over after a few steps.
     """
     with tempfile.TemporaryDirectory(prefix="selfsight-profile-") as folder:
         config = config.model_copy(update={"run": str(Path(folder) / "run")})
         job = assemble(config, pick_device(config.device))
-        watch = Stopwatch(config.batch_size, job.device, seconds)
+        watch = Stopwatch(config.batch_size, job.device, seconds, steps)
         with contextlib.suppress(Enough):
             fit(**job.arguments(), quiet=True, events=watch)
         return watch.result(0 if job.images.tensor is not None else job.images.workers)
@@ -108,11 +112,15 @@ class Stopwatch(Events):
     Args:
         batch_size: images of a step.
         seconds: of both halves together, after which `Enough` is raised.
+        steps: of both halves together, if they take less time.
     """
 
-    def __init__(self, batch_size: int, device: torch.device, seconds: float) -> None:
+    def __init__(
+        self, batch_size: int, device: torch.device, seconds: float, steps: int | None = None
+    ) -> None:
         self._batch, self._device, self._seconds = batch_size, device, seconds
-        self._steps, self._rate = 0, 0.0
+        self._half = math.inf if steps is None else max(1, steps // 2)
+        self._steps, self._rate, self._undisturbed = 0, 0.0, 0
         self._watched = -1  # steps of the second half; -1: it has not begun
         self._last = time.perf_counter()
         self._parts = dict.fromkeys(PARTS, 0.0)
@@ -126,6 +134,7 @@ class Stopwatch(Events):
             )
         return Profile(
             rate=self._rate,
+            undisturbed=self._undisturbed,
             steps=self._watched,
             seconds=self._parts,
             **self._worked,
@@ -157,9 +166,9 @@ class Stopwatch(Events):
             self._watched += 1
         if self._steps <= WARM_UP:
             return
-        spent = time.perf_counter() - self._began
-        if self._watched < 0 and spent > self._seconds / 2:
-            self._rate = (self._steps - WARM_UP) * self._batch / spent
+        spent, counted = time.perf_counter() - self._began, self._steps - WARM_UP
+        if self._watched < 0 and (spent > self._seconds / 2 or counted >= self._half):
+            self._rate, self._undisturbed = counted * self._batch / spent, counted
             self._watched, self._last = 0, time.perf_counter()
-        elif self._watched > 0 and spent > self._seconds:
+        elif self._watched > 0 and (spent > self._seconds or self._watched >= self._half):
             raise Enough

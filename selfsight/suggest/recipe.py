@@ -1,0 +1,96 @@
+"""The text of a recipe: keys with the reason for each in a comment."""
+
+import math
+import shlex
+import textwrap
+from collections.abc import Iterable
+from typing import Any
+
+import yaml
+
+from selfsight.data.config import PATHS
+from selfsight.suggest.choose import Choice
+
+WIDTH = 100  # of a line of prose
+
+
+def flow(value: Any) -> str:
+    """A value as YAML on one line.
+
+    >>> flow({"size": 96, "crop_scale": (0.2, 1.0)})
+    '{size: 96, crop_scale: [0.2, 1.0]}'
+    """
+    options = {"default_flow_style": True, "sort_keys": False, "allow_unicode": True}
+    text = yaml.safe_dump([_plain(value)], width=math.inf, **options)
+    return text.strip()[1:-1]
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+def argument(key: str, value: Any) -> str:
+    """A key as an argument of a command in a shell.
+
+    >>> argument("data.path", "my photos")
+    "'data.path=my photos'"
+    """
+    text = value if key in PATHS and isinstance(value, str) else flow(value)
+    return shlex.quote(f"{key}={text}")
+
+
+def comment(text: str) -> str:
+    """One line that YAML reads as a comment, whatever names of files are in it."""
+    words = " ".join(text.split())
+    return "".join(
+        c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode()
+        for c in words
+    )
+
+
+def prose(lines: Iterable[str]) -> list[str]:
+    """Comments of several lines each; those that begin with two spaces are commands, kept whole."""
+    found = []
+    for line in lines:
+        if line.startswith("  "):
+            found.append(f"#   {comment(line)}")
+            continue
+        later = "  " if line.startswith("- ") else ""
+        found += textwrap.wrap(
+            comment(line),
+            WIDTH,
+            initial_indent="# ",
+            subsequent_indent=f"# {later}",
+            break_long_words=False,
+            break_on_hyphens=False,
+        )
+    return found
+
+
+def recipe_text(
+    title: str, about: Iterable[str], base: tuple[str, str], choices: Iterable[Choice], end: Any
+) -> str:
+    """The whole recipe.
+
+    Args:
+        title: its first line; about, end: prose before and after the keys.
+        base: the shipped recipe and why it is the one.
+        choices: the keys that differ from it; those of a section are put together.
+    """
+    lines = [f"# {comment(title)}", *prose(about), _line(*base, key="base")]
+    sections: dict[str, list[Choice]] = {}
+    for choice in choices:
+        sections.setdefault(choice.key.partition(".")[0], []).append(choice)
+    for name, inside in sections.items():
+        if inside[0].key == name:
+            lines.append(_line(inside[0].value, inside[0].why, key=name))
+            continue
+        lines.append(f"{name}:")
+        lines += [f"  {_line(c.value, c.why, key=c.key.partition('.')[2])}" for c in inside]
+    return "\n".join([*lines, *prose(end)]) + "\n"
+
+
+def _line(value: Any, why: str, key: str) -> str:
+    return f"{key}: {flow(value)}" + (f"  # {comment(why)}" if why else "")
