@@ -154,14 +154,14 @@ def _batch(model: _Model, images: ImageFacts, machine: Machine) -> tuple[int, st
     batch, why = model.batch, "as many as a GPU keeps busy with"
     if not machine.is_gpu:
         why = "enough others to compare an image with; more would not be faster on a CPU"
-    most = 2 ** max(1, int(math.log2(images.count)) - 1)
+    most = 2 ** max(1, images.count.bit_length() - 2)
     if most < batch:
         batch, why = most, f"at least two steps an epoch with {images.count:,} images"
     needed = 2 * model.view_bytes * (0.5 if machine.bf16 else 1.0)
     memory = machine.memory * MEMORY_SHARE
     while batch > 8 and batch * needed > memory:
         batch //= 2
-        why = f"what {machine.memory / 2**30:.0f} GiB of memory hold"
+        why = "what the memory holds"
     return batch, why
 
 

@@ -76,9 +76,11 @@ def look_at_images(data: DataConfig, watch: Watch) -> ImageFacts:
         name, reason = train.broken[0]
         raise UserError(f"{_where(data)}: none of the images can be decoded: {name}: {reason}")
     channels = keys.get("channels", data.channels)
-    if channels == 3 and "channels" not in given and all((m == m[:, :1]).all() for m in seen):
+    free = not given.keys() & {"channels", "mean", "std"}
+    if channels == 3 and free and all((m == m[:, :1]).all() for m in seen):
         channels = 1  # red, green and blue are equal in each image
-    return _facts(data, report, channels, keys.get("bits", data.bits) == 16)
+    deep = data.bits == 16 or bool(keys.keys() & {"bits", "range"})
+    return _facts(data, report, channels, deep)
 
 
 def _facts(data: DataConfig, report: checking.Report, channels: int, deep: bool) -> ImageFacts:

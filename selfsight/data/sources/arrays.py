@@ -126,8 +126,7 @@ class Arrays(_Pixels):
             raise WrongChannels(
                 f"data.path={path}: images of shape {images.shape} have {images.shape[3]} channels "
                 f"or {images.shape[1]}, and data.channels={n}; set data.channels to theirs",
-                images.shape[3],
-                images.shape[1],
+                *sorted((images.shape[3], images.shape[1])),  # bands are fewer than pixels
             )
         if images.dtype.kind == "f" and keys.range is None:
             raise UserError(
