@@ -17,9 +17,9 @@ SIDES = (96, 128, 224)  # pixels of a view of larger images
 # falls; BYOL compares an image with itself alone (arXiv 2006.07733, figure 3).
 FEWEST_OTHERS = 64
 MANY = 50_000  # images from which on a ResNet-50 is worth its cost on a GPU
-# A guess, which measured steps correct, of the bytes that one view of 224 pixels needs between
-# forward and backward pass, in fp32; 32 pixels without the reducing stem need a third of it.
-VIEW_BYTES = {"resnet18": 50e6, "resnet50": 180e6}
+# Bytes of one view of 224 pixels between forward and backward pass, in fp32: twice the outputs of
+# all convolutions. 32 pixels without the stem that reduces them need a fifth of it.
+VIEW_BYTES = {"resnet18": 25e6, "resnet50": 90e6}
 MEMORY_SHARE = 0.4  # of the device, for the images of a batch
 LONG = 2.0  # sides: from this ratio on a central square shows less than half of an image
 PHOTOS = "photos/simclr"  # the recipe for images that are not small
@@ -86,7 +86,7 @@ def setups(images: ImageFacts, machine: Machine) -> list[Setup]:
 
 def _small_models(images: ImageFacts, machine: Machine) -> list[_Model]:
     side = min(SMALL, max(16, 4 * round(images.shorter / 4)))
-    whole = VIEW_BYTES["resnet18"] / 3 * (side / 32) ** 2
+    whole = VIEW_BYTES["resnet18"] / 5 * (side / 32) ** 2
     cheap = _Model("cifar10-small/simclr", "small ResNet", side, 256, 3e-3, whole / 6)
     if machine.is_gpu:
         return [_Model("cifar10/simclr", "ResNet-18", side, 256, 0, whole), cheap]

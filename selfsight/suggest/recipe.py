@@ -20,9 +20,11 @@ def flow(value: Any) -> str:
     >>> flow({"size": 96, "crop_scale": (0.2, 1.0)})
     '{size: 96, crop_scale: [0.2, 1.0]}'
     """
-    options = {"default_flow_style": True, "sort_keys": False, "allow_unicode": True}
-    text = yaml.safe_dump([_plain(value)], width=math.inf, **options)
-    return text.strip()[1:-1]
+    options = {"default_flow_style": True, "sort_keys": False, "width": math.inf}
+    text = yaml.safe_dump([_plain(value)], allow_unicode=True, **options).strip()
+    if not text.isprintable():  # PyYAML would not read back a next-line character, for one
+        text = yaml.safe_dump([_plain(value)], **options).strip()
+    return text[1:-1]
 
 
 def _plain(value: Any) -> Any:
