@@ -94,7 +94,7 @@ class Trackio:
     """One run of Trackio for each run folder."""
 
     def __init__(self, config: TrackioConfig, folder: Path, settings: Tree) -> None:
-        trackio = need("trackio", "log.trackio")
+        self._library = trackio = need("trackio", "log.trackio")
         plain = re.sub(r"[^\w. -]", "_", config.name or folder.name)
         drawn = f"{plain}-{secrets.token_hex(4)}"
         name = kept_id(folder / TRACKIO_ID, r"[\w. -]*-[0-9a-f]{8}", drawn)
@@ -122,7 +122,7 @@ class Trackio:
 
     def close(self) -> None:
         with _unprinted():
-            self._run.finish()
+            self._library.finish()  # of the run alone, it would be finished again at the exit
 
 
 def numbers(record: dict[str, Any]) -> dict[str, float]:
