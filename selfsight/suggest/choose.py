@@ -16,6 +16,7 @@ SIDES = (96, 128, 224)  # pixels of a view of larger images
 # With fewer images in a batch SimCLR has few others to compare an image with, and its accuracy
 # falls; BYOL compares an image with itself alone (arXiv 2006.07733, figure 3).
 FEWEST_OTHERS = 64
+STEPS = 16  # of an epoch: an encoder learns by steps, and few images make few of them
 MANY = 50_000  # images from which on a ResNet-50 is worth its cost on a GPU
 # Bytes of one view of 224 pixels between forward and backward pass, in fp32: twice the outputs of
 # all convolutions. 32 pixels without the stem that reduces them need a fifth of it.
@@ -150,19 +151,25 @@ def _base_batch(model: _Model) -> int:
 
 
 def _batch(model: _Model, images: ImageFacts, machine: Machine) -> tuple[int, str]:
-    """A power of two: at most half of the images, and what the memory holds."""
+    """A power of two: at most half of the images, STEPS an epoch if that leaves enough others to
+    compare an image with, and what the memory holds."""
     batch, why = model.batch, "as many as a GPU keeps busy with"
     if not machine.is_gpu:
         why = "enough others to compare an image with; more would not be faster on a CPU"
-    most = 2 ** max(1, images.count.bit_length() - 2)
+    most = max(_power(images.count // STEPS), min(FEWEST_OTHERS, _power(images.count // 2)))
     if most < batch:
-        batch, why = most, f"at least two steps an epoch with {images.count:,} images"
+        batch, why = most, f"with {images.count:,} images a larger one would leave too few steps"
     needed = 2 * model.view_bytes * (0.5 if machine.bf16 else 1.0)
     memory = machine.memory * MEMORY_SHARE
     while batch > 8 and batch * needed > memory:
         batch //= 2
         why = "what the memory holds"
     return batch, why
+
+
+def _power(number: int) -> int:
+    """The largest power of two that is not above the number, but at least 2."""
+    return 2 ** max(1, number.bit_length() - 1)
 
 
 def _data(model: _Model, images: ImageFacts) -> list[Choice]:
@@ -199,7 +206,8 @@ def _views(model: _Model, images: ImageFacts, machine: Machine) -> list[Choice]:
     value: Any = {0: {"size": model.side}}
     if images.channels != 3:
         (group,), _ = preset_for("simclr-small" if small else "simclr", images.channels)
-        value = [group | {"size": model.side, "crop_scale": (0.2, 1.0)}]
+        group |= {"size": model.side, "crop_scale": (0.2, 1.0)}
+        value = [{key: number for key, number in group.items() if number != 0}]
         why += "; no changes of colours; flip: 0.0 if a mirrored image means something else"
     choices = [Choice("views", value, why)]
     if images.ratio > LONG:

@@ -65,6 +65,10 @@ def _seconds(images: float, checks: float, rate: float) -> float:
     return (images + checks) / rate
 
 
+def _minutes(minutes: float) -> str:
+    return f"{minutes:g} minute{'s'[: minutes != 1]}"
+
+
 def length_choices(
     setup: Setup, images: ImageFacts, length: Length, rate: float, minutes: float
 ) -> list[Choice]:
@@ -72,10 +76,10 @@ def length_choices(
     per_epoch = images.count // setup.batch
     part = (length.max_steps or per_epoch) / per_epoch  # of the first epoch
     if length.max_steps:
-        why = f"what {minutes:g} minutes are enough for, of {per_epoch:,} steps of an epoch"
+        why = f"what {_minutes(minutes)} allow, of {per_epoch:,} steps of an epoch"
         found = [Choice("epochs", 1, ""), Choice("max_steps", length.max_steps, why)]
     elif length.epochs < length.wanted:
-        why = f"what fits into {minutes:g} minutes; {length.wanted} would learn more"
+        why = f"what fits into {_minutes(minutes)}; {length.wanted} would learn more"
         found = [Choice("epochs", length.epochs, why)]
     else:
         why = f"for {images.count:,} images; more of them gain little"
@@ -85,7 +89,8 @@ def length_choices(
         found.append(Choice("schedule.warmup_epochs", warm, "a tenth of the training, at most 10"))
     if images.classes:
         every = max(1, length.epochs // CHECKS)
-        why = f"kNN accuracy on training images, about {CHECKS} times"
+        often = "at the end" if length.epochs == 1 else f"{length.epochs // every} times"
+        why = f"kNN accuracy within the training images, {often}"
         found.append(Choice("evaluate.every_epochs", every, why))
     epoch_seconds = images.count / rate
     if length.epochs > SAVES:

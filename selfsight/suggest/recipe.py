@@ -59,16 +59,15 @@ def prose(lines: Iterable[str]) -> list[str]:
         if line.startswith("  "):
             found.append(f"#   {comment(line)}")
             continue
-        later = "  " if line.startswith("- ") else ""
-        found += textwrap.wrap(
-            comment(line),
-            WIDTH,
-            initial_indent="# ",
-            subsequent_indent=f"# {later}",
-            break_long_words=False,
-            break_on_hyphens=False,
-        )
+        found += _wrapped(line, "# ", "#   " if line.startswith("- ") else "# ")
     return found
+
+
+def _wrapped(text: str, first: str, later: str) -> list[str]:
+    """Lines of at most WIDTH characters, but for longer words: paths are kept whole."""
+    whole = {"break_long_words": False, "break_on_hyphens": False}
+    indents = {"initial_indent": first, "subsequent_indent": later}
+    return textwrap.wrap(comment(text), WIDTH, **indents, **whole)
 
 
 def recipe_text(
@@ -81,18 +80,23 @@ def recipe_text(
         base: the shipped recipe and why it is the one.
         choices: the keys that differ from it; those of a section are put together.
     """
-    lines = [f"# {comment(title)}", *prose(about), _line(*base, key="base")]
+    lines = [f"# {comment(title)}", *prose(about), *_lines("base", *base)]
     sections: dict[str, list[Choice]] = {}
     for choice in choices:
         sections.setdefault(choice.key.partition(".")[0], []).append(choice)
     for name, inside in sections.items():
         if inside[0].key == name:
-            lines.append(_line(inside[0].value, inside[0].why, key=name))
+            lines += _lines(name, inside[0].value, inside[0].why)
             continue
         lines.append(f"{name}:")
-        lines += [f"  {_line(c.value, c.why, key=c.key.partition('.')[2])}" for c in inside]
+        for choice in inside:
+            lines += _lines(choice.key.partition(".")[2], choice.value, choice.why, "  ")
     return "\n".join([*lines, *prose(end)]) + "\n"
 
 
-def _line(value: Any, why: str, key: str) -> str:
-    return f"{key}: {flow(value)}" + (f"  # {comment(why)}" if why else "")
+def _lines(key: str, value: Any, why: str, indent: str = "") -> list[str]:
+    """The key with the reason beside it, or above it where that would be too long a line."""
+    line, beside = f"{indent}{key}: {flow(value)}", f"  # {comment(why)}"
+    if len(line + beside) <= WIDTH:
+        return [line + beside if why else line]
+    return [*_wrapped(why, f"{indent}# ", f"{indent}# "), line]

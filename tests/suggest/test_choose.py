@@ -37,6 +37,7 @@ def keys(images: ImageFacts, machine: Machine, place: int = 0) -> dict:
         (replace(PHOTOS, count=60_000), GPU, "photos/simclr", {"backbone.name": "resnet50"}),
         (replace(PHOTOS, shorter=100), GPU, "photos/simclr", {"views": {0: {"size": 96}}}),
         (replace(PHOTOS, count=20), CPU, "photos/simclr", {"batch_size": 8}),
+        (replace(PHOTOS, count=1_437), CPU, "photos/simclr", {"batch_size": 64}),
         (replace(PHOTOS, count=2), CPU, "photos/simclr", {"batch_size": 2}),
         (replace(PHOTOS, ratio=3.0), CPU, "photos/simclr", {"evaluate.resize": "squash"}),
         (replace(PHOTOS, usual_colours=False), CPU, "photos/simclr", {"data.mean": "auto"}),
