@@ -13,9 +13,11 @@ import torch
 from selfsight.errors import UserError
 from selfsight.pretraining.config import RunConfig
 from selfsight.pretraining.job import assemble
+from selfsight.processes import Stopped
 from selfsight.train.engine import fit
 from selfsight.train.events import Events
 from selfsight.train.precision import device_name, peak_memory, pick_device
+from selfsight.train.signals import Interrupted
 
 WARM_UP = 3  # steps that count for nothing: memory is taken, networks are compiled
 # Parts of a step, in its order, and what makes each smaller.
@@ -52,16 +54,16 @@ class Profile:
     """What was measured.
 
     Attributes:
-        rate: images a second of `undisturbed` steps.
+        rate: images a second of undisturbed steps.
         steps: that the stopwatch ran for.
         seconds: of each part of all these steps, on the main thread, in order.
         decode, crops: seconds that the loading threads worked for them meanwhile.
         workers: loading threads; 0 if images are kept decoded.
+        undisturbed: steps that the rate was measured over.
         host, memory: peak of resident memory and of the device's, in MiB; 0 without a device.
     """
 
     rate: float
-    undisturbed: int
     steps: int
     seconds: dict[str, float]
     decode: float
@@ -70,6 +72,7 @@ class Profile:
     host: float
     memory: float
     device: str
+    undisturbed: int = 0
 
     @property
     def slowest(self) -> str:
@@ -92,14 +95,18 @@ def profile(config: RunConfig, seconds: float, steps: int | None = None) -> Prof
 
     Args:
         steps: end after so many steps that count, if they take less time.
-    Raises: UserError as `run.pretrain` does, and if the training is over after a few steps.
+    Raises: UserError as `run.pretrain` does, and if the training is over after a few steps;
+        processes.Stopped after SIGTERM or Ctrl-C.
     """
     with tempfile.TemporaryDirectory(prefix="selfsight-profile-") as folder:
         config = config.model_copy(update={"run": str(Path(folder) / "run")})
         job = assemble(config, pick_device(config.device))
         watch = Stopwatch(config.batch_size, job.device, seconds, steps)
-        with contextlib.suppress(Enough):
-            fit(**job.arguments(), quiet=True, events=watch)
+        try:
+            with contextlib.suppress(Enough):
+                fit(**job.arguments(), quiet=True, events=watch)
+        except Interrupted as stop:  # it says how to continue, and nothing is kept here
+            raise Stopped(stop.signal_number) from None
         return watch.result(0 if job.images.tensor is not None else job.images.workers)
 
 

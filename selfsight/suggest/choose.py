@@ -153,7 +153,7 @@ def _base_batch(model: _Model) -> int:
 def _batch(model: _Model, images: ImageFacts, machine: Machine) -> tuple[int, str]:
     """A power of two: at most half of the images, STEPS an epoch if that leaves enough others to
     compare an image with, and what the memory holds."""
-    batch, why = model.batch, "as many as a GPU keeps busy with"
+    batch, why = model.batch, "a usual size on a GPU"
     if not machine.is_gpu:
         why = "enough others to compare an image with; more would not be faster on a CPU"
     most = max(_power(images.count // STEPS), min(FEWEST_OTHERS, _power(images.count // 2)))

@@ -1,5 +1,6 @@
 """`selfsight init`: look, choose, measure, write."""
 
+import math
 import os
 import re
 import shlex
@@ -80,8 +81,8 @@ def suggest(
         measure: what finds the rate of a configuration.
     Raises: UserError if there are no images, or if the file exists.
     """
-    if not minutes > 0:
-        raise UserError(f"--minutes={minutes:g}: must be above 0")
+    if not 0 < minutes < math.inf:
+        raise UserError(f"--minutes={minutes:g}: give a number above 0")
     name = name_of(data)
     file = output or Path("recipes") / f"{name}.yaml"
     if os.path.lexists(file):

@@ -187,7 +187,12 @@ def test_nothing_to_train_on_is_one_line(tmp_path, command, content, words):
 
 def test_bad_options_are_one_line(tmp_path, command):
     gray_files(tmp_path / "set")
-    for options, words in ((["--minutes=0"], "--minutes=0"), (["--device=abc"], "device=abc")):
+    mistakes = (
+        (["--minutes=0"], "--minutes=0"),
+        (["--minutes=inf"], "=inf"),
+        (["--device=abc"], "device=abc"),
+    )
+    for options, words in mistakes:
         done = command("init", "set", *options, cwd=tmp_path)
         assert done.returncode == 2
         assert words in done.stderr
