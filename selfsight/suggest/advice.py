@@ -39,10 +39,11 @@ def warnings(images: ImageFacts, machine: Machine, setup: Setup, pace: Pace) -> 
 
 def _about_start(images: ImageFacts) -> list[str]:
     if images.count < TINY:
+        how = " (the end of the recipe says how)" if images.shorter > SMALL else ""
         return [
             f"Only {images.count:,} images: with fewer than {TINY:,}, an encoder that starts at "
             f"random sees each one so often that it learns them by heart. Start from pretrained "
-            f"weights, or add images (labels are not needed)."
+            f"weights{how}, or add images (labels are not needed)."
         ]
     if images.count < FEW and images.shorter > SMALL:
         return [

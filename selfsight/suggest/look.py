@@ -67,7 +67,8 @@ def look_at_images(data: DataConfig, watch: Watch) -> ImageFacts:
     """
     keys = _find_depth(data)
     given = data.model_dump(exclude_unset=True)
-    report = checking.check(DataConfig(**given | keys), watch, LOOKED_AT)
+    readable = DataConfig(**given | keys)
+    report = checking.check(readable, watch, LOOKED_AT)
     train = report.splits[0]
     if len(train.whole) < 2:
         raise UserError(f"{_where(data)}: holds only one image; two are the least to train on")
@@ -80,7 +81,7 @@ def look_at_images(data: DataConfig, watch: Watch) -> ImageFacts:
     if channels == 3 and free and all((m == m[:, :1]).all() for m in seen):
         channels = 1  # red, green and blue are equal in each image
     deep = data.bits == 16 or bool(keys.keys() & {"bits", "range"})
-    return _facts(data, report, channels, deep)
+    return _facts(readable, report, channels, deep)
 
 
 def _facts(data: DataConfig, report: checking.Report, channels: int, deep: bool) -> ImageFacts:
@@ -108,8 +109,15 @@ def _facts(data: DataConfig, report: checking.Report, channels: int, deep: bool)
         test=len(test.whole) if test else 0,
         own_test=test is not None and _has_own_test(data, train.whole),
         shared=len(report.shared),
-        decoded=isinstance(train.source.read(0), np.ndarray) or isinstance(train.whole, Pack),
+        decoded=isinstance(train.whole, Pack) or _is_array(train.source),
     )
+
+
+def _is_array(source: Source) -> bool:
+    """Whether an image that can be read is no file to decode."""
+    with contextlib.suppress(OSError, UserError):  # the file is missing, or of a lost disk
+        return isinstance(source.read(0), np.ndarray)
+    return False
 
 
 def _near_photographs(mean: tuple[float, ...], std: tuple[float, ...]) -> bool:
@@ -118,13 +126,17 @@ def _near_photographs(mean: tuple[float, ...], std: tuple[float, ...]) -> bool:
 
 
 def _has_own_test(data: DataConfig, train: Source) -> bool:
-    """Whether there is a test split without holding out training images, which needs labels."""
+    """Whether there is a test split without holding out training images, which needs labels.
+
+    Args:
+        data: keys that open the images.
+    """
     if train.classes is None:
         return True
-    try:
-        return open_source(data.model_copy(update={"labels": False}), "test") is not None
-    except UserError:  # of another number of channels: `check` has opened it with the right one
-        return True
+    free = {"labels": False}
+    if isinstance(data.range, str):  # which is measured on training images: any numbers will do
+        free["range"] = (0.0, 1.0)
+    return open_source(data.model_copy(update=free), "test") is not None
 
 
 def _where(data: DataConfig) -> str:

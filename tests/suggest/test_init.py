@@ -71,7 +71,7 @@ def band_arrays(folder: Path) -> list[str]:
     """(N, C, H, W) floating-point numbers."""
     folder.mkdir()
     values = np.tile(photo_crops(16), 2)[..., :5].transpose(0, 3, 1, 2) / np.float32(255)
-    np.savez(folder / "set.npz", images=values)
+    np.savez(folder / "set.npz", images=values, labels=np.arange(16) % 2)
     return [str(folder / "set.npz")]
 
 
@@ -103,7 +103,7 @@ KINDS = {
     "gray_files": (1, 8, 28, 0),
     "band_files": (BANDS, 16, 32, 0),
     "npz": (3, 8, 32, 2),
-    "band_arrays": (5, 16, 32, 0),
+    "band_arrays": (5, 16, 32, 2),
     "pack": (3, 8, 48, 2),
     "band_pack": (BANDS, 16, 32, 0),
 }
@@ -124,7 +124,11 @@ def test_the_recipe_trains(tmp_path, request, command, kind):
     config = read_run_config(tmp_path / "run")
     assert (config.data.channels, config.data.bits) == (channels, bits)
     assert (config.views[0].size, made.images.classes) == (side, classes)
-    counts = {"npz": 12, "gray_files": 20}  # of the arrays with labels, 4 are held out
+    counts = {
+        "npz": 12,
+        "band_arrays": 12,
+        "gray_files": 20,
+    }  # of the arrays with labels, 4 are held out
     assert made.images.count == counts.get(kind, 16)
     assert made.images.own_test is (kind in ("class_folders", "pack"))
     if bits == 16:
