@@ -1,7 +1,7 @@
 """What a user should know about the images before training, and other plans than the one that was
 chosen. Pure functions."""
 
-from selfsight.suggest.choose import SMALL, Setup
+from selfsight.suggest.choose import SMALL, Setup, setups
 from selfsight.suggest.facts import ImageFacts, Machine, Pace
 from selfsight.suggest.length import Length
 
@@ -12,8 +12,26 @@ FEW = 50_000  # images below which an encoder that has seen many more is usually
 UNEVEN = 10  # times the images of the smallest class that the largest has
 REPEATED = 0.05  # share of images that are equal to others
 PATCH = 16  # pixels
+A_GPU = Machine("cuda", "a GPU", 24 * 2**30, 8, True, 0)  # a usual one
 WAITING = 0.3  # share of a step
 ROOM = 2 * 2**30  # free bytes: a run keeps two checkpoints and writes a third before it removes one
+
+
+def describe(images: ImageFacts, machine: Machine, pace: Pace) -> list[str]:
+    """Sentences about what was found."""
+    kind = {1: "gray", 3: "RGB"}.get(images.channels, f"{images.channels}-band")
+    bits = "more than 8 bits" if images.deep else "8 bits"
+    some = "" if images.looked == images.count else f" (of {images.looked:,} that were looked at)"
+    labels = f"{images.classes:,} classes" if images.classes else "no labels"
+    cores = f"{machine.cores} core{'s'[: machine.cores != 1]}"
+    return [
+        f"Written by `selfsight init`. Found: {images.count:,} {kind} images of {bits}, sides of "
+        f"{images.smallest} to {images.largest} pixels, median of the shorter one "
+        f"{images.shorter}{some}; {labels}; {images.test:,} test images.",
+        f"Machine: {machine.name}, {machine.memory / 2**30:.0f} GiB, {cores} for loading, "
+        f"{'bf16' if machine.bf16 else 'fp32'}; measured over {pace.steps} steps: "
+        f"{pace.rate:.3g} images/s, the slowest part of a step is '{pace.slowest}'.",
+    ]
 
 
 def warnings(images: ImageFacts, machine: Machine, setup: Setup, pace: Pace) -> list[str]:
@@ -108,9 +126,10 @@ def longer(
         f"  selfsight pretrain {file} epochs={length.wanted}",
     ]
     if not machine.is_gpu:
+        better = setups(images, A_GPU)[0]
         lines.append(
-            "A GPU computes this many times faster; run `selfsight init` there for a plan with "
-            "larger views and encoders."
+            f"On a GPU `selfsight init` would plan {better.method} with a {better.encoder}, views "
+            f"of {better.side} pixels and up to {length.wanted} epochs."
         )
     return lines
 

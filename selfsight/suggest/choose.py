@@ -21,6 +21,7 @@ MANY = 50_000  # images from which on a ResNet-50 is worth its cost on a GPU
 # Bytes of one view of 224 pixels between forward and backward pass, in fp32: twice the outputs of
 # all convolutions. 32 pixels without the stem that reduces them need a fifth of it.
 VIEW_BYTES = {"resnet18": 25e6, "resnet50": 90e6}
+MEMORY = "what the memory holds"
 MEMORY_SHARE = 0.4  # of the device, for the images of a batch
 LONG = 2.0  # sides: from this ratio on a central square shows less than half of an image
 PHOTOS = "photos/simclr"  # the recipe for images that are not small
@@ -77,12 +78,16 @@ class _Model:
     choice: Choice | None = None
 
 
-def setups(images: ImageFacts, machine: Machine) -> list[Setup]:
+def setups(images: ImageFacts, machine: Machine, largest: int | None = None) -> list[Setup]:
     """What could be trained on these images with this machine, the best first: each takes less time
-    for an epoch than the one before."""
+    for an epoch than the one before.
+
+    Args:
+        largest: batch that fits into memory, if it is known.
+    """
     small = images.shorter <= SMALL
     models = _small_models(images, machine) if small else _models(images, machine)
-    return [_setup(model, images, machine) for model in models]
+    return [_setup(model, images, machine, largest) for model in models]
 
 
 def _small_models(images: ImageFacts, machine: Machine) -> list[_Model]:
@@ -117,8 +122,12 @@ def _models(images: ImageFacts, machine: Machine) -> list[_Model]:
     return found
 
 
-def _setup(model: _Model, images: ImageFacts, machine: Machine) -> Setup:
+def _setup(
+    model: _Model, images: ImageFacts, machine: Machine, largest: int | None = None
+) -> Setup:
     batch, why = _batch(model, images, machine)
+    if largest is not None and batch > largest:
+        batch, why = largest, MEMORY
     method = "simclr" if batch >= FEWEST_OTHERS else "byol"
     choices = [*_data(model, images), *([model.choice] if model.choice else [])]
     if method == "byol":
@@ -132,10 +141,11 @@ def _setup(model: _Model, images: ImageFacts, machine: Machine) -> Setup:
         because += f"{batch} / {_base_batch(model)}"
         choices.append(Choice("optimizer.lr", rate, because))
     words = {"simclr": "SimCLR", "byol": "BYOL"}[method]
-    kind = "small images" if model.base != PHOTOS else "photographs"
+    kind = f"images of {'more than ' * (model.base == PHOTOS)}{SMALL} pixels"
+    kind += " or fewer" * (model.base != PHOTOS)
     return Setup(
         base=model.base,
-        why=f"{words} with a {model.encoder}, of {kind}",
+        why=f"{words} with a {model.encoder}, for {kind}",
         method=words,
         encoder=model.encoder,
         side=model.side,
@@ -163,7 +173,7 @@ def _batch(model: _Model, images: ImageFacts, machine: Machine) -> tuple[int, st
     memory = machine.memory * MEMORY_SHARE
     while batch > 8 and batch * needed > memory:
         batch //= 2
-        why = "what the memory holds"
+        why = MEMORY
     return batch, why
 
 

@@ -23,6 +23,7 @@ from selfsight.data.sources.open import open_source
 from selfsight.data.values import OtherChannels
 from selfsight.errors import UserError
 from selfsight.suggest.facts import ImageFacts, Machine
+from selfsight.train.log import print_notes
 from selfsight.train.precision import (
     device_name,
     physical_memory,
@@ -70,6 +71,7 @@ def look_at_images(data: DataConfig, watch: Watch) -> ImageFacts:
     readable = DataConfig(**given | keys)
     report = checking.check(readable, watch, LOOKED_AT)
     train = report.splits[0]
+    print_notes(train.whole)
     if len(train.whole) < 2:
         raise UserError(f"{_where(data)}: holds only one image; two are the least to train on")
     seen = [m for m in train.moments if m is not None]

@@ -6,7 +6,7 @@ import re
 import shlex
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +29,25 @@ from selfsight.train.log import say
 
 STEPS = 10  # that are measured
 LONGEST = 60.0  # seconds for them, of each setup
-SMALLER = 5  # times that the batch is halved, if it does not fit into memory
+SMALLEST = 8  # images of a batch that is halved since it does not fit into memory
 
 Measure = Callable[[RunConfig], Pace]
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """What the user said: keys `data.*`, minutes, the device; and what finds a rate."""
+
+    own: dict[str, Any]
+    minutes: float
+    device: str
+    measure: Measure
+
+    def keys(self, setup: Setup) -> list[Choice]:
+        """The user's keys, and the choices that they leave open."""
+        free = [c for c in setup.choices if c.key.removeprefix("data.") not in self.own]
+        device = [Choice("device", self.device, "as asked for")] if self.device != "auto" else []
+        return [*(Choice(f"data.{k}", v, "") for k, v in self.own.items()), *free, *device]
 
 
 @dataclass(frozen=True)
@@ -92,12 +108,12 @@ def suggest(
         )
     machine = look_at_machine(device, Path())
     images = look_at_images(data, watch)
-    own = _own_keys(data)
-    setup, pace = _fastest_enough(images, machine, minutes, own, device, measure)
+    asked = _Asked(_own_keys(data), minutes, device, measure)
+    setup, pace = _fastest_enough(images, machine, asked)
     length = plan_length(setup, images, pace.rate, minutes)
     warned = advice.warnings(images, machine, setup, pace)
     made = Suggestion(file, f"runs/{name}", images, setup, length, pace, warned)
-    text = _text(made, machine, minutes, own, name, device)
+    text = _text(made, machine, asked, name)
     _validated(text)
     write_text(file, text)
     return made
@@ -120,46 +136,35 @@ def _own_keys(data: DataConfig) -> dict[str, Any]:
     return relocated(first | given, os.path.abspath)
 
 
-def _fastest_enough(
-    images: ImageFacts,
-    machine: Machine,
-    minutes: float,
-    own: dict[str, Any],
-    device: str,
-    measure: Measure,
-) -> tuple[Setup, Pace]:
-    """The first setup that trains ENOUGH epochs in the time, or all that are wanted; else the one
-    that trains the most."""
+def _fastest_enough(images: ImageFacts, machine: Machine, asked: _Asked) -> tuple[Setup, Pace]:
+    """The first setup that trains ENOUGH epochs in the time, or all that are wanted; else the
+    last, which is the cheapest."""
     for place in range(len(setups(images, machine))):
-        setup, pace = _measured(images, machine, place, own, device, measure)
-        length = plan_length(setup, images, pace.rate, minutes)
+        setup, pace = _measured(images, machine, place, asked)
+        length = plan_length(setup, images, pace.rate, asked.minutes)
         if length.max_steps is None and length.epochs >= min(ENOUGH, length.wanted):
             break
     return setup, pace
 
 
 def _measured(
-    images: ImageFacts,
-    machine: Machine,
-    place: int,
-    own: dict[str, Any],
-    device: str,
-    measure: Measure,
+    images: ImageFacts, machine: Machine, place: int, asked: _Asked
 ) -> tuple[Setup, Pace]:
-    """A setup and its pace, with a batch that fits into memory."""
-    for attempt in range(SMALLER):
-        less = replace(machine, memory=machine.memory / 2**attempt)
-        setup = setups(images, less)[place]
-        keys = [*_data_choices(own), *_free(setup, own)]
-        keys += [Choice("device", device, "")] if device != "auto" else []
-        config = _validated(recipe_text("", [], (setup.base, ""), keys, []))
-        say(f"Measuring {_words(setup)}, batch {setup.batch} ...")
+    """A setup and its pace, with a batch that fits into the memory of a GPU."""
+    largest = None
+    while True:
+        setup = setups(images, machine, largest)[place]
+        config = _validated(recipe_text("", [], (setup.base, ""), asked.keys(setup), []))
+        say(f"Measuring {_words(setup)}, batches of {setup.batch} ...")
         try:
-            return setup, measure(config)
+            return setup, asked.measure(config)
         except torch.OutOfMemoryError:
-            if device == "cpu" or attempt == SMALLER - 1:
-                raise
-    raise AssertionError("the loop returns or raises")
+            if setup.batch <= SMALLEST:
+                raise UserError(
+                    f"a batch of {setup.batch} images does not fit into the memory of "
+                    f"{machine.name}; free some, or plan for another with --device"
+                ) from None
+        largest = setup.batch // 2
 
 
 def _words(setup: Setup) -> str:
@@ -174,49 +179,15 @@ def _validated(text: str) -> RunConfig:
         return compose(str(file)).config
 
 
-def _data_choices(own: dict[str, Any]) -> list[Choice]:
-    return [Choice(f"data.{key}", value, "") for key, value in own.items()]
-
-
-def _free(setup: Setup, own: dict[str, Any]) -> list[Choice]:
-    """The choices that the user has not made."""
-    return [c for c in setup.choices if c.key.removeprefix("data.") not in own]
-
-
-def _text(
-    made: Suggestion,
-    machine: Machine,
-    minutes: float,
-    own: dict[str, Any],
-    name: str,
-    device: str,
-) -> str:
+def _text(made: Suggestion, machine: Machine, asked: _Asked, name: str) -> str:
     images, setup, length, pace = made.images, made.setup, made.length, made.pace
     title = f"{setup.method} on {name}: {images.count:,} images, {setup.encoder}, about "
     title += f"{_minutes(length.seconds)} on the machine that it was planned on"
-    keys = [*_data_choices(own), *_free(setup, own)]
-    keys += [Choice("device", device, "as asked for")] if device != "auto" else []
-    keys += length_choices(setup, images, length, pace.rate, minutes)
+    keys = asked.keys(setup)
+    keys += length_choices(setup, images, length, pace.rate, asked.minutes)
     base = setup.base, f"{setup.why}; `selfsight show FILE` prints all keys"
-    about = [*describe(images, machine, pace), *(f"- {line}" for line in made.warnings)]
-    return recipe_text(title, about, base, keys, _other_plans(made, machine, own))
-
-
-def describe(images: ImageFacts, machine: Machine, pace: Pace) -> list[str]:
-    """Sentences about what was found."""
-    kind = {1: "gray", 3: "RGB"}.get(images.channels, f"{images.channels}-band")
-    bits = "more than 8 bits" if images.deep else "8 bits"
-    some = "" if images.looked == images.count else f" (of {images.looked:,} that were looked at)"
-    labels = f"{images.classes:,} classes" if images.classes else "no labels"
-    cores = f"{machine.cores} core{'s'[: machine.cores != 1]}"
-    return [
-        f"Written by `selfsight init`. Found: {images.count:,} {kind} images of {bits}, sides of "
-        f"{images.smallest} to {images.largest} pixels, median of the shorter one "
-        f"{images.shorter}{some}; {labels}; {images.test:,} test images.",
-        f"Machine: {machine.name}, {machine.memory / 2**30:.0f} GiB, {cores} for loading, "
-        f"{'bf16' if machine.bf16 else 'fp32'}; measured over {pace.steps} steps: "
-        f"{pace.rate:.3g} images/s, the slowest part of a step is '{pace.slowest}'.",
-    ]
+    about = [*advice.describe(images, machine, pace), *(f"- {line}" for line in made.warnings)]
+    return recipe_text(title, about, base, keys, _other_plans(made, machine, asked.own))
 
 
 def _other_plans(made: Suggestion, machine: Machine, own: dict[str, Any]) -> list[str]:

@@ -1,18 +1,22 @@
 """`selfsight init` on images of every kind: the recipe that it writes trains."""
 
+import os
+import shlex
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import tifffile
+import torch
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
 from selfsight.data.config import DataConfig
+from selfsight.errors import UserError
 from selfsight.pretraining.config import compose, read_run_config
-from selfsight.suggest import plan
-from selfsight.suggest.facts import Pace
+from selfsight.suggest import look, plan
+from selfsight.suggest.facts import ImageFacts, Machine, Pace
 
 BANDS = 12
 
@@ -246,6 +250,39 @@ def test_a_cheaper_encoder_is_taken_where_time_is_short(tmp_path):
     assert f"selfsight pretrain {tmp_path / 'r.yaml'} epochs=400" in text
 
 
+def test_a_batch_that_does_not_fit_is_halved(tmp_path, monkeypatch):
+    """A GPU says how much memory it has, and another program may use it."""
+    facts = ImageFacts(count=5_000, looked=2_000, shorter=300)
+    monkeypatch.setattr(plan, "look_at_images", lambda *_: facts)
+    gpu = Machine("cuda", "A GPU", 140 * 2.0**30, 8, True, 2.0**40)
+    monkeypatch.setattr(plan, "look_at_machine", lambda *_: gpu)
+    tried = []
+
+    def measure(config):
+        tried.append(config.batch_size)
+        if config.batch_size > fits:
+            raise torch.OutOfMemoryError
+        return Pace(1_000.0, 10, "forward", 0.1)
+
+    fits = 64
+    made = plan.suggest(DataConfig(path="x"), tmp_path / "r.yaml", measure=measure)
+    assert tried == [256, 128, 64]
+    config = compose(str(tmp_path / "r.yaml")).config
+    assert (config.batch_size, made.setup.batch) == (64, 64)
+    assert config.optimizer.lr == pytest.approx(1e-3 * (64 / 128) ** 0.5, rel=1e-3)
+    fits = 0
+    with pytest.raises(UserError, match="does not fit into the memory of A GPU"):
+        plan.suggest(DataConfig(path="x"), tmp_path / "s.yaml", measure=measure)
+
+
+def test_the_machine_is_this_one(tmp_path):
+    machine = look.look_at_machine("cpu", tmp_path / "not" / "there")
+    assert (machine.kind, machine.is_gpu) == ("cpu", False)
+    assert machine.cores == len(os.sched_getaffinity(0))
+    assert machine.memory == os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    assert 0 < machine.disk <= shutil.disk_usage(tmp_path).total
+
+
 def test_facts_of_duplicates_and_of_test_images_among_the_training_images(tmp_path):
     (path,) = class_folders(tmp_path / "set")
     for number in range(3):
@@ -268,8 +305,6 @@ def test_without_a_test_split_a_part_is_held_out_and_said(tmp_path):
 
 
 def test_large_sets_are_looked_at_in_part(tmp_path, monkeypatch):
-    from selfsight.suggest import look
-
     monkeypatch.setattr(look, "LOOKED_AT", 10)
     (path,) = class_folders(tmp_path / "set")
     made = planned(path, tmp_path / "recipe.yaml")
@@ -278,8 +313,6 @@ def test_large_sets_are_looked_at_in_part(tmp_path, monkeypatch):
 
 
 def test_the_start_from_pretrained_weights_is_a_valid_command(tmp_path, request, no_network):
-    import shlex
-
     (path,) = photographs(tmp_path / "a set", request.getfixturevalue("photographs"))
     planned(path, tmp_path / "recipe.yaml")
     line = (tmp_path / "recipe.yaml").read_text().splitlines()[-1]
