@@ -1,6 +1,5 @@
 """Commands that come before a pretraining."""
 
-import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -33,13 +32,7 @@ def init(
 
 
 def _print(made: "Suggestion") -> None:
-    from selfsight.suggest.plan import summary
+    from selfsight.suggest.plan import next_commands, summary
 
-    for line in summary(made):
+    for line in (*summary(made), "Next:", *(f"  {line}" for line in next_commands(made))):
         print(line)
-    file, run = shlex.quote(str(made.file)), shlex.quote(made.run)
-    print("Next:")
-    print(f"  selfsight pretrain {file} --run {run}")
-    if made.images.classes:
-        print(f"  selfsight knn {run}")
-    print(f"  selfsight report {run}")

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from selfsight import own
 from selfsight.data.config import PATHS, DataConfig, several
 from selfsight.data.source import Watch
 from selfsight.data.sources.open import relocated
@@ -56,11 +57,13 @@ class Suggestion:
 
     Attributes:
         file: of the recipe; run: the folder that a run of it has by default.
+        code: an argument for the user's own code, which a recipe alone must not run; or "".
         warnings: what to know before training, a sentence each.
     """
 
     file: Path
     run: str
+    code: str
     images: ImageFacts
     setup: Setup
     length: Length
@@ -112,7 +115,8 @@ def suggest(
     setup, pace = _fastest_enough(images, machine, asked)
     length = plan_length(setup, images, pace.rate, minutes)
     warned = advice.warnings(images, machine, setup, pace)
-    made = Suggestion(file, f"runs/{name}", images, setup, length, pace, warned)
+    code = argument("data.source", data.source) if own.is_code(data.source) else ""
+    made = Suggestion(file, f"runs/{name}", code, images, setup, length, pace, warned)
     text = _text(made, machine, asked, name)
     _validated(text)
     write_text(file, text)
@@ -190,16 +194,25 @@ def _text(made: Suggestion, machine: Machine, asked: _Asked, name: str) -> str:
     return recipe_text(title, about, base, keys, _other_plans(made, machine, asked.own))
 
 
-def _other_plans(made: Suggestion, machine: Machine, own: dict[str, Any]) -> list[str]:
-    file = shlex.quote(str(made.file))
+def _other_plans(made: Suggestion, machine: Machine, keys: dict[str, Any]) -> list[str]:
+    file = f"{shlex.quote(str(made.file))} {made.code}".strip()
     lines = advice.longer(made.images, machine, made.setup, made.length, made.pace, file)
-    data = [argument(f"data.{key}", value) for key, value in own.items()]
+    data = [argument(f"data.{key}", value) for key, value in keys.items()]
     found = advice.foundation(made.images, made.setup, data)
     if found is not None:
         about, words = found
         words = [word or file for word in words]
         lines += [about, f"  selfsight pretrain {' '.join(words)} --run {made.run}-pretrained"]
     return lines
+
+
+def next_commands(made: Suggestion) -> list[str]:
+    """What to type to train, to measure and to look at the result."""
+    run, code = shlex.quote(made.run), f" {made.code}" if made.code else ""
+    lines = [f"selfsight pretrain {shlex.quote(str(made.file))}{code} --run {run}"]
+    if made.images.classes:
+        lines.append(f"selfsight knn {run}{code}")
+    return [*lines, f"selfsight report {run}"]
 
 
 def summary(made: Suggestion) -> list[str]:

@@ -9,7 +9,9 @@ from typing import Any
 import yaml
 
 from selfsight.data.config import PATHS
+from selfsight.errors import UserError
 from selfsight.suggest.choose import Choice
+from selfsight.yaml_text import parse_yaml
 
 WIDTH = 100  # of a line of prose
 
@@ -39,16 +41,28 @@ def argument(key: str, value: Any) -> str:
     >>> argument("data.path", "my photos")
     "'data.path=my photos'"
     """
-    text = value if key in PATHS and isinstance(value, str) else flow(value)
-    return shlex.quote(f"{key}={text}")
+    plain = isinstance(value, str) and (key in PATHS or _is_itself(value))
+    return shlex.quote(f"{key}={value if plain else flow(value)}")
+
+
+def _is_itself(text: str) -> bool:
+    """Whether YAML reads the text as this text, without quotes."""
+    try:
+        return parse_yaml(text, "") == text
+    except UserError:
+        return False
 
 
 def comment(text: str) -> str:
     """One line that YAML reads as a comment, whatever names of files are in it."""
-    words = " ".join(text.split())
+    return _escaped(" ".join(text.split()))
+
+
+def _escaped(text: str) -> str:
+    """Characters that break a line, or that no text file holds, as a programmer writes them."""
     return "".join(
         c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode()
-        for c in words
+        for c in text
     )
 
 
@@ -57,7 +71,7 @@ def prose(lines: Iterable[str]) -> list[str]:
     found = []
     for line in lines:
         if line.startswith("  "):
-            found.append(f"#   {comment(line)}")
+            found.append(f"# {_escaped(line)}")
             continue
         found += _wrapped(line, "# ", "#   " if line.startswith("- ") else "# ")
     return found

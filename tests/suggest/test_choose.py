@@ -1,6 +1,7 @@
 """The rules of `selfsight init`, without images: facts in, keys out."""
 
 import math
+import shlex
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +15,8 @@ from selfsight.suggest import advice
 from selfsight.suggest.choose import setups
 from selfsight.suggest.facts import ImageFacts, Machine, Pace
 from selfsight.suggest.length import length_choices, plan_length, wanted_epochs
-from selfsight.suggest.recipe import comment, flow, recipe_text
+from selfsight.suggest.recipe import argument, comment, flow, prose, recipe_text
+from selfsight.yaml_text import parse_overrides
 
 GIB = 2.0**30
 CPU = Machine("cpu", "cpu x86_64, 2 cores", 16 * GIB, 2, False, 100 * GIB)
@@ -195,9 +197,24 @@ def test_values_are_written_so_that_yaml_reads_them(value):
     assert yaml.safe_load(f"key: {flow(value)}  # why") == {"key": value}
 
 
+@settings(max_examples=40)
+@given(st.sampled_from(["data.path", "data.source", "data.limit"]), st.text(min_size=1))
+def test_arguments_are_read_as_they_were(key, value):
+    """But for paths that look like a list or like a text in quotes, which are read as those."""
+    value = value.strip(" '\"[]\0") or "x"
+    (word,) = shlex.split(argument(key, value))
+    (tree,) = parse_overrides([word])
+    assert tree == {"data": {key.partition(".")[2]: value}}
+
+
 @given(st.text())
 def test_a_comment_stays_one(text):
     assert yaml.safe_load(f"# {comment(text)}\nkey: 1  # {comment(text)}\n") == {"key": 1}
+
+
+def test_a_command_in_the_recipe_is_whole():
+    line = "  selfsight pretrain 'two  blanks.yaml' " + "x" * 200
+    assert prose([line]) == [f"# {line}"]
 
 
 def test_bytes_of_a_name_that_are_no_text_can_be_written(tmp_path):

@@ -250,6 +250,26 @@ def test_a_cheaper_encoder_is_taken_where_time_is_short(tmp_path):
     assert f"selfsight pretrain {tmp_path / 'r.yaml'} epochs=400" in text
 
 
+def test_code_of_the_users_own_is_named_in_each_command(tmp_path, command, monkeypatch):
+    (tmp_path / "mine.py").write_text(
+        "import numpy as np\n"
+        "class Photos:\n"
+        "    targets = [n % 2 for n in range(16)]\n"
+        "    def __init__(self, train=True):\n"
+        "        generator = np.random.default_rng(train)\n"
+        "        self.x = generator.integers(0, 256, (16, 20, 20, 3), np.uint8)\n"
+        "    def __len__(self): return 16\n"
+        "    def __getitem__(self, i): return self.x[i], i % 2\n"
+    )
+    monkeypatch.setattr(plan, "LONGEST", 1e-3)
+    done = command("init", "data.source=mine.py:Photos", "--device=cpu", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    pretrain, knn, _ = (line.split()[1:] for line in done.stdout.splitlines()[-3:])
+    for words in ([*pretrain, "max_steps=2"], knn):
+        done = command(*words, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+
+
 def test_a_batch_that_does_not_fit_is_halved(tmp_path, monkeypatch):
     """A GPU says how much memory it has, and another program may use it."""
     facts = ImageFacts(count=5_000, looked=2_000, shorter=300)
