@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from selfsight.cli.app import TRAIN, app
-from selfsight.cli.data import ImageSource, data_config
+from selfsight.cli.images import ImageSource, data_config
 
 if TYPE_CHECKING:
     from selfsight.suggest.plan import Suggestion
