@@ -3,7 +3,7 @@ chosen. Pure functions."""
 
 from selfsight.suggest.choose import SMALL, Setup, setups
 from selfsight.suggest.facts import ImageFacts, Machine, Pace
-from selfsight.suggest.length import Length
+from selfsight.suggest.length import MOST_WARM_UP, Length
 
 # Images: with fewer, a training at random sees each many hundred times, and learns them by heart.
 # The smallest set that the shipped recipes train on has 1,437, of 8 x 8 pixels.
@@ -120,10 +120,13 @@ def longer(
     if length.epochs >= length.wanted:
         return []
     hours = length.wanted * images.count / pace.rate / 3600
+    keys = f"epochs={length.wanted}"
+    keys += " max_steps=null" if length.max_steps else ""
+    keys += f" schedule.warmup_epochs={MOST_WARM_UP:g}" if setup.warms_up else ""
     lines = [
         f"Longer: about {_time(hours)} on this machine for the {length.wanted} epochs that such "
         f"a set is worth:",
-        f"  selfsight pretrain {file} epochs={length.wanted}",
+        f"  selfsight pretrain {file} {keys}",
     ]
     if not machine.is_gpu:
         better = setups(images, A_GPU)[0]
@@ -136,7 +139,8 @@ def longer(
 
 def _time(hours: float) -> str:
     if hours < 2:
-        return f"{max(1, round(60 * hours))} minutes"
+        minutes = max(1, round(60 * hours))
+        return f"{minutes} minute{'s'[: minutes != 1]}"
     return f"{round(hours)} hours" if hours < 72 else f"{round(hours / 24)} days"
 
 

@@ -15,7 +15,8 @@ CHECKED = 10_000  # images that a check looks at (evaluate.images)
 # An embedding is a forward pass of one view; a step is about six of them: two views, and a backward
 # pass of twice the forward pass.
 CHECK_COST = 1 / 6
-WARM_UP = 0.1  # of the training, and at most 10 epochs
+WARM_UP = 0.1  # of the training
+MOST_WARM_UP = 10.0  # epochs
 SAVES = 40  # checkpoints of a training, at most
 SAVE_EVERY = 15 * 60  # seconds between two checkpoints, at most
 
@@ -85,8 +86,8 @@ def length_choices(
         why = f"for {images.count:,} images; more of them gain little"
         found = [Choice("epochs", length.epochs, why)]
     if setup.warms_up:
-        warm = float(f"{min(10.0, WARM_UP * length.epochs * part):.2g}")
-        found.append(Choice("schedule.warmup_epochs", warm, "a tenth of the training, at most 10"))
+        warm = float(f"{min(MOST_WARM_UP, WARM_UP * length.epochs * part):.2g}")
+        found.append(Choice("schedule.warmup_epochs", warm, f"a tenth, at most {MOST_WARM_UP:g}"))
     if images.classes:
         every = max(1, length.epochs // CHECKS)
         often = "at the end" if length.epochs == 1 else f"{length.epochs // every} times"

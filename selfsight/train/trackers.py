@@ -131,18 +131,23 @@ def numbers(record: dict[str, Any]) -> dict[str, float]:
 
 
 @contextlib.contextmanager
-def refused(what: str, remedy: str) -> Iterator[None]:
-    """A library that refuses to start is one line."""
+def refused(key: str, remedy: str) -> Iterator[None]:
+    """A library that refuses to start is one line.
+
+    Args:
+        key: as log.mlflow, whose last part is the library's name.
+    """
     try:
         yield
     except UserError:
         raise
     except ImportError as error:  # of what a library needs for one of its stores
+        extra = key.rpartition(".")[2]
         raise UserError(
-            f"{what}: needs {error.name or error}: pip install 'selfsight[mlflow]', or {remedy}"
+            f"{key}: needs {error.name or error}: pip install 'selfsight[{extra}]', or {remedy}"
         ) from None
     except Exception as error:  # they raise what their own libraries raise
-        raise UserError(f"{what}: {reason(error)}; {remedy}") from None
+        raise UserError(f"{key}: {reason(error)}; {remedy}") from None
 
 
 def reason(error: Exception) -> str:

@@ -332,12 +332,36 @@ def test_large_sets_are_looked_at_in_part(tmp_path, monkeypatch):
     assert "(of 10 that were looked at)" in (tmp_path / "recipe.yaml").read_text()
 
 
-def test_the_start_from_pretrained_weights_is_a_valid_command(tmp_path, request, no_network):
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+def test_the_start_from_pretrained_weights_is_a_valid_command(tmp_path, request, no_network, mode):
     (path,) = photographs(tmp_path / "a set", request.getfixturevalue("photographs"))
+    for file in Path(path).iterdir():
+        with Image.open(file) as image:
+            image.convert(mode).save(file)
     planned(path, tmp_path / "recipe.yaml")
-    line = (tmp_path / "recipe.yaml").read_text().splitlines()[-1]
-    program, word, what, *keys, option, run = shlex.split(line.removeprefix("#"))
-    assert (program, word, option) == ("selfsight", "pretrain", "--run")
-    config = compose(what, keys, run).config
+    config = composed_from((tmp_path / "recipe.yaml").read_text().splitlines()[-1])
     assert config.data.path == path
-    assert config.weights == "timm:vit_small_patch14_dinov2.lvd142m"
+    names = {"RGB": "vit_small_patch14_dinov2.lvd142m", "L": "resnet18.a1_in1k"}
+    assert config.weights == f"timm:{names[mode]}"
+    assert config.data.channels == (3 if mode == "RGB" else 1)
+    assert config.backbone.name == names[mode].partition(".")[0]
+
+
+def test_the_longer_training_is_one(tmp_path):
+    """Also of a recipe that ends within its first epoch."""
+    (path,) = class_folders(tmp_path / "set")
+    for rate, name in ((1.0, "a.yaml"), (1e-2, "b.yaml")):
+        made = planned(path, tmp_path / name, rate)
+        assert (made.length.max_steps is None) == (rate == 1.0)
+        text = (tmp_path / name).read_text().splitlines()
+        config = composed_from(next(line for line in text if " epochs=400" in line))
+        assert (config.epochs, config.max_steps) == (400, None)
+        assert config.schedule.warmup_epochs == 10
+
+
+def composed_from(line: str):
+    """The configuration of a command in a comment."""
+    program, word, what, *keys = shlex.split(line.removeprefix("#"))
+    assert (program, word) == ("selfsight", "pretrain")
+    run = keys.pop() if "--run" in keys else None
+    return compose(what, [key for key in keys if key != "--run"], run).config
