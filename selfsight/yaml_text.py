@@ -17,6 +17,8 @@ Tree = dict[str, Any]
 PATHS = ("data.path", "data.test_path", "data.image_dir", "data.test_image_dir")
 TEXTS = (*PATHS, "run", "weights", "resume", "images", "save_as")
 TEXTS += ("log.wandb.name", "log.wandb.project", "log.wandb.entity", "log.wandb.folder")
+TEXTS += ("log.trackio.name", "log.trackio.project", "log.trackio.space_id")
+TEXTS += ("log.mlflow.name", "log.mlflow.experiment", "log.mlflow.tracking_uri")
 LONGEST_YAML = 2**20  # characters
 MOST_VALUES = 100_000  # of a YAML text, with those that aliases stand for
 

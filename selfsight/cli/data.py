@@ -1,45 +1,16 @@
 """Commands that look at images."""
 
-import re
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from selfsight.cli.app import DATA, Overrides, What, app
 from selfsight.cli.files import composed
+from selfsight.cli.images import ImageSource, data_config
 from selfsight.cli.said import this_command
-from selfsight.errors import UserError
 from selfsight.processes import Stopped
-
-if TYPE_CHECKING:
-    from selfsight.data.config import DataConfig
-
-ImageSource = Annotated[
-    list[str],
-    typer.Argument(
-        metavar="SOURCE...",
-        help="a path of images (folder, list, parquet, shards, arrays, pack), or keys: "
-        "data.source=torchvision:CIFAR10",
-    ),
-]
-
-
-def data_config(arguments: list[str]) -> "DataConfig":
-    """The keys `data.*` of a command that takes a path, such keys, or both."""
-    from selfsight import config as layers
-    from selfsight.data.config import DataConfig
-
-    class Keys(layers.Config):
-        data: DataConfig
-
-    keys = [text for text in arguments if re.match(r"data\.\w+=", text)]
-    paths = [text for text in arguments if text not in keys]
-    if len(paths) > 1:
-        raise UserError(f"'{paths[0]}' and '{paths[1]}': give one path, and keys like data.labels=")
-    tree = layers.fold({"data": {"path": paths[0]} if paths else {}}, keys)
-    return layers.validate(Keys, tree).data
 
 
 @app.command(rich_help_panel=DATA)

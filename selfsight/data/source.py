@@ -86,6 +86,18 @@ class BadImage(UserError):
         self.name, self.reason = name, reason
 
 
+class WrongChannels(UserError):
+    """All images of a source have another number of channels than data.channels.
+
+    Attributes:
+        found: the numbers that they may have, the likeliest first.
+    """
+
+    def __init__(self, message: str, *found: int) -> None:
+        super().__init__(message)
+        self.found = found
+
+
 class ChangedImage(BadImage):
     """The bytes of an image are not those that were stored: damage, whatever data.max_bad allows
     of images that never could be decoded."""

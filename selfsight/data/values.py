@@ -98,6 +98,7 @@ class OtherChannels(ValueError):
     """An image has another number of channels than data.channels."""
 
     def __init__(self, found: int, channels: int) -> None:
+        self.found = found
         has = "has one channel" if found == 1 else f"has {found} channels"
         if found == 4 and channels in (1, 3):
             has += ", and the fourth is not transparency"

@@ -1,6 +1,7 @@
 """Where the time of training goes: some real steps as they are, then some with a stopwatch."""
 
 import contextlib
+import math
 import tempfile
 import threading
 import time
@@ -12,9 +13,11 @@ import torch
 from selfsight.errors import UserError
 from selfsight.pretraining.config import RunConfig
 from selfsight.pretraining.job import assemble
+from selfsight.processes import Stopped
 from selfsight.train.engine import fit
 from selfsight.train.events import Events
 from selfsight.train.precision import device_name, peak_memory, pick_device
+from selfsight.train.signals import Interrupted
 
 WARM_UP = 3  # steps that count for nothing: memory is taken, networks are compiled
 # Parts of a step, in its order, and what makes each smaller.
@@ -56,6 +59,7 @@ class Profile:
         seconds: of each part of all these steps, on the main thread, in order.
         decode, crops: seconds that the loading threads worked for them meanwhile.
         workers: loading threads; 0 if images are kept decoded.
+        undisturbed: steps that the rate was measured over.
         host, memory: peak of resident memory and of the device's, in MiB; 0 without a device.
     """
 
@@ -68,6 +72,7 @@ class Profile:
     host: float
     memory: float
     device: str
+    undisturbed: int = 0
 
     @property
     def slowest(self) -> str:
@@ -85,17 +90,23 @@ class Profile:
         return ADVICE[self.slowest]
 
 
-def profile(config: RunConfig, seconds: float) -> Profile:
+def profile(config: RunConfig, seconds: float, steps: int | None = None) -> Profile:
     """Train for `seconds` in a temporary folder, and measure the parts of a step.
 
-    Raises: UserError as `run.pretrain` does, and if the training is over after a few steps.
+    Args:
+        steps: end after so many steps that count, if they take less time.
+    Raises: UserError as `run.pretrain` does, and if the training is over after a few steps;
+        processes.Stopped after SIGTERM or Ctrl-C.
     """
     with tempfile.TemporaryDirectory(prefix="selfsight-profile-") as folder:
         config = config.model_copy(update={"run": str(Path(folder) / "run")})
         job = assemble(config, pick_device(config.device))
-        watch = Stopwatch(config.batch_size, job.device, seconds)
-        with contextlib.suppress(Enough):
-            fit(**job.arguments(), quiet=True, events=watch)
+        watch = Stopwatch(config.batch_size, job.device, seconds, steps)
+        try:
+            with contextlib.suppress(Enough):
+                fit(**job.arguments(), quiet=True, events=watch)
+        except Interrupted as stop:  # it says how to continue, and nothing is kept here
+            raise Stopped(stop.signal_number) from None
         return watch.result(0 if job.images.tensor is not None else job.images.workers)
 
 
@@ -108,11 +119,15 @@ class Stopwatch(Events):
     Args:
         batch_size: images of a step.
         seconds: of both halves together, after which `Enough` is raised.
+        steps: of both halves together, if they take less time.
     """
 
-    def __init__(self, batch_size: int, device: torch.device, seconds: float) -> None:
+    def __init__(
+        self, batch_size: int, device: torch.device, seconds: float, steps: int | None = None
+    ) -> None:
         self._batch, self._device, self._seconds = batch_size, device, seconds
-        self._steps, self._rate = 0, 0.0
+        self._half = math.inf if steps is None else max(1, steps // 2)
+        self._steps, self._rate, self._undisturbed = 0, 0.0, 0
         self._watched = -1  # steps of the second half; -1: it has not begun
         self._last = time.perf_counter()
         self._parts = dict.fromkeys(PARTS, 0.0)
@@ -126,6 +141,7 @@ class Stopwatch(Events):
             )
         return Profile(
             rate=self._rate,
+            undisturbed=self._undisturbed,
             steps=self._watched,
             seconds=self._parts,
             **self._worked,
@@ -157,9 +173,9 @@ class Stopwatch(Events):
             self._watched += 1
         if self._steps <= WARM_UP:
             return
-        spent = time.perf_counter() - self._began
-        if self._watched < 0 and spent > self._seconds / 2:
-            self._rate = (self._steps - WARM_UP) * self._batch / spent
+        spent, counted = time.perf_counter() - self._began, self._steps - WARM_UP
+        if self._watched < 0 and (spent > self._seconds / 2 or counted >= self._half):
+            self._rate, self._undisturbed = counted * self._batch / spent, counted
             self._watched, self._last = 0, time.perf_counter()
-        elif self._watched > 0 and spent > self._seconds:
+        elif self._watched > 0 and (spent > self._seconds or self._watched >= self._half):
             raise Enough

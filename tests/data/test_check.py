@@ -28,6 +28,18 @@ def report(root: Path, **keys):
     return check(DataConfig(path=str(root), **keys), quiet)
 
 
+def test_a_part_of_a_large_split_is_looked_at(tmp_path):
+    for n in range(12):
+        save(tmp_path / "train" / "abc"[n % 3] / f"{n}.png", n)
+    save(tmp_path / "val" / "a" / "0.png", 100)
+    train, test = check(DataConfig(path=str(tmp_path)), quiet, most=5).splits
+    assert (len(train.whole), len(train.source), len(train.sizes)) == (12, 5, 5)
+    assert (len(test.whole), len(test.source)) == (1, 1)
+    assert train.counts() == [("a", 4), ("b", 4), ("c", 4)], "of the whole split"
+    again = check(DataConfig(path=str(tmp_path)), quiet, most=5).splits[0]
+    assert np.array_equal(train.contents, again.contents), "the same images each time"
+
+
 def test_a_clean_folder(tmp_path):
     for n in range(6):
         save(tmp_path / "train" / "ab"[n % 2] / f"{n}.png", n, width=10 + n)

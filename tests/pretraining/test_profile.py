@@ -1,6 +1,8 @@
 """`selfsight profile`: parts of the time that add up; training is the same as without it."""
 
 import math
+import os
+import signal
 import time
 
 import pytest
@@ -10,6 +12,7 @@ from selfsight.errors import UserError
 from selfsight.pretraining.config import compose
 from selfsight.pretraining.job import assemble
 from selfsight.pretraining.profile import ADVICE, PARTS, Profile, Stopwatch, profile
+from selfsight.train import engine
 from selfsight.train.engine import fit
 from selfsight.train.events import SILENT
 
@@ -75,6 +78,26 @@ def test_rate_without_the_slowest():
     alone = Profile(100.0, 10, {"forward": 1.0}, 0.0, 0.0, 0, 1.0, 0.0, "cpu")
     assert math.isinf(alone.rate_without)
     assert set(ADVICE) == set(PARTS)
+
+
+def test_a_number_of_steps_ends_it():
+    found = profile(config(), 1e9, 4)
+    assert (found.undisturbed, found.steps) == (2, 2)
+    assert found.rate > 0
+
+
+def test_a_signal_ends_it_in_one_line(tmp_path, command, monkeypatch):
+    forward_backward = engine._forward_backward
+
+    def stop(*arguments):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return forward_backward(*arguments)
+
+    monkeypatch.setattr(engine, "_forward_backward", stop)
+    done = command("profile", "digits/simclr", *KEYS, cwd=tmp_path)
+    assert done.returncode == 128 + signal.SIGTERM
+    (line,) = done.stderr.splitlines()
+    assert "stopped by SIGTERM" in line
 
 
 def test_too_short_a_training():

@@ -12,7 +12,7 @@ from selfsight.errors import UserError
 from selfsight.pretraining import job as jobs
 from selfsight.pretraining.config import compose
 from selfsight.train.log import read_metrics
-from selfsight.train.loggers import wandb_id
+from selfsight.train.trackers import wandb_id
 from tests.conftest import TINY, heads, power_cuts
 
 KEYS = [*TINY, *heads("simclr"), "precision=fp32"]

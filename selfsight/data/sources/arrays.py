@@ -14,7 +14,7 @@ import numpy as np
 
 from selfsight.data.config import DataConfig
 from selfsight.data.labels import as_classes
-from selfsight.data.source import TEST_NAMES, TRAIN_NAMES, content_hash
+from selfsight.data.source import TEST_NAMES, TRAIN_NAMES, WrongChannels, content_hash
 from selfsight.data.sources.files import Files
 from selfsight.errors import UserError
 
@@ -123,9 +123,10 @@ class Arrays(_Pixels):
                 f"(N, channels, H, W), found {images.dtype} {images.shape}"
             )
         if images.shape[3] not in known:
-            raise UserError(
+            raise WrongChannels(
                 f"data.path={path}: images of shape {images.shape} have {images.shape[3]} channels "
-                f"or {images.shape[1]}, and data.channels={n}; set data.channels to theirs"
+                f"or {images.shape[1]}, and data.channels={n}; set data.channels to theirs",
+                *sorted((images.shape[3], images.shape[1])),  # bands are fewer than pixels
             )
         if images.dtype.kind == "f" and keys.range is None:
             raise UserError(

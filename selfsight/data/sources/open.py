@@ -13,7 +13,16 @@ from selfsight.data.config import PATHS, DataConfig, PathSpec, several
 from selfsight.data.labels import draw_part, hold_out
 from selfsight.data.levels import choose_range
 from selfsight.data.pack.read import Pack
-from selfsight.data.source import ConcatSource, Decoding, Source, Subset, decoding, levels, notes
+from selfsight.data.source import (
+    ConcatSource,
+    Decoding,
+    Source,
+    Subset,
+    WrongChannels,
+    decoding,
+    levels,
+    notes,
+)
 from selfsight.data.sources.arrays import Arrays, Digits, NpyFiles, are_images
 from selfsight.data.sources.dataset import open_part
 from selfsight.data.sources.folder import Folder
@@ -237,9 +246,10 @@ def _open(
     if kind == "pack":
         pack = Pack(where, config.labels)
         if pack.channels != config.channels and {pack.channels, config.channels} != {1, 3}:
-            raise UserError(
+            raise WrongChannels(
                 f"data.path={where}: a pack of images with {pack.channels} channels, and "
-                f"data.channels={config.channels}; set data.channels={pack.channels}"
+                f"data.channels={config.channels}; set data.channels={pack.channels}",
+                pack.channels,
             )
         return pack
     if kind == "huggingface":
