@@ -178,8 +178,10 @@ def test_colours_depend_on_no_shift_or_scale_and_on_no_order_of_patches(seed, sh
 def test_few_patches_or_few_features_leave_components_gray(shape):
     features = torch.rand(shape, generator=torch.Generator().manual_seed(3))
     found, share = as_colours(features)
-    assert found.shape == (*shape[:3], 3) and found.isfinite().all()
+    assert found.shape == (*shape[:3], 3)
+    assert found.isfinite().all()
     assert 0 <= share <= 1 + 1e-9
     assert (found[..., 2] == 0.5).all()
     same, none = as_colours(torch.ones(2, 3, 3, 4))
-    assert (same == 0.5).all() and none == 0.0
+    assert (same == 0.5).all()
+    assert none == 0.0
