@@ -1,0 +1,166 @@
+"""All that a page about a run is made of, read once."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from selfsight import config as layers
+from selfsight.data.bad import read_bad
+from selfsight.data.config import DataConfig
+from selfsight.encoders.artifact import DESCRIPTION, FILE, Network
+from selfsight.encoders.description import read_description
+from selfsight.errors import UserError
+from selfsight.evaluate.protocols import read_results
+from selfsight.evaluate.protocols.target import EvaluationTarget, open_target
+from selfsight.files import read_text
+from selfsight.pretraining.config import RunConfig, read_run_config
+from selfsight.report.page.seen import Seen, look
+from selfsight.train.folder import BAD_IMAGES, CONFIG
+from selfsight.train.log import read_metrics
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A run, as a page shows it.
+
+    Attributes:
+        run: its folder; where: the folder or file that was named.
+        config: as in its config.yaml, but with paths of images as they are found from here.
+        head: the comments at the head of config.yaml: versions, revision, device.
+        described: encoder.json; {} before the first step.
+        metrics: the records of metrics.jsonl.
+        results: the records of results.json that were measured with this encoder's weights.
+        others: how many records were measured with other weights.
+        bad_images: name and reason of each broken image.
+        finished: whether the training came to its end.
+        network: the encoder, from the file or the newest checkpoint; None if there is none yet.
+        step: of the checkpoint that the encoder is from; None of a finished run.
+        seen: the images that are shown; None if they cannot be read.
+        left_out: why panels are missing, a sentence each.
+    """
+
+    run: Path
+    config: RunConfig
+    head: tuple[str, ...]
+    described: dict[str, Any]
+    metrics: list[dict[str, Any]]
+    results: list[dict[str, Any]]
+    others: int
+    bad_images: list[str]
+    finished: bool
+    network: Network | None
+    step: int | None
+    seen: Seen | None
+    left_out: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        """Of the run's folder."""
+        return self.run.absolute().name
+
+    def of(self, evaluated: str, beside: dict[str, Any]) -> dict[str, Any] | None:
+        """The newest record of `evaluated` that was measured as the record `beside`."""
+        keys = ("protocol", "version", "settings", "seed", "data")
+        found = [
+            record
+            for record in self.results
+            if record["evaluated"] == evaluated
+            and all(record.get(key) == beside.get(key) for key in keys)
+        ]
+        return found[-1] if found else None
+
+
+def read_subject(where: str | Path, overrides: list[str] | None = None) -> Subject:
+    """Everything about a run.
+
+    Args:
+        where: the run's folder, or the encoder.safetensors in it.
+        overrides: 'key=value' of the images: data.path=..., device=cpu.
+    Raises: UserError for something else, or for a damaged file.
+    """
+    overrides = overrides or []
+    run = _folder(Path(where))
+    config = read_run_config(run)
+    about = run / DESCRIPTION
+    described = read_description(about) if about.is_file() else {}
+    target, left_out = None, []
+    try:
+        target = _target(run, overrides)
+    except UserError as error:
+        left_out.append(f"{_PICTURES} are left out: {_first_line(error)}")
+    results, others = ([], 0) if target is None else _results(target)
+    seen = None
+    if target is not None:
+        config = _found_from_here(config, target)
+        try:
+            seen = look(target, results, overrides)
+        except (UserError, OSError) as error:
+            left_out.append(
+                f"{_PICTURES} are left out: {_first_line(error)}. Where the images are elsewhere "
+                f"now, name them: selfsight report {run} data.path=FOLDER"
+            )
+    finished = (run / FILE).is_file()
+    return Subject(
+        run=run,
+        config=config,
+        head=_head(run),
+        described=described,
+        metrics=read_metrics(run / "metrics.jsonl"),
+        results=results,
+        others=others,
+        bad_images=read_bad(run / BAD_IMAGES),
+        finished=finished,
+        network=target and target.encoder,
+        step=target and target.settings.get("step"),
+        seen=seen,
+        left_out=tuple(left_out),
+    )
+
+
+_PICTURES = "The map, the neighbours and the mistakes"
+
+
+def _folder(where: Path) -> Path:
+    """The run's folder. Raises: UserError for anything else."""
+    if not where.exists():
+        raise UserError(f"'{where}': no such run folder")
+    folder = where.parent if where.name == FILE and where.is_file() else where
+    if not (folder / CONFIG).is_file():
+        if folder is not where:
+            raise UserError(
+                f"'{where}': there is no {CONFIG} beside it, which says how it was trained; a "
+                f"report is made of a run's whole folder"
+            )
+        raise UserError(f"'{where}' is not a run folder (no {CONFIG} in it)")
+    return folder
+
+
+def _target(run: Path, overrides: list[str]) -> EvaluationTarget:
+    """What evaluations measure; its folder is the run where no evaluation has made another."""
+    target = open_target(run, overrides, None)
+    return target if target.folder.is_dir() else replace(target, folder=run)
+
+
+def _results(target: EvaluationTarget) -> tuple[list[dict[str, Any]], int]:
+    """The records of this encoder and of what it is compared with; the number of other encoders'
+    records."""
+    records = read_results(target.folder)
+    ours = [r for r in records if r.get("weights_sha256") == target.weights_sha256]
+    encoders = [r for r in records if r["evaluated"] == "encoder"]
+    floors = [r for r in records if r["evaluated"] != "encoder"]
+    return ours + floors, sum(record not in ours for record in encoders)
+
+
+def _found_from_here(config: RunConfig, target: EvaluationTarget) -> RunConfig:
+    """Relative paths of images are those of the folder that the run was started in."""
+    here = layers.validate(DataConfig, target.base["data"])
+    return config.model_copy(update={"data": here})
+
+
+def _head(run: Path) -> tuple[str, ...]:
+    lines = read_text(run / CONFIG).splitlines()
+    return tuple(line.lstrip("# ") for line in lines if line.startswith("#"))
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0].rstrip(".") if str(error) else type(error).__name__
