@@ -36,7 +36,8 @@ _ROWS = """\
 <div class="picture-row">
 {% for picture in row %}
 <figure style="width: {{ width }}px">\
-<img src="{{ picture.uri }}" alt="{{ picture.alt }}" width="{{ width }}" height="{{ height }}"{% if picture.enlarged %} class="pixels"{% endif %}>\
+<img src="{{ picture.uri }}" alt="{{ picture.alt }}" width="{{ width }}" height="{{ height }}"
+{%- if picture.enlarged %} class="pixels"{% endif %}>\
 <figcaption>{{ picture.caption }}</figcaption></figure>
 {% endfor %}
 </div>
