@@ -67,12 +67,18 @@ def labels(axis: Any, names: Sequence[str]) -> None:
     axis.major_label_overrides = {n: PlainText(text=str(clean(x))) for n, x in enumerate(names)}
 
 
-def embed(name: str, figures: Sequence[Model], classes: str = "charts") -> Markup:
+def embed(
+    name: str,
+    figures: Sequence[Model],
+    classes: str = "charts",
+    titles: Sequence[str | Markup] = (),
+) -> Markup:
     """Figures as HTML; those of one call may share ranges.
 
     Args:
         name: unique in the page; the same figures under the same name give the same text.
         classes: of the element around them: `charts` (as many columns as fit) or `wide` (one).
+        titles: above each chart, if given.
     """
     document = Document()
     for found in figures:
@@ -83,12 +89,14 @@ def embed(name: str, figures: Sequence[Model], classes: str = "charts") -> Marku
     places = {root["id"]: f"{name}-chart-{n}" for n, root in enumerate(tree["roots"])}
     text = json.dumps({"document": tree, "places": places}, separators=(",", ":"))
     return fragment(
-        '<div class="{{ classes }}">{% for place in places %}'
-        '<div class="chart" id="{{ place }}"></div>{% endfor %}</div>\n'
+        '<div class="{{ classes }}">{% for place in places %}<figure>'
+        "{% if titles %}<figcaption>{{ titles[loop.index0] }}</figcaption>{% endif %}"
+        '<div class="chart" id="{{ place }}"></div></figure>{% endfor %}</div>\n'
         '<script type="application/json" class="bokeh" id="{{ name }}-charts">{{ text }}</script>',
         classes=classes,
         name=name,
         places=list(places.values()),
+        titles=list(titles),
         # No text in it can end the element or begin a comment.
         text=Markup(text.replace("<", "\\u003c").replace(">", "\\u003e")),
     )

@@ -77,17 +77,26 @@ def fragment(source: str, **values: object) -> Markup:
     return Markup(_environment().from_string(source).render(values))
 
 
+def webp(pixels: np.ndarray, quality: int = QUALITY, lossless: bool = False) -> bytes:
+    """Pixels (H, W, 3) uint8 as a WebP file."""
+    file = io.BytesIO()
+    found = Image.fromarray(np.ascontiguousarray(pixels))
+    found.save(file, "WEBP", lossless=lossless, quality=quality, method=4)
+    return file.getvalue()
+
+
+def as_uri(content: bytes) -> str:
+    """A WebP file as a data URI, which a page shows without a request."""
+    return "data:image/webp;base64," + base64.b64encode(content).decode()
+
+
 def data_uri(pixels: np.ndarray, lossless: bool = False, quality: int = QUALITY) -> str:
-    """A picture as a WebP data URI, which a page shows without a request.
+    """Pixels (H, W, 3) uint8 as a data URI.
 
     Args:
-        pixels: (H, W, 3) uint8.
         lossless: for small pictures that are enlarged, whose blocks would be seen.
     """
-    file = io.BytesIO()
-    picture = Image.fromarray(np.ascontiguousarray(pixels))
-    picture.save(file, "WEBP", lossless=lossless, quality=quality, method=4)
-    return "data:image/webp;base64," + base64.b64encode(file.getvalue()).decode()
+    return as_uri(webp(pixels, quality, lossless))
 
 
 def picture(pixels: np.ndarray, alt: str, least: int = 64, quality: int = QUALITY) -> Markup:

@@ -12,11 +12,12 @@ from selfsight.encoders.description import read_description
 from selfsight.errors import UserError
 from selfsight.evaluate.protocols import read_results
 from selfsight.evaluate.protocols.target import EvaluationTarget, open_target
-from selfsight.files import read_text
+from selfsight.files import Damaged, read_json, read_text
 from selfsight.pretraining.config import RunConfig, read_run_config
 from selfsight.report.page.seen import Seen, look
 from selfsight.train.folder import BAD_IMAGES, CONFIG
 from selfsight.train.log import read_metrics
+from selfsight.train.session import is_cost
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,7 @@ class Subject:
         head: the comments at the head of config.yaml: versions, revision, device.
         described: encoder.json; {} before the first step.
         metrics: the records of metrics.jsonl.
+        cost: cost.json: seconds, device and the like; {} of an unfinished run.
         results: the records of results.json that were measured with this encoder's weights.
         others: how many records were measured with other weights.
         bad_images: name and reason of each broken image.
@@ -44,6 +46,7 @@ class Subject:
     head: tuple[str, ...]
     described: dict[str, Any]
     metrics: list[dict[str, Any]]
+    cost: dict[str, Any]
     results: list[dict[str, Any]]
     others: int
     bad_images: list[str]
@@ -106,6 +109,7 @@ def read_subject(where: str | Path, overrides: list[str] | None = None) -> Subje
         head=_head(run),
         described=described,
         metrics=read_metrics(run / "metrics.jsonl"),
+        cost=_cost(run),
         results=results,
         others=others,
         bad_images=read_bad(run / BAD_IMAGES),
@@ -160,6 +164,14 @@ def _found_from_here(config: RunConfig, target: EvaluationTarget) -> RunConfig:
 def _head(run: Path) -> tuple[str, ...]:
     lines = read_text(run / CONFIG).splitlines()
     return tuple(line.lstrip("# ") for line in lines if line.startswith("#"))
+
+
+def _cost(run: Path) -> dict[str, Any]:
+    try:
+        found = read_json(run / "cost.json")
+    except (OSError, Damaged):
+        return {}
+    return found if is_cost(found) else {}
 
 
 def _first_line(error: Exception) -> str:
