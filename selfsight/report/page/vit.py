@@ -13,7 +13,7 @@ from selfsight.errors import UserError
 from selfsight.evaluate.features import plain_views
 from selfsight.methods.method import Backbone
 from selfsight.pretraining.config import read_run_config
-from selfsight.report.page.panel import Panel, data_uri, fragment
+from selfsight.report.page.panel import Panel, data_uri, fragment, render
 from selfsight.report.page.patches import (
     as_colours,
     attention_maps,
@@ -29,21 +29,6 @@ SHOWN = 8  # images in a panel
 SIDE = 96  # pixels of a picture on the page, at least; twice as many at most
 
 Picture = tuple[np.ndarray, str]  # (H, W, 3) uint8, and its caption
-
-_ROWS = """\
-<div class="picture-rows">
-{% for row in rows %}
-<div class="picture-row">
-{% for picture in row %}
-<figure style="width: {{ width }}px">\
-<img src="{{ picture.uri }}" alt="{{ picture.alt }}" width="{{ width }}" height="{{ height }}"
-{%- if picture.enlarged %} class="pixels"{% endif %}>\
-<figcaption>{{ picture.caption }}</figcaption></figure>
-{% endfor %}
-</div>
-{% endfor %}
-</div>
-"""
 
 
 def panels_of(subject: Subject) -> list[Panel]:
@@ -171,7 +156,7 @@ def _rows(rows: list[list[Picture]], images: Tensor) -> Markup:
         ]
         for number, row in enumerate(rows, 1)
     ]
-    return fragment(_ROWS, rows=shown, width=size[0], height=size[1])
+    return render("pictures.html", rows=shown, width=size[0], height=size[1])
 
 
 def _bytes(picture: Tensor) -> np.ndarray:
