@@ -7,7 +7,7 @@ from bokeh.models import ColumnDataSource, HoverTool, Range1d
 from bokeh.plotting import figure
 
 from selfsight.report.page.charts import BAD, GOOD, chart, embed, labels
-from selfsight.report.page.panel import Panel, clean, fragment
+from selfsight.report.page.panel import Panel, clean, render
 from selfsight.report.page.seen import K
 from selfsight.report.page.subject import Subject
 
@@ -37,7 +37,7 @@ def confusion_panel(subject: Subject) -> Panel | None:
     kept = _kept(counts)
     worst = worst_classes(counts, seen.classes)
     drawn = embed("confusion", [_drawn(counts, kept, seen.classes)], "wide square")
-    html = fragment(_BOTH, chart=drawn, worst=worst)
+    html = render("confusion.html", chart=drawn, worst=worst)
     right, total = int(np.trace(counts)), int(counts.sum())
     part = ""
     if len(kept) < int((counts.sum(1) > 0).sum()):
@@ -141,28 +141,3 @@ def _cells(counts: np.ndarray, kept: np.ndarray, classes: list[str]) -> dict[str
 
 def _short(name: str) -> str:
     return name if len(name) <= LONGEST else name[: LONGEST - 1] + "…"
-
-
-_BOTH = """
-<div class="beside">
-{{ chart }}
-<div>
-{% if worst %}
-<table>
-<caption>Worst classes</caption>
-<thead><tr><th>class</th><th class="number">right, %</th><th class="number">images</th>\
-<th>most often taken for</th></tr></thead>
-<tbody>
-{% for x in worst %}
-<tr><td>{{ x.name }}</td><td class="number">{{ "%.1f" % (100 * x.right / x.images) }}</td>\
-<td class="number">{{ "{:,}".format(x.images) }}</td>\
-<td>{{ x.taken_for }} <small>{{ x.times }} ×</small></td></tr>
-{% endfor %}
-</tbody>
-</table>
-{% else %}
-<p>Every image gets its class.</p>
-{% endif %}
-</div>
-</div>
-"""

@@ -7,7 +7,7 @@ from markupsafe import Markup
 
 from selfsight import randomness
 from selfsight.batch import sides
-from selfsight.report.page.panel import Panel, fragment, picture
+from selfsight.report.page.panel import Panel, picture, render
 from selfsight.report.page.seen import K, Seen
 from selfsight.report.page.subject import Subject
 
@@ -40,7 +40,9 @@ def nearest_panel(subject: Subject) -> Panel | None:
         name = seen.names(seen.images, np.array([row]))[0]
         query = {"picture": _img(queries[n], f"query: {name}"), **_query(seen, row)}
         found.append({"query": query, "near": near})
-    return Panel("neighbours", "Nearest neighbours", fragment(_ROWS, rows=found), _note(seen))
+    return Panel(
+        "neighbours", "Nearest neighbours", render("neighbours.html", rows=found), _note(seen)
+    )
 
 
 def chosen(seen: Seen) -> np.ndarray:
@@ -86,23 +88,3 @@ def _note(seen: Seen) -> str:
         f"{note} A solid frame: the same class; a dashed one: another. Mistakes of kNN (k = {K}) "
         f"come first."
     )
-
-
-_ROWS = """
-<div class="queries">
-{% for row in rows %}
-<div class="query{{ ' mistake' if row.query.taken is not none }}">
-<figure>{{ row.query.picture }}<figcaption>{{ row.query.name }}
-{% if row.query.taken is not none %}<em>taken for {{ row.query.taken }}</em>{% endif %}
-</figcaption></figure>
-<div class="near">
-{% for x in row.near %}
-<figure{% if x.same is not none %} class="{{ 'same' if x.same else 'other' }}"{% endif %}>\
-{{ x.picture }}<figcaption>{{ x.similarity }}{% if x.same == false %} <em>{{ x.name }}</em>\
-{% endif %}</figcaption></figure>
-{% endfor %}
-</div>
-</div>
-{% endfor %}
-</div>
-"""

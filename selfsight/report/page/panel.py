@@ -4,6 +4,7 @@ Jinja2 and Bokeh are the extra `report`; only the files of this folder import th
 """
 
 import base64
+import functools
 import io
 from dataclasses import dataclass
 
@@ -14,7 +15,7 @@ from selfsight.errors import UserError, printable
 
 try:
     import bokeh  # noqa: F401
-    from jinja2 import Environment, PackageLoader, StrictUndefined
+    from jinja2 import Environment, PackageLoader, StrictUndefined, Template
     from markupsafe import Markup
 except ImportError as error:
     raise UserError(
@@ -43,6 +44,7 @@ class Panel:
     folded: bool = False
 
 
+@functools.cache
 def _environment() -> Environment:
     loader = PackageLoader("selfsight.report.page", "templates")
     options = {"trim_blocks": True, "lstrip_blocks": True, "undefined": StrictUndefined}
@@ -74,7 +76,12 @@ def fragment(source: str, **values: object) -> Markup:
     >>> fragment("<b>{{ name }}</b>", name="<script>")
     Markup('<b>&lt;script&gt;</b>')
     """
-    return Markup(_environment().from_string(source).render(values))
+    return Markup(_compiled(source).render(values))
+
+
+@functools.lru_cache(64)
+def _compiled(source: str) -> Template:
+    return _environment().from_string(source)
 
 
 def webp(pixels: np.ndarray, quality: int = QUALITY, lossless: bool = False) -> bytes:

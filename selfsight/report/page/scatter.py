@@ -18,7 +18,7 @@ from threadpoolctl import threadpool_limits
 
 from selfsight.batch import sides
 from selfsight.report.page.charts import BAD, GOOD, chart, colour, embed
-from selfsight.report.page.panel import Panel, as_uri, clean, fragment, webp
+from selfsight.report.page.panel import Panel, as_uri, clean, render, webp
 from selfsight.report.page.seen import Seen
 from selfsight.report.page.subject import Subject
 
@@ -67,8 +67,8 @@ def map_panel(subject: Subject) -> Panel | None:
         "about": _about(seen, rows),
         **{f"colour{n}": found.colours for n, found in enumerate(colourings)},
     }
-    html = fragment(
-        _MAP,
+    html = render(
+        "map.html",
         chart=embed("map", [_drawn(data, columns * width, (width, height))], "wide"),
         colourings=colourings,
         sheet=Markup(sheet),
@@ -190,22 +190,4 @@ _TIP = """
 background-size:{sheet}px auto;background-position:@left{{0}}px @top{{0}}px;
 image-rendering:var(--sprite-rendering)"></div>
 <div style="font-weight:600">@about</div><div style="opacity:0.75">@name</div></div>
-"""
-_MAP = """
-<style>#map {--sprite:url({{ sheet }});--sprite-rendering:{{ "pixelated" if small else "auto" }}}</style>
-<div class="switch" role="radiogroup" aria-label="colour the points by">
-<span>colour by</span>
-{% for found in colourings %}
-<label><input type="radio" name="map-colour" value="{{ loop.index0 }}"{{ " checked" if loop.first }}> {{ found.name }}</label>
-{% endfor %}
-</div>
-{{ chart }}
-{% for found in colourings %}
-<p class="legend" data-colour="{{ loop.index0 }}"{{ " hidden" if not loop.first }}>
-{% for name, colour in found.key %}
-<span class="key"><i style="background:{{ colour }}"></i>{{ name }}</span>
-{% endfor %}
-{% if found.more %}<span class="key">and {{ found.more }} more</span>{% endif %}
-</p>
-{% endfor %}
 """

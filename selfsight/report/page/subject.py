@@ -26,7 +26,9 @@ class Subject:
 
     Attributes:
         run: its folder; where: the folder or file that was named.
-        config: as in its config.yaml, but with paths of images as they are found from here.
+        config: as in its config.yaml.
+        images: the keys of the training images; relative paths are those of the folder that the run
+            was started in.
         head: the comments at the head of config.yaml: versions, revision, device.
         described: encoder.json; {} before the first step.
         metrics: the records of metrics.jsonl.
@@ -43,6 +45,7 @@ class Subject:
 
     run: Path
     config: RunConfig
+    images: DataConfig
     head: tuple[str, ...]
     described: dict[str, Any]
     metrics: list[dict[str, Any]]
@@ -92,9 +95,9 @@ def read_subject(where: str | Path, overrides: list[str] | None = None) -> Subje
     except UserError as error:
         left_out.append(f"{_PICTURES} are left out: {_first_line(error)}")
     results, others = ([], 0) if target is None else _results(target)
-    seen = None
+    seen, images = None, config.data
     if target is not None:
-        config = _found_from_here(config, target)
+        images = layers.validate(DataConfig, target.base["data"])
         try:
             seen = look(target, results, overrides)
         except (UserError, OSError) as error:
@@ -106,6 +109,7 @@ def read_subject(where: str | Path, overrides: list[str] | None = None) -> Subje
     return Subject(
         run=run,
         config=config,
+        images=images,
         head=_head(run),
         described=described,
         metrics=read_metrics(run / "metrics.jsonl"),
@@ -153,12 +157,6 @@ def _results(target: EvaluationTarget) -> tuple[list[dict[str, Any]], int]:
     encoders = [r for r in records if r["evaluated"] == "encoder"]
     floors = [r for r in records if r["evaluated"] != "encoder"]
     return ours + floors, sum(record not in ours for record in encoders)
-
-
-def _found_from_here(config: RunConfig, target: EvaluationTarget) -> RunConfig:
-    """Relative paths of images are those of the folder that the run was started in."""
-    here = layers.validate(DataConfig, target.base["data"])
-    return config.model_copy(update={"data": here})
 
 
 def _head(run: Path) -> tuple[str, ...]:

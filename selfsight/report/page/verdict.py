@@ -8,7 +8,7 @@ from typing import Any
 from scipy.stats import binomtest
 
 from selfsight.evaluate.protocols.results import main_metric, noise
-from selfsight.report.page.panel import Panel, fragment
+from selfsight.report.page.panel import Panel, render
 from selfsight.report.page.subject import Subject
 from selfsight.report.statistics import LEVEL
 
@@ -190,7 +190,7 @@ def results_panel(subject: Subject) -> Panel | None:
     return Panel(
         "results",
         "Results",
-        fragment(_BARS, groups=list(_rows(found))),
+        render("results.html", groups=list(_rows(found))),
         "Accuracy on the test images, in %. The black line is its 95 % interval over the draw of "
         "test images (Wilson); other seeds of the pretraining would move it further.",
     )
@@ -201,21 +201,3 @@ def _rows(found: list[Measured]) -> Iterator[dict[str, Any]]:
     for group in found:
         rows = [(names[score.evaluated], score) for score in group.scores]
         yield {"title": group.title, "rows": rows, "images": group.encoder.images}
-
-
-_BARS = """
-{% for group in groups %}
-<h3>{{ group.title }} <small>{{ "{:,}".format(group.images) }} test images</small></h3>
-<div class="bars">
-{% for name, score in group.rows %}
-<span class="label">{{ name }}</span>
-<span class="bar{{ ' own' if score.evaluated == 'encoder' }}">
-<i style="width:{{ '%.2f' % (100 * score.value) }}%"></i>
-<b style="left:{{ '%.2f' % (100 * score.low) }}%;\
-width:{{ '%.2f' % (100 * (score.high - score.low)) }}%"></b></span>
-<span class="value">{{ "%.1f" % (100 * score.value) }}
-<small>{{ "%.1f" % (100 * score.low) }} to {{ "%.1f" % (100 * score.high) }}</small></span>
-{% endfor %}
-</div>
-{% endfor %}
-"""

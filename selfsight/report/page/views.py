@@ -3,9 +3,8 @@
 import numpy as np
 import torch
 
-from selfsight.errors import UserError
 from selfsight.pretraining.job import training_images
-from selfsight.report.page.panel import Panel, fragment, picture
+from selfsight.report.page.panel import Panel, picture, render
 from selfsight.report.page.subject import Subject
 from selfsight.report.sheet import view_pictures
 from selfsight.train.loader import make_loader
@@ -20,7 +19,7 @@ def views_panel(subject: Subject) -> Panel:
 
     Raises: UserError if the training images cannot be read.
     """
-    config = subject.config
+    config = subject.config.model_copy(update={"data": subject.images})
     groups = sum(group.count for group in config.views)
     images = training_images(config, torch.device("cpu"))
     rows = min(IMAGES, len(images))
@@ -46,7 +45,7 @@ def views_panel(subject: Subject) -> Panel:
         f"On the left a training image, beside it what the method gets in its place: {each}"
         f"{spread}{more}.{bands}"
     )
-    return Panel("views", "Views", fragment(_VIEWS, rows=shown), note)
+    return Panel("views", "Views", render("views.html", rows=shown), note)
 
 
 def _img(pixels: np.ndarray, alt: str) -> str:
@@ -54,21 +53,3 @@ def _img(pixels: np.ndarray, alt: str) -> str:
     height, width = (side // step * step for side in pixels.shape[:2])
     whole = pixels[:height, :width].reshape(height // step, step, width // step, step, 3)
     return picture(whole.mean((1, 3)).round().astype(np.uint8), alt, least=64, quality=70)
-
-
-def reason(error: UserError) -> str:
-    """Why there is no panel, as a sentence."""
-    return f"The views are left out: {str(error).splitlines()[0].rstrip('.')}."
-
-
-_VIEWS = """
-<div class="views">
-{% for row in rows %}
-<div class="line"><figure>{{ row.image }}</figure><div class="near">
-{% for view in row.views %}
-<figure>{{ view }}</figure>
-{% endfor %}
-</div></div>
-{% endfor %}
-</div>
-"""

@@ -1,0 +1,57 @@
+"use strict";
+(() => {
+  const style = getComputedStyle(document.documentElement);
+  const dark = matchMedia("(prefers-color-scheme: dark)");
+
+  // A canvas does not follow the colour scheme by itself.
+  const recolour = (root) => {
+    const text = style.getPropertyValue("--dim").trim();
+    const line = style.getPropertyValue("--line").trim();
+    const strong = style.getPropertyValue("--text").trim();
+    for (const model of root.references()) {
+      if (model.type.endsWith("Axis")) {
+        model.axis_label_text_color = text;
+        model.major_label_text_color = text;
+      } else if (model.type === "Grid") {
+        model.grid_line_color = line;
+      } else if (model.type === "Text") {
+        model.text_color = strong;
+      } else if (model.type === "Title" || model.type === "LegendItem") {
+        model.text_color = strong;
+      }
+    }
+  };
+
+  const documents = new Map();
+  const draw = async (script) => {
+    const { document: content, places } = JSON.parse(script.textContent);
+    const item = { docid: script.id, roots: places, root_ids: Object.keys(places) };
+    await Bokeh.embed.embed_items({ [script.id]: content }, [item]);
+    const drawn = Bokeh.documents[Bokeh.documents.length - 1];
+    documents.set(script.id, drawn);
+    drawn.roots().forEach(recolour);
+  };
+  const ready = (async () => {
+    for (const script of document.querySelectorAll("script.bokeh")) await draw(script);
+    document.body.dataset.drawn = "yes";
+  })();
+  dark.addEventListener("change", () => {
+    for (const drawn of documents.values()) drawn.roots().forEach(recolour);
+  });
+
+  // The colours of the map.
+  const colourBy = (number) => {
+    const drawn = documents.get("map-charts");
+    const points = drawn.get_model_by_name("points");
+    for (const glyph of [points.glyph, points.nonselection_glyph, points.hover_glyph, points.muted_glyph])
+      if (glyph && glyph.fill_color !== undefined) glyph.fill_color = { field: `colour${number}` };
+    for (const legend of document.querySelectorAll("#map .legend"))
+      legend.hidden = legend.dataset.colour !== number;
+  };
+  for (const button of document.querySelectorAll("input[name=map-colour]"))
+    button.addEventListener("change", () => ready.then(() => colourBy(button.value)));
+  ready.then(() => {
+    const chosen = document.querySelector("input[name=map-colour]:checked");
+    if (chosen && chosen.value !== "0") colourBy(chosen.value);
+  });
+})();
