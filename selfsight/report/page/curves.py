@@ -60,8 +60,9 @@ def curves_panel(subject: Subject) -> Panel | None:
 def _titles(legends: Sequence[list[tuple[str, str]]], found: Sequence[Any]) -> list[Any]:
     """For each chart its title, and the colours of its lines where there are several."""
     source = (
-        "{{ title }}{% for name, colour in lines %} "
+        '{{ title }}<span class="keys-of-lines">{% for name, colour in lines %}'
         '<span class="key"><i style="background:{{ colour }}"></i>{{ name }}</span>{% endfor %}'
+        "</span>"
     )
     return [
         fragment(source, title=figure.name, lines=lines if len(lines) > 1 else [])
@@ -80,6 +81,7 @@ def _points(records: list[dict[str, Any]], key: str) -> tuple[list[float], list[
 def _drawn(curve: Curve, series: dict[str, tuple[list[float], list[float]]], shared: Any) -> Any:
     """One chart; its name is its title."""
     found = chart(HEIGHT, x_range=shared, x_axis_label="epoch", name=curve.title)
+    found.min_border_left = 56  # so that the frames of all charts begin at one place
     shown = "@y{0.0 %}" if curve.percent else "@y{0,0.[000]}"
     if "lr" in series:
         shown = "@y{0.00e+0}"
@@ -91,6 +93,8 @@ def _drawn(curve: Curve, series: dict[str, tuple[list[float], list[float]]], sha
             drawn.append(found.scatter("x", "y", source=source, color=COLOURS[n], size=5))
         tips = [(curve.keys[key], shown), ("epoch", "@x{0.0}")]
         found.add_tools(HoverTool(renderers=drawn[:1], tooltips=tips, mode="vline", visible=False))
+    if "lr" in series:
+        found.yaxis.formatter = NumeralTickFormatter(format="0.0e+0")
     if curve.percent:
         found.yaxis.formatter = NumeralTickFormatter(format="0 %")
     return found

@@ -120,8 +120,8 @@ def sentence(subject: Subject) -> str:
     best, encoder = found[0], found[0].encoder
     said = (
         f"{best.title} on this encoder gets {percent(encoder.value)} of "
-        f"{encoder.images:,} test images right (95 % interval {percent(encoder.low, bare=True)} to "
-        f"{percent(encoder.high)})"
+        f"{encoder.images:,} test images right (95\N{NO-BREAK SPACE}% interval "
+        f"{percent(encoder.low, bare=True)} to {percent(encoder.high)})"
     )
     others = [f"{percent(s.value)} {_AGAINST[s.evaluated]}" for s in best.scores[1:]]
     said += f", against {_and(others)}" if others else ""
@@ -174,8 +174,8 @@ def duration(seconds: float) -> str:
 
 
 def percent(value: float, bare: bool = False) -> str:
-    """'96.1 %'; '96.1' if bare."""
-    return f"{100 * value:.1f}" + ("" if bare else " %")
+    """'96.1 %', which is not broken at the end of a line; '96.1' if bare."""
+    return f"{100 * value:.1f}" + ("" if bare else "\N{NO-BREAK SPACE}%")
 
 
 def _and(parts: list[str], word: str = "and") -> str:
