@@ -134,10 +134,12 @@ def sentence(subject: Subject) -> str:
 
 def _unmeasured(subject: Subject) -> str:
     cost = spent(subject)
-    after = f" after {cost}" if cost else ""
     if subject.network is None:
+        after = f" after {cost}" if cost else ""
         return f"No encoder is saved yet{after}, so nothing is known of what it learned."
-    return f"Not measured yet: what this encoder learned is not known{after}."
+    return (
+        f"Not measured yet: what this encoder learned{f' in {cost}' if cost else ''} is not known."
+    )
 
 
 def to_measure(subject: Subject) -> str:
