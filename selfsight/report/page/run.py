@@ -14,6 +14,7 @@ from selfsight.report.page.scatter import map_panel
 from selfsight.report.page.subject import Subject, read_subject
 from selfsight.report.page.verdict import measured, results_panel, sentence, to_measure
 from selfsight.report.page.views import views_panel
+from selfsight.report.page.vit import panels_of
 from selfsight.report.page.warn import warnings
 from selfsight.train.log import Progress
 
@@ -72,7 +73,7 @@ def _makers(subject: Subject) -> list[Callable[[], list[Panel]]]:
     """One function for each part of the page, in its order."""
     one = (results_panel, curves_panel, map_panel, nearest_panel, confusion_panel, views_panel)
     makers = [lambda make=make: _some(make(subject)) for make in one]
-    return [*makers, lambda: _some(provenance_panel(subject))]
+    return [*makers, lambda: panels_of(subject), lambda: _some(provenance_panel(subject))]
 
 
 def _some(panel: Panel | None) -> list[Panel]:
