@@ -11,28 +11,30 @@ from typing import Any
 
 from bokeh.core.json_encoder import serialize_json
 from bokeh.document import Document
-from bokeh.models import BasicTickFormatter, Model, PlainText, WheelZoomTool
+from bokeh.models import Model, PlainText, WheelZoomTool
 from bokeh.plotting import figure
 from markupsafe import Markup
 
 from selfsight.report.page.panel import clean, fragment
 
-# Of Okabe and Ito, told apart by colour-blind readers, and visible on white and on near black.
-COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#d55e00", "#56b4e9", "#b2a400", "#8c8c8c")
+# After Okabe and Ito: told apart by most colour-blind readers, visible on white and on near black.
+COLOURS = ("#2b83c9", "#e69f00", "#009e73", "#cc79a7", "#d55e00", "#56b4e9")
+COLOURS += ("#a89b00", "#8c8c8c", "#7a5cc4", "#9a5b3c")
 GOOD, BAD = "#009e73", "#d55e00"
 HEIGHT = 200  # pixels of a small chart
 FONT = "system-ui, sans-serif"
 
 
 def colour(n: int) -> str:
-    """The n-th colour of as many as are wanted: first those of COLOURS, then ones by golden angle.
+    """The n-th colour: first those of COLOURS, then ones whose hues are far from each other.
 
-    >>> colour(0), colour(8)
-    ('#0072b2', 'hsl(20, 60%, 55%)')
+    >>> colour(0), colour(10)
+    ('#2b83c9', 'hsl(0, 65%, 50%)')
     """
     if n < len(COLOURS):
         return COLOURS[n]
-    return f"hsl({round(20 + (n - len(COLOURS)) * 137.508) % 360}, 60%, {(55, 42, 66)[n % 3 - 2]}%)"
+    n -= len(COLOURS)
+    return f"hsl({round(n * 137.508) % 360}, 65%, {(50, 68, 38)[n % 3]}%)"
 
 
 def chart(height: int = HEIGHT, **options: Any) -> figure:
@@ -43,7 +45,8 @@ def chart(height: int = HEIGHT, **options: Any) -> figure:
         options: of `bokeh.plotting.figure`: x_range (the same object for figures that zoom
             together), x_axis_label, tools, ...
     """
-    usual = {"tools": "pan,box_zoom,reset", "sizing_mode": "stretch_width", "min_border": 4}
+    usual = {"tools": "pan,box_zoom,reset", "sizing_mode": "stretch_width", "min_border": 8}
+    usual |= {"toolbar_inner": True}  # beside the frame it would take a column
     found = figure(height=height, **{**usual, **options})
     wheel = WheelZoomTool(dimensions="both", modifiers={"ctrl": True})  # a bare wheel scrolls
     found.add_tools(wheel)
@@ -56,8 +59,6 @@ def chart(height: int = HEIGHT, **options: Any) -> figure:
         axis.axis_label_text_font_style = "normal"
         axis.axis_label_text_font_size = axis.major_label_text_font_size = "12px"
         axis.major_tick_line_color = axis.minor_tick_line_color = axis.axis_line_color = None
-        if isinstance(axis.formatter, BasicTickFormatter):
-            axis.formatter.use_scientific = True
     return found
 
 

@@ -101,6 +101,7 @@ def _drawn(counts: np.ndarray, kept: np.ndarray, classes: list[str]) -> figure:
         name="confusion",
     )
     found.grid.visible = False
+    found.outline_line_color, found.outline_line_alpha = "#808080", 0.4
     labels(found.xaxis, names)
     labels(found.yaxis, names)
     found.xaxis.major_label_orientation = 0.9 if max(map(len, names)) > 3 else "horizontal"

@@ -3,7 +3,13 @@
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from bokeh.models import ColumnDataSource, DataRange1d, HoverTool, NumeralTickFormatter
+from bokeh.models import (
+    ColumnDataSource,
+    DataRange1d,
+    HoverTool,
+    NumeralTickFormatter,
+    PrintfTickFormatter,
+)
 
 from selfsight.report.page.charts import COLOURS, HEIGHT, chart, embed
 from selfsight.report.page.panel import Panel, fragment
@@ -60,8 +66,9 @@ def curves_panel(subject: Subject) -> Panel | None:
 def _titles(legends: Sequence[list[tuple[str, str]]], found: Sequence[Any]) -> list[Any]:
     """For each chart its title, and the colours of its lines where there are several."""
     source = (
-        "{{ title }}{% for name, colour in lines %} "
+        '{{ title }}<span class="keys-of-lines">{% for name, colour in lines %}'
         '<span class="key"><i style="background:{{ colour }}"></i>{{ name }}</span>{% endfor %}'
+        "</span>"
     )
     return [
         fragment(source, title=figure.name, lines=lines if len(lines) > 1 else [])
@@ -80,9 +87,11 @@ def _points(records: list[dict[str, Any]], key: str) -> tuple[list[float], list[
 def _drawn(curve: Curve, series: dict[str, tuple[list[float], list[float]]], shared: Any) -> Any:
     """One chart; its name is its title."""
     found = chart(HEIGHT, x_range=shared, x_axis_label="epoch", name=curve.title)
+    found.min_border_left = 56  # so that the frames of all charts begin at one place
     shown = "@y{0.0 %}" if curve.percent else "@y{0,0.[000]}"
+    printf = "printf" if "lr" in series else "numeral"
     if "lr" in series:
-        shown = "@y{0.00e+0}"
+        shown = "@y{%.2e}"
     for n, (key, (x, y)) in enumerate(series.items()):
         source = ColumnDataSource({"x": x, "y": y})
         line = found.line("x", "y", source=source, color=COLOURS[n], line_width=2)
@@ -90,7 +99,10 @@ def _drawn(curve: Curve, series: dict[str, tuple[list[float], list[float]]], sha
         if len(x) < 60:
             drawn.append(found.scatter("x", "y", source=source, color=COLOURS[n], size=5))
         tips = [(curve.keys[key], shown), ("epoch", "@x{0.0}")]
-        found.add_tools(HoverTool(renderers=drawn[:1], tooltips=tips, mode="vline", visible=False))
+        how = {"mode": "vline", "visible": False, "formatters": {"@y": printf}}
+        found.add_tools(HoverTool(renderers=drawn[:1], tooltips=tips, **how))
+    if "lr" in series:
+        found.yaxis.formatter = PrintfTickFormatter(format="%.1e")
     if curve.percent:
         found.yaxis.formatter = NumeralTickFormatter(format="0 %")
     return found

@@ -14,6 +14,7 @@ from selfsight.report.page.subject import Subject
 QUERIES = 12
 MISTAKES = 6  # of them, if there are as many of both kinds
 SIDE = 112  # pixels of a picture at most
+SMALL = 64  # pixels of a picture up to which eight stand in a line
 QUALITY = 70
 
 
@@ -41,7 +42,10 @@ def nearest_panel(subject: Subject) -> Panel | None:
         query = {"picture": _img(queries[n], f"query: {name}"), **_query(seen, row)}
         found.append({"query": query, "near": near})
     return Panel(
-        "neighbours", "Nearest neighbours", render("neighbours.html", rows=found), _note(seen)
+        "neighbours",
+        "Nearest neighbours",
+        render("neighbours.html", rows=found, large=side > SMALL),
+        _note(seen),
     )
 
 
@@ -79,8 +83,8 @@ def _neighbour(seen: Seen, row: int, place: int, similarity: float) -> dict[str,
 def _note(seen: Seen) -> str:
     among = "training images" if seen.split == "test" else "the other images"
     note = (
-        f"On the left {'a test image' if seen.split == 'test' else 'an image'}, beside it its "
-        f"nearest {among} by the cosine similarity of their features, which is the number below."
+        f"On the left {'a test image' if seen.split == 'test' else 'an image'}, beside it the "
+        f"{among} nearest to it by the cosine similarity of their features, the number below."
     )
     if seen.labels is None:
         return f"{note} Images are drawn by seed 0."

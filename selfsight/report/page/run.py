@@ -73,8 +73,7 @@ def _makers(subject: Subject) -> list[Callable[[], list[Panel]]]:
     """One function for each part of the page, in its order."""
     one = (results_panel, curves_panel, map_panel, nearest_panel, confusion_panel, views_panel)
     makers = [lambda make=make: _some(make(subject)) for make in one]
-    makers.append(lambda: panels_of(subject))
-    return [*makers, lambda: _some(provenance_panel(subject))]
+    return [*makers, lambda: panels_of(subject), lambda: _some(provenance_panel(subject))]
 
 
 def _some(panel: Panel | None) -> list[Panel]:

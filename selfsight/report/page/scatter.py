@@ -163,7 +163,7 @@ def _sheet(pictures: list[np.ndarray], columns: int, side: int) -> np.ndarray:
 
 def _drawn(data: dict[str, object], sheet_width: int, shown: tuple[int, int]) -> figure:
     """The points; one under the pointer shows its part of the sheet, the value of --sprite."""
-    found = chart(520, tools="pan,box_zoom,reset", name="map", match_aspect=True)
+    found = chart(520, tools="pan,box_zoom,reset", name="map")
     found.axis.visible = False
     found.grid.visible = False
     points = found.scatter(

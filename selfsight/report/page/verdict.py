@@ -15,7 +15,7 @@ from selfsight.report.statistics import LEVEL
 # As results.json calls what was evaluated, and as a sentence does.
 FLOORS = {"start": "the encoder that it started from", "untrained": "untrained", "pixels": "pixels"}
 _AGAINST = {"start": "at the start", "untrained": "untrained", "pixels": "for raw pixels"}
-_THAN = {"start": "the start", "untrained": "an untrained encoder", "pixels": "raw pixels"}
+_THAN = {"start": "what it started from", "untrained": "an untrained encoder", "pixels": "raw pixels"}
 _TITLES = {
     "knn": "kNN (k = 20)",
     "linear": "linear classifier",
@@ -47,12 +47,14 @@ class Measured:
 
     Attributes:
         title: of the protocol, with the labels that were used if not all.
-        worse_than: the comparisons that the encoder is not clearly better than.
+        worse_than: what the encoder is clearly worse than; like: what it is neither better nor
+            worse than, beyond what the draw of the test images explains.
     """
 
     title: str
     scores: tuple[Score, ...]
     worse_than: tuple[str, ...]
+    like: tuple[str, ...]
 
     @property
     def encoder(self) -> Score:
@@ -83,8 +85,9 @@ def _measured(subject: Subject, record: dict[str, Any]) -> Measured:
     encoder = _score(record)
     floors = [x for name in FLOORS if (x := subject.of(name, record)) is not None]
     scores = [encoder, *map(_score, floors)]
-    worse = [s.evaluated for s in scores[1:] if not _is_better(encoder, s, record)]
-    return Measured(_title(record), tuple(scores), tuple(worse))
+    found = [(score.evaluated, _compared(encoder, score, record)) for score in scores[1:]]
+    worse, like = (tuple(name for name, sign in found if sign == x) for x in (-1, 0))
+    return Measured(_title(record), tuple(scores), worse, like)
 
 
 def _score(record: dict[str, Any]) -> Score:
@@ -92,12 +95,17 @@ def _score(record: dict[str, Any]) -> Score:
     return Score(record["evaluated"], value, *wilson(value, images), images)
 
 
-def _is_better(encoder: Score, other: Score, record: dict[str, Any]) -> bool:
-    """Clearly better: beyond what the draw of the test images explains."""
+def _compared(encoder: Score, other: Score, record: dict[str, Any]) -> int:
+    """1 for a clearly better encoder, -1 for a clearly worse one, 0 where the draw of the test
+    images explains the difference."""
     gain = record.get("gain")
     if other.evaluated == "start" and gain:
-        return gain["low"] > 0
-    return encoder.value - other.value > noise(encoder.value, other.value, encoder.images)
+        low, high = gain["low"], gain["high"]
+    else:
+        difference = encoder.value - other.value
+        margin = noise(encoder.value, other.value, encoder.images)
+        low, high = difference - margin, difference + margin
+    return (low > 0) - (high < 0)
 
 
 def _title(record: dict[str, Any]) -> str:
@@ -120,24 +128,30 @@ def sentence(subject: Subject) -> str:
     best, encoder = found[0], found[0].encoder
     said = (
         f"{best.title} on this encoder gets {percent(encoder.value)} of "
-        f"{encoder.images:,} test images right (95 % interval {percent(encoder.low, bare=True)} to "
-        f"{percent(encoder.high)})"
+        f"{encoder.images:,} test images right (95\N{NO-BREAK SPACE}% interval "
+        f"{percent(encoder.low, bare=True)} to {percent(encoder.high)})"
     )
     others = [f"{percent(s.value)} {_AGAINST[s.evaluated]}" for s in best.scores[1:]]
     said += f", against {_and(others)}" if others else ""
     said += f", after {cost}" if (cost := spent(subject)) else ""
-    if best.worse_than:
-        than = _and([_THAN[name] for name in best.worse_than], "or")
-        return f"Not clearly better than {than}: {said}."
-    return f"{said[0].upper() if not said.startswith('kNN') else said[0]}{said[1:]}."
+    first = [
+        f"{words} {_and([_THAN[name] for name in names], 'or')}"
+        for words, names in (("worse than", best.worse_than), ("not clearly better than", best.like))
+        if names
+    ]
+    if first:
+        return f"{_and(first).capitalize()}: {said}."
+    return f"{said if said.startswith('kNN') else said[0].upper() + said[1:]}."
 
 
 def _unmeasured(subject: Subject) -> str:
     cost = spent(subject)
-    after = f" after {cost}" if cost else ""
     if subject.network is None:
+        after = f" after {cost}" if cost else ""
         return f"No encoder is saved yet{after}, so nothing is known of what it learned."
-    return f"Not measured yet: what this encoder learned is not known{after}."
+    return (
+        f"Not measured yet: what this encoder learned{f' in {cost}' if cost else ''} is not known."
+    )
 
 
 def to_measure(subject: Subject) -> str:
@@ -174,8 +188,8 @@ def duration(seconds: float) -> str:
 
 
 def percent(value: float, bare: bool = False) -> str:
-    """'96.1 %'; '96.1' if bare."""
-    return f"{100 * value:.1f}" + ("" if bare else " %")
+    """'96.1 %', which is not broken at the end of a line; '96.1' if bare."""
+    return f"{100 * value:.1f}" + ("" if bare else "\N{NO-BREAK SPACE}%")
 
 
 def _and(parts: list[str], word: str = "and") -> str:

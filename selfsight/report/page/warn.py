@@ -78,11 +78,13 @@ def _not_better(subject: Subject) -> Iterator[str]:
     names = {"untrained": "untrained", "pixels": "raw pixels", "start": "what it started from"}
     for group in measured(subject):
         by_name = {score.evaluated: score for score in group.scores}
-        for name in group.worse_than:
+        for name in (*group.worse_than, *group.like):
+            worse, n = name in group.worse_than, group.encoder.images
             yield (
-                f"{group.title}: the encoder is not clearly better than {names[name]} "
-                f"({percent(group.encoder.value)} against {percent(by_name[name].value)}; with "
-                f"{group.encoder.images:,} test images such a difference is noise)."
+                f"{group.title}: the encoder is {'worse' if worse else 'not clearly better'} than "
+                f"{names[name]} ({percent(group.encoder.value)} against "
+                f"{percent(by_name[name].value)}"
+                f"{'' if worse else f'; with {n:,} test images such a difference is noise'})."
             )
 
 
