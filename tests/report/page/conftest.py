@@ -2,6 +2,7 @@
 
 import csv
 
+import numpy as np
 import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
@@ -22,8 +23,14 @@ def trained(folder, *keys, steps=12):
 
 @pytest.fixture(scope="session")
 def digits(tmp_path_factory):
-    """A run on the digits that was measured by kNN."""
-    run = trained(tmp_path_factory.mktemp("runs") / "digits")
+    """A run on 300 digits that was measured by kNN on 90 others."""
+    home = tmp_path_factory.mktemp("runs")
+    found = load_digits()
+    pixels = (found.images[:390, ..., None] * 15).astype(np.uint8)
+    train = {"train_images": pixels[90:], "train_labels": found.target[90:390]}
+    test = {"test_images": pixels[:90], "test_labels": found.target[:90]}
+    np.savez(home / "digits.npz", **train, **test)
+    run = trained(home / "digits", f"data.path={home / 'digits.npz'}")
     protocols.knn(run, ["device=cpu"])
     return run
 
@@ -34,7 +41,7 @@ def write_images(folder, first, count):
     found = load_digits()
     rows = [("path", "label")]
     for n in range(first, first + count):
-        name = f"it's \"{n}\" <b>&amp; __proto__.png"
+        name = f'it\'s "{n}" <b>&amp; __proto__.png'
         pixels = (found.images[n] * 15).astype("uint8")
         Image.fromarray(pixels).resize((16, 16)).convert("RGB").save(folder / name)
         rows.append((name, EVIL[n % 3]))
@@ -57,10 +64,8 @@ def hostile(tmp_path_factory):
 @pytest.fixture(scope="session")
 def unlabelled(tmp_path_factory):
     """A run on images without labels, of more bits and bands than three."""
-    import numpy as np
-
     home = tmp_path_factory.mktemp("unlabelled")
-    pixels = (load_digits().images[:80, ..., None] * np.arange(100, 1300, 100)).astype(np.uint16)
+    pixels = (load_digits().images[:80, ..., None] * np.linspace(1000, 4000, 12)).astype(np.uint16)
     np.save(home / "bands.npy", pixels)
     numbers = [f"data.{key}={[value] * 12}" for key, value in (("mean", 0.3), ("std", 0.4))]
     keys = [f"data.path={home / 'bands.npy'}", "data.channels=12", "data.bits=16", *numbers]
