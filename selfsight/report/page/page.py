@@ -91,6 +91,6 @@ def check_output(output: Path) -> None:
 
 
 def write_page(page: Page, output: Path) -> None:
-    """Write the page. An earlier page is replaced, another file is not. Raises: as `check_output`."""
+    """Write the page; an earlier one is replaced. Raises: as `check_output`."""
     check_output(output)
     write_text(output, assemble(page))

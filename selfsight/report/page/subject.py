@@ -152,7 +152,7 @@ def run_folder(where: str | Path) -> Path:
 
 def _target(run: Path, overrides: list[str]) -> EvaluationTarget:
     """What evaluations measure; its folder is the run where no evaluation has made another."""
-    target = open_target(run, overrides, None)
+    target = replace(open_target(run, overrides, None), loaded=None)  # nothing is measured
     return target if target.folder.is_dir() else replace(target, folder=run)
 
 

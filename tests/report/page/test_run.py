@@ -275,11 +275,10 @@ def test_a_run_that_was_stopped_shows_its_checkpoint(digits, tmp_path, monkeypat
     images = f"data.path={digits.parent / 'digits.npz'}"
     with pytest.raises(RuntimeError, match="power cut"):
         trained(tmp_path / "run", images, "checkpoint.every_steps=4")
-    before = sorted(p.name for p in tmp_path.iterdir())
     page = run_page(read_subject(tmp_path / "run", CPU))
     assert any("not finished" in line and "step 8 is shown" in line for line in page.warnings)
     assert "neighbours" in [panel.name for panel in page.panels]
-    assert sorted(p.name for p in tmp_path.iterdir()) == before  # no folder beside it
+    assert {path.name for path in tmp_path.iterdir()} <= {"run", ".cache"}  # no run-step-8
 
 
 def test_a_run_without_any_encoder_shows_what_there_is(copy):
