@@ -61,7 +61,7 @@ def cost_chart(group: list[Row]) -> tuple[figure, Markup] | None:
         else:
             _draw_row(found, row, name, shade, (factor * minutes, unit), row in front)
             key.append((name, shade))
-    title = f"{COLUMNS[main]} in %, over {unit} of pretraining; no row beats those on the line in "
+    title = f"{COLUMNS[main]} in %, over {unit} of pretraining; large dots: no row is better in "
     return found, fragment(_KEY, title=title + "both", key=key)
 
 

@@ -95,8 +95,8 @@ def _components(vit: Backbone, images: Tensor, x: Tensor) -> Panel:
     ]
     note = (
         f"The features of the patches, their first three principal components as red, green and "
-        f"blue ({share:.0%} of the variance): patches of one colour have similar features, in "
-        f"all images alike."
+        f"blue ({100 * share:.0f} % of the variance): patches of one colour have similar "
+        f"features, in all images alike."
     )
     return Panel("components", "Features of patches", _rows(rows, images), note)
 
