@@ -52,6 +52,7 @@ def chart(height: int = HEIGHT, **options: Any) -> figure:
     found.add_tools(wheel)
     found.toolbar.logo = None
     found.toolbar.autohide = True
+    found.toolbar.styles = {"background": "transparent"}
     found.background_fill_color = found.border_fill_color = None
     found.outline_line_color = None
     for axis in found.axis:

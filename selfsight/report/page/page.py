@@ -78,11 +78,8 @@ def _file(name: str) -> str:
     return files("selfsight.report.page").joinpath("templates", name).read_text("utf-8")
 
 
-def write_page(page: Page, output: Path) -> None:
-    """Write the page. An earlier page is replaced, another file is not.
-
-    Raises: UserError if `output` is a folder, or a file that no report wrote.
-    """
+def check_output(output: Path) -> None:
+    """Raises: UserError if `output` is a folder, or a file that no report wrote."""
     if output.is_dir():
         raise UserError(f"'{output}' is a folder; name a file with -o FILE.html")
     if output.exists():
@@ -91,4 +88,9 @@ def write_page(page: Page, output: Path) -> None:
                 raise UserError(
                     f"'{output}' exists and is no report; remove it, or choose another file with -o"
                 )
+
+
+def write_page(page: Page, output: Path) -> None:
+    """Write the page; an earlier one is replaced. Raises: as `check_output`."""
+    check_output(output)
     write_text(output, assemble(page))

@@ -9,18 +9,11 @@ import io
 from dataclasses import dataclass
 
 import numpy as np
+from jinja2 import Environment, PackageLoader, StrictUndefined, Template
+from markupsafe import Markup
 from PIL import Image
 
-from selfsight.errors import UserError, printable
-
-try:
-    import bokeh  # noqa: F401
-    from jinja2 import Environment, PackageLoader, StrictUndefined, Template
-    from markupsafe import Markup
-except ImportError as error:
-    raise UserError(
-        f"a report needs the package {error.name}; install it with: pip install 'selfsight[report]'"
-    ) from None
+from selfsight.errors import printable
 
 QUALITY = 80  # of lossy pictures, as WebP counts it
 

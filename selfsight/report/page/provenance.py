@@ -37,7 +37,8 @@ def provenance_panel(subject: Subject) -> Panel:
         commands=list(_commands(subject, composed, recipe)),
         environment=list(_environment(subject)),
         hashes=list(_hashes(subject)),
-        rows=rows,
+        own=[row for row in rows if not row[2].startswith("default")],
+        usual=[row for row in rows if row[2].startswith("default")],
         about=about,
     )
     note = "Commands that repeat the run, versions, hashes, and all values of its configuration."

@@ -7,11 +7,11 @@ from selfsight.errors import UserError
 from selfsight.report.page.confusion import confusion_panel
 from selfsight.report.page.curves import curves_panel
 from selfsight.report.page.nearest import nearest_panel
-from selfsight.report.page.page import Page, write_page
+from selfsight.report.page.page import Page, check_output, write_page
 from selfsight.report.page.panel import Panel
 from selfsight.report.page.provenance import provenance_panel
 from selfsight.report.page.scatter import map_panel
-from selfsight.report.page.subject import Subject, read_subject
+from selfsight.report.page.subject import Subject, read_subject, run_folder
 from selfsight.report.page.verdict import measured, results_panel, sentence, to_measure
 from selfsight.report.page.views import views_panel
 from selfsight.report.page.vit import panels_of
@@ -38,8 +38,9 @@ def report(
     >>> report(run.folder)
     PosixPath('runs/a/report.html')
     """
+    file = run_folder(where) / NAME if output is None else Path(output)
+    check_output(file)  # before work that takes long
     subject = read_subject(where, overrides)
-    file = subject.run / NAME if output is None else Path(output)
     write_page(run_page(subject), file)
     return file
 

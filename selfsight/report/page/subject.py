@@ -11,6 +11,7 @@ from selfsight.encoders.artifact import DESCRIPTION, FILE, Network
 from selfsight.encoders.description import read_description
 from selfsight.errors import UserError
 from selfsight.evaluate.protocols import read_results
+from selfsight.evaluate.protocols.config import KnnConfig, compose_cached
 from selfsight.evaluate.protocols.target import EvaluationTarget, open_target
 from selfsight.files import Damaged, read_json, read_text
 from selfsight.pretraining.config import RunConfig, read_run_config
@@ -82,10 +83,12 @@ def read_subject(where: str | Path, overrides: list[str] | None = None) -> Subje
     Args:
         where: the run's folder, or the encoder.safetensors in it.
         overrides: 'key=value' of the images: data.path=..., device=cpu.
-    Raises: UserError for something else, or for a damaged file.
+    Raises: UserError for something else, for a damaged file, or for images that an override names
+        and that cannot be read.
     """
     overrides = overrides or []
-    run = _folder(Path(where))
+    compose_cached(KnnConfig, {}, overrides)  # a wrong key is an error, not a missing panel
+    run = run_folder(where)
     config = read_run_config(run)
     about = run / DESCRIPTION
     described = read_description(about) if about.is_file() else {}
@@ -101,6 +104,8 @@ def read_subject(where: str | Path, overrides: list[str] | None = None) -> Subje
         try:
             seen = look(target, results, overrides)
         except (UserError, OSError) as error:
+            if any(key.startswith("data.") for key in overrides):
+                raise  # they were named for this page
             left_out.append(
                 f"{_PICTURES} are left out: {_first_line(error)}. Where the images are elsewhere "
                 f"now, name them: selfsight report {run} data.path=FOLDER"
@@ -128,8 +133,10 @@ def read_subject(where: str | Path, overrides: list[str] | None = None) -> Subje
 _PICTURES = "The map, the neighbours and the mistakes"
 
 
-def _folder(where: Path) -> Path:
-    """The run's folder. Raises: UserError for anything else."""
+def run_folder(where: str | Path) -> Path:
+    """The folder of a run, or of the encoder.safetensors in it. Raises: UserError for anything
+    else."""
+    where = Path(where)
     if not where.exists():
         raise UserError(f"'{where}': no such run folder")
     folder = where.parent if where.name == FILE and where.is_file() else where
@@ -145,7 +152,7 @@ def _folder(where: Path) -> Path:
 
 def _target(run: Path, overrides: list[str]) -> EvaluationTarget:
     """What evaluations measure; its folder is the run where no evaluation has made another."""
-    target = open_target(run, overrides, None)
+    target = replace(open_target(run, overrides, None), loaded=None)  # nothing is measured
     return target if target.folder.is_dir() else replace(target, folder=run)
 
 

@@ -15,7 +15,11 @@ from selfsight.report.statistics import LEVEL
 # As results.json calls what was evaluated, and as a sentence does.
 FLOORS = {"start": "the encoder that it started from", "untrained": "untrained", "pixels": "pixels"}
 _AGAINST = {"start": "at the start", "untrained": "untrained", "pixels": "for raw pixels"}
-_THAN = {"start": "what it started from", "untrained": "an untrained encoder", "pixels": "raw pixels"}
+_THAN = {
+    "start": "what it started from",
+    "untrained": "an untrained encoder",
+    "pixels": "raw pixels",
+}
 _TITLES = {
     "knn": "kNN (k = 20)",
     "linear": "linear classifier",
@@ -136,7 +140,10 @@ def sentence(subject: Subject) -> str:
     said += f", after {cost}" if (cost := spent(subject)) else ""
     first = [
         f"{words} {_and([_THAN[name] for name in names], 'or')}"
-        for words, names in (("worse than", best.worse_than), ("not clearly better than", best.like))
+        for words, names in (
+            ("worse than", best.worse_than),
+            ("not clearly better than", best.like),
+        )
         if names
     ]
     if first:
