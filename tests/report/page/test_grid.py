@@ -21,6 +21,7 @@ from selfsight.report.rows import rows
 from selfsight.report.statistics import paired
 from selfsight.report.stored import StoredGrid, place
 from tests.conftest import ROOT
+from tests.report.page.test_browser import browser, opened  # noqa: F401 (fixtures)
 from tests.report.test_grid_table import GRID, cell
 
 HOSTILE = "$$x^2$$</script><img src=x onerror=alert(1)> {{ 7 * 7 }} @y\x1b[31m"
@@ -304,28 +305,13 @@ def test_report_of_a_folder_by_what_it_holds(tmp_path, command):
 # Browser ------------------------------------------------------------------------------------------
 
 
-def test_a_browser_draws_it_without_an_error_or_a_request(tmp_path):
-    sync = pytest.importorskip("playwright.sync_api")
-    chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "chrome"))), "")
-    if not chromium:
-        pytest.skip("needs Chromium")
+@pytest.mark.parametrize(("width", "scheme"), [(400, "dark"), (1600, "light")])
+def test_a_browser_draws_it_without_an_error_or_a_request(tmp_path, opened, width, scheme):  # noqa: F811
     cells = [*GRID, *(cell(HOSTILE, s, 0.6 + s / 50, minutes=3.0) for s in range(3))]
     file = write_grid_page(StoredGrid(tmp_path, cells, {"title": HOSTILE}), tmp_path / "a.html")
-    said, bad = [], ("error", "warning")
-    flags = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"]
-    flags += ["--disable-background-networking", "--disable-component-update", "--disable-sync"]
-    with sync.sync_playwright() as p:
-        browser = p.chromium.launch(executable_path=chromium, args=flags)
-        for width, scheme in ((400, "dark"), (1600, "light")):
-            size = {"width": width, "height": 900}
-            page = browser.new_page(viewport=size, color_scheme=scheme)
-            page.on("console", lambda m: said.append(m.text) if m.type in bad else None)
-            page.on("pageerror", lambda error: said.append(str(error)))
-            page.on("dialog", lambda dialog: said.append(dialog.message))
-            page.on("request", lambda r: said.append(r.url))
-            page.goto(file.as_uri())
-            page.wait_for_selector("body[data-drawn=yes]")
-            assert page.locator(".chart canvas").count() >= 2
-            assert page.evaluate("document.documentElement.scrollWidth") == width
-        browser.close()
-    assert [line for line in said if not line.startswith(("data:", file.as_uri()))] == []
+    page = opened(file, width, scheme)
+    assert page.locator(".chart").count() == 2
+    assert page.locator("table.rows tbody tr").count() == 8 + 21
+    assert page.evaluate("document.documentElement.scrollWidth") == width
+    charts = page.locator(".chart").evaluate_all("all => all.map((x) => x.offsetHeight)")
+    assert all(height > 100 for height in charts)
