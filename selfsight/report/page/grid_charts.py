@@ -1,7 +1,5 @@
 """Charts of a grid: accuracy over minutes of pretraining, and paired differences."""
 
-from collections.abc import Sequence
-
 from bokeh.models import ColumnDataSource, DataRange1d, HoverTool, Span
 from bokeh.plotting import figure
 from markupsafe import Markup
@@ -14,6 +12,7 @@ from selfsight.report.rows import COLUMNS, Row, pairs, points
 from selfsight.report.statistics import Paired, interval
 
 NEUTRAL = COLOURS[-1]
+LONGEST = 24  # characters of a name beside a difference; the whole name is shown on hover
 LINE = 24  # pixels of a row of the differences
 HEIGHT = 260  # of the chart of costs
 
@@ -118,8 +117,9 @@ def forest_chart(group: list[Row]) -> tuple[figure, str] | None:
     if not found:
         return None
     found.sort(key=lambda f: f[1].mean)  # the first is drawn lowest
-    names = [f"{label(row, group)}  {_tested(holm)}" for row, _, holm in found]
-    drawn = _forest(names, [difference for _, difference, _ in found])
+    names = [label(row, group) for row, _, _ in found]
+    tested = [_tested(holm) for _, _, holm in found]
+    drawn = _forest(names, tested, [difference for _, difference, _ in found])
     title = f"difference from {label(best, group)} in {COLUMNS[main]}, points, paired by seed, "
     return drawn, str(clean(title + "with its 95 % interval"))
 
@@ -139,13 +139,14 @@ def shown_p(p: float | None) -> str:
     return "< 0.0001" if p < 1e-4 else f"{p:.2g}"
 
 
-def _forest(names: Sequence[str], differences: Sequence[Paired]) -> figure:
+def _forest(names: list[str], tested: list[str], differences: list[Paired]) -> figure:
     height = LINE * len(names) + 60
     found = chart(height, y_range=(-0.6, len(names) - 0.4), x_axis_label="points")
-    labels(found.yaxis, names)
+    short = [name if len(name) <= LONGEST else f"{name[: LONGEST - 1]}…" for name in names]
+    labels(found.yaxis, [f"{name}  {p}" for name, p in zip(short, tested, strict=True)])
     found.add_layout(Span(location=0, dimension="height", line_color=NEUTRAL, line_width=1))
     shades = [_shade(difference) for difference in differences]
-    drawn = zip(shades, differences, strict=True)
+    marks = zip(shades, differences, strict=True)
     source = ColumnDataSource(
         {
             "y": list(range(len(names))),
@@ -153,16 +154,17 @@ def _forest(names: Sequence[str], differences: Sequence[Paired]) -> figure:
             "low": [100 * (d.mean - (d.half or 0)) for d in differences],
             "high": [100 * (d.mean + (d.half or 0)) for d in differences],
             "shade": shades,
-            "fill": [shade if d.half else None for shade, d in drawn],
+            "fill": [shade if d.half else None for shade, d in marks],
             "name": [str(clean(name)) for name in names],
             "shown": [points(d) for d in differences],
+            "tested": tested,
         }
     )
     found.segment("low", "y", "high", "y", source=source, color="shade", line_width=2)
     dots = found.scatter(
         "x", "y", source=source, size=9, line_color="shade", fill_color="fill", line_width=2
     )
-    tips = [("row", "@name"), ("difference", "@shown")]
+    tips = [("row", "@name"), ("difference", "@shown"), ("", "@tested")]
     found.add_tools(HoverTool(renderers=[dots], tooltips=tips, visible=False))
     return found
 

@@ -29,10 +29,10 @@ def verdict(group: list[Row]) -> str:
     name = label(best, group)
     if best.method in FLOORS:
         said = f"No method has a higher mean than the baseline {name} ({of})"
-    elif best.mark == "best":
-        said = f"{name} is best ({of})"
     else:
-        said = f"{name} has the highest value ({of}), and one seed proves no difference"
+        said = f"{name} {'is best' if best.mark == 'best' else 'has the highest value'} ({of})"
+    if best.mark != "best":
+        said += ", and one seed proves no difference"
     return said + _others(best, measured, group) + _unfinished(group)
 
 

@@ -41,8 +41,8 @@ def vision_transformer(encoder: nn.Module) -> Backbone | None:
     from timm.models.vision_transformer import VisionTransformer
 
     inner = encoder.backbone if isinstance(encoder, EncoderWithProjection) else encoder
-    plain = isinstance(inner, VisionTransformer | Eva) and isinstance(inner.patch_embed, PatchEmbed)
-    return inner if plain else None
+    known = isinstance(inner, VisionTransformer | Eva) and type(inner).__module__.startswith("timm")
+    return inner if known and isinstance(inner.patch_embed, PatchEmbed) else None
 
 
 @torch.no_grad()
@@ -130,7 +130,8 @@ def as_colours(features: Tensor) -> tuple[Tensor, float]:
     colours = torch.full((len(flat), COMPONENTS), 0.5)
     if not flat.var(axis=0).sum() > 1e-12:
         return colours.unflatten(0, features.shape[:3]), 0.0
-    pca = PCA(min(COMPONENTS, *flat.shape), svd_solver="full")
+    solver = "covariance_eigh" if len(flat) > flat.shape[1] else "full"  # both are exact
+    pca = PCA(min(COMPONENTS, *flat.shape), svd_solver=solver)
     found = torch.from_numpy(pca.fit_transform(flat))
     low, high = found.quantile(torch.tensor(RANGE).to(found), dim=0)
     scaled = ((found - low) / (high - low).clamp_min(1e-12)).clamp(0, 1)

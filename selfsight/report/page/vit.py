@@ -26,6 +26,7 @@ from selfsight.report.sheet import as_picture
 from selfsight.views.ops import augment
 
 SHOWN = 8  # images in a panel
+FEWER, FEW_HEADS = 6, 6  # images beside the maps of more heads than these
 SIDE = 96  # pixels of a picture on the page, at least; twice as many at most
 
 Picture = tuple[np.ndarray, str]  # (H, W, 3) uint8, and its caption
@@ -50,7 +51,8 @@ def vit_panels(
 
     Args:
         encoder: in eval mode.
-        images: (B, C, h, w) float in [0, 1], as an evaluation shows them; the first 8 are drawn.
+        images: (B, C, h, w) float in [0, 1], as an evaluation shows them; the first 8 are drawn,
+            beside the maps of more than 6 heads the first 6.
         normalization: of the encoder's input.
         run: its folder, for the pixels that MAE or SimMIM predicts.
     """
@@ -69,8 +71,9 @@ def _attention(vit: Backbone, images: Tensor, x: Tensor) -> Panel | None:
     found = attention_maps(vit, x)
     if found is None:
         return None
+    shown = SHOWN if found.maps.shape[1] <= FEW_HEADS else FEWER
     rows = []
-    for image, heads in zip(images, found.maps, strict=True):
+    for image, heads in zip(images[:shown], found.maps[:shown], strict=True):
         maps = [heads.mean(0), *heads]
         names = ["mean", *(f"head {n}" for n in range(1, len(heads) + 1))]
         drawn = [

@@ -26,6 +26,7 @@ MODELS = {
     "norms of q and k": ("vit_tiny_patch16_224", {"qk_norm": True}),
     "no class token": ("vit_tiny_patch16_224", {"class_token": False, "global_pool": "avg"}),
     "registers, layer scale": ("vit_small_patch14_reg4_dinov2", {}),
+    "distillation token": ("deit_tiny_distilled_patch16_224", {}),
     "EVA-02, RoPE": ("eva02_tiny_patch14_224", {}),
     "DINOv3, RoPE": ("vit_small_patch16_dinov3", {}),
     "mixed RoPE, no registers": ("vit_small_patch16_rope_mixed_224", {}),
@@ -133,7 +134,8 @@ def test_blocks_without_one_distribution_a_head_have_no_maps():
 def test_only_transformers_of_timm_have_patches():
     vit = build("plain")
     assert vision_transformer(vit) is vision_transformer(EncoderWithProjection(vit, 8)) is vit
-    for other in (TinyEncoder(), timm.create_model("resnet18"), torch.nn.Identity()):
+    own = type("Own", (timm.models.VisionTransformer,), {"__module__": "mine"})(**SMALL)
+    for other in (TinyEncoder(), timm.create_model("resnet18"), torch.nn.Identity(), own):
         assert vision_transformer(other) is None
 
 
