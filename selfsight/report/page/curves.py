@@ -71,7 +71,7 @@ def _titles(legends: Sequence[list[tuple[str, str]]], found: Sequence[Any]) -> l
         "</span>"
     )
     return [
-        fragment(source, title=figure.name, lines=lines if len(lines) > 1 else [])
+        fragment(source, title=figure.name, lines=[] if lines[0][0] in figure.name else lines)
         for figure, lines in zip(found, legends, strict=True)
     ]
 

@@ -72,13 +72,16 @@ def map_panel(subject: Subject) -> Panel | None:
         chart=embed("map", [_drawn(data, columns * width, (width, height))], "wide"),
         colourings=colourings,
         sheet=Markup(sheet),
+        sheet_width=columns * width,
+        width=width,
+        height=height,
         small=max(sides(seen.size)) <= SHOWN // 2,
     )
     part = f"{len(rows):,} of {len(seen.images):,}" if len(rows) < len(seen.images) else "All"
     note = (
         f"{part} {seen.split} images; near points are images with similar features (PCA to at most "
         f"{DIMENSIONS} dimensions, then t-SNE, seed {SEED}). Distances between far groups mean "
-        f"nothing. Point at one to see it."
+        f"nothing. Point at one, or tap it, to see it."
     )
     return Panel("map", "Map of the features", html, note)
 
@@ -163,7 +166,7 @@ def _sheet(pictures: list[np.ndarray], columns: int, side: int) -> np.ndarray:
 
 def _drawn(data: dict[str, object], sheet_width: int, shown: tuple[int, int]) -> figure:
     """The points; one under the pointer shows its part of the sheet, the value of --sprite."""
-    found = chart(520, tools="pan,box_zoom,reset", name="map")
+    found = chart(520, tools="pan,box_zoom,tap,reset", name="map")
     found.axis.visible = False
     found.grid.visible = False
     points = found.scatter(
@@ -175,6 +178,8 @@ def _drawn(data: dict[str, object], sheet_width: int, shown: tuple[int, int]) ->
         line_color=None,
         fill_alpha=0.8,
         hover_fill_alpha=1.0,
+        nonselection_fill_alpha=0.8,
+        selection_line_color="#808080",
         hover_line_color="#808080",
         name="points",
     )

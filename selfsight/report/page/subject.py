@@ -97,7 +97,7 @@ def read_subject(where: str | Path, overrides: list[str] | None = None) -> Subje
         target = _target(run, overrides)
     except UserError as error:
         left_out.append(f"{_PICTURES} are left out: {_first_line(error)}")
-    results, others = ([], 0) if target is None else _results(target)
+    results, others = _results(run, described.get("weights_sha256"), target)
     seen, images = None, config.data
     if target is not None:
         images = layers.validate(DataConfig, target.base["data"])
@@ -156,14 +156,19 @@ def _target(run: Path, overrides: list[str]) -> EvaluationTarget:
     return target if target.folder.is_dir() else replace(target, folder=run)
 
 
-def _results(target: EvaluationTarget) -> tuple[list[dict[str, Any]], int]:
+def _results(
+    run: Path, described: str | None, target: EvaluationTarget | None
+) -> tuple[list[dict[str, Any]], int]:
     """The records of this encoder and of what it is compared with; the number of other encoders'
-    records."""
-    records = read_results(target.folder)
-    ours = [r for r in records if r.get("weights_sha256") == target.weights_sha256]
-    encoders = [r for r in records if r["evaluated"] == "encoder"]
-    floors = [r for r in records if r["evaluated"] != "encoder"]
-    return ours + floors, sum(record not in ours for record in encoders)
+    records.
+
+    Args:
+        described: the hash of the weights in encoder.json, for an encoder that cannot be read.
+    """
+    records = read_results(target.folder if target else run)
+    sha = target.weights_sha256 if target else described
+    ours = [r for r in records if r["evaluated"] != "encoder" or r.get("weights_sha256") == sha]
+    return ours, len(records) - len(ours)
 
 
 def _head(run: Path) -> tuple[str, ...]:

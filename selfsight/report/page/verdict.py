@@ -153,7 +153,7 @@ def sentence(subject: Subject) -> str:
 
 def _unmeasured(subject: Subject) -> str:
     cost = spent(subject)
-    if subject.network is None:
+    if subject.network is None and not subject.finished:
         after = f" after {cost}" if cost else ""
         return f"No encoder is saved yet{after}, so nothing is known of what it learned."
     return (

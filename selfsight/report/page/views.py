@@ -19,7 +19,8 @@ def views_panel(subject: Subject) -> Panel:
 
     Raises: UserError if the training images cannot be read.
     """
-    config = subject.config.model_copy(update={"data": subject.images})
+    here = {"data": subject.images, "run": str(subject.run)}  # the run may have been moved
+    config = subject.config.model_copy(update=here)
     groups = sum(group.count for group in config.views)
     images = training_images(config, torch.device("cpu"))
     rows = min(IMAGES, len(images))

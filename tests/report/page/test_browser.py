@@ -84,7 +84,7 @@ def test_a_point_shows_its_image_and_another_point_another_one(opened, page_of_d
     page = opened(page_of_digits)
     page.locator("#map .chart").scroll_into_view_if_needed()
     seen = []
-    for n in (3, 100):
+    for n in (3, 50):
         x, y, name, about = page.evaluate(PLACE, n)
         page.mouse.move(x - 30, y)
         page.mouse.move(x, y)
@@ -95,6 +95,21 @@ def test_a_point_shows_its_image_and_another_point_another_one(opened, page_of_d
         assert image == 'url("data:image/webp;base64'
         seen.append(position)
     assert len(set(seen)) == 2
+
+
+def test_a_tap_shows_an_image_on_a_phone(opened, page_of_digits):
+    page = opened(page_of_digits, 400, touch=True)
+    page.locator("#map .chart").scroll_into_view_if_needed()
+    page.wait_for_timeout(100)
+    x, y, _, about = page.evaluate(PLACE, 7)
+    assert page.locator(".picked").is_hidden()
+    page.touchscreen.tap(x, y)
+    page.locator(".picked").wait_for()
+    assert about in page.locator(".picked").inner_text()
+    style = "x => [getComputedStyle(x).backgroundImage.slice(0, 27), x.style.backgroundPosition]"
+    image, position = page.locator(".picked .thumbnail").evaluate(style)
+    assert image == 'url("data:image/webp;base64'
+    assert position == "-672px 0px"  # the eighth thumbnail of 96 pixels in the first line
 
 
 def test_the_switch_colours_the_points_and_changes_the_legend(opened, page_of_digits):

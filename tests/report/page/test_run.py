@@ -337,7 +337,7 @@ def test_what_is_no_run_is_refused(copy, command, tmp_path):
     shutil.copy(copy / "encoder.safetensors", moved)
     for what, reason in (
         ("nowhere", "no such"),
-        (str(moved), "is not a run folder"),
+        (str(moved), "is neither a run"),
         (str(moved / "encoder.safetensors"), "a report is made of a run's whole folder"),
     ):
         done = command("report", what, cwd=tmp_path)

@@ -39,12 +39,31 @@
     for (const drawn of documents.values()) drawn.roots().forEach(recolour);
   });
 
+  // A finger does not hover: a tap on a point, or a click, shows its image beside the map.
+  const showPicked = () => {
+    const picked = document.querySelector("#map .picked");
+    const source = documents.get("map-charts").get_model_by_name("points").data_source;
+    const [n] = source.selected.indices;
+    picked.hidden = n === undefined;
+    if (picked.hidden) return;
+    const { left, top, about, name } = source.data;
+    picked.querySelector(".thumbnail").style.backgroundPosition = `${left[n]}px ${top[n]}px`;
+    picked.querySelector("b").textContent = about[n];
+    picked.querySelector("span").textContent = name[n];
+  };
+  ready.then(() => {
+    if (!documents.has("map-charts")) return;
+    const points = documents.get("map-charts").get_model_by_name("points");
+    points.data_source.selected.properties.indices.change.connect(showPicked);
+  });
+
   // The colours of the map.
   const colourBy = (number) => {
     const drawn = documents.get("map-charts");
     const points = drawn.get_model_by_name("points");
-    for (const glyph of [points.glyph, points.nonselection_glyph, points.hover_glyph, points.muted_glyph])
-      if (glyph && glyph.fill_color !== undefined) glyph.fill_color = { field: `colour${number}` };
+    const { glyph, selection_glyph, nonselection_glyph, hover_glyph } = points;
+    for (const drawn_as of [glyph, selection_glyph, nonselection_glyph, hover_glyph])
+      if (drawn_as) drawn_as.fill_color = { field: `colour${number}` };
     for (const legend of document.querySelectorAll("#map .legend"))
       legend.hidden = legend.dataset.colour !== number;
   };
