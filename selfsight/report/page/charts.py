@@ -9,6 +9,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+from bokeh.colors import HSL
 from bokeh.core.json_encoder import serialize_json
 from bokeh.document import Document
 from bokeh.models import Model, PlainText, WheelZoomTool
@@ -29,12 +30,12 @@ def colour(n: int) -> str:
     """The n-th colour: first those of COLOURS, then ones whose hues are far from each other.
 
     >>> colour(0), colour(10)
-    ('#2b83c9', 'hsl(0, 65%, 50%)')
+    ('#2b83c9', '#d22d2d')
     """
     if n < len(COLOURS):
         return COLOURS[n]
     n -= len(COLOURS)
-    return f"hsl({round(n * 137.508) % 360}, 65%, {(50, 68, 38)[n % 3]}%)"
+    return HSL(round(n * 137.508) % 360, 0.65, (0.5, 0.68, 0.38)[n % 3]).to_rgb().to_hex()
 
 
 def chart(height: int = HEIGHT, **options: Any) -> figure:

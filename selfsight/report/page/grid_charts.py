@@ -5,13 +5,13 @@ from bokeh.plotting import figure
 from markupsafe import Markup
 
 from selfsight.report.legend import label
-from selfsight.report.page.charts import BAD, COLOURS, GOOD, chart, colour, labels
+from selfsight.report.page.charts import BAD, GOOD, chart, colour, labels
 from selfsight.report.page.panel import clean, fragment
 from selfsight.report.render import ABSENT, number
 from selfsight.report.rows import COLUMNS, Row, pairs, points
 from selfsight.report.statistics import Paired, interval
 
-NEUTRAL = COLOURS[-1]
+NEUTRAL = "#8c8c8c"  # visible on white and on near black
 LONGEST = 24  # characters of a name beside a difference; the whole name is shown on hover
 LINE = 24  # pixels of a row of the differences
 HEIGHT = 260  # of the chart of costs

@@ -189,6 +189,14 @@ def test_time_is_in_the_unit_that_reads_best(minutes, unit, place):
     assert source.data["x"] == [pytest.approx(place)]
 
 
+def test_many_rows_have_a_colour_each():
+    cells = [cell(f"m{n}", s, 0.5 + n / 99 + s / 50) for n in range(30) for s in range(2)]
+    cells += [cell("pixels", s, 0.4, backbone="", minutes=None) for s in range(2)]
+    html = str(grid_panels(grid(cells))[0].html)
+    shades = re.findall(r'<i style="background:(#[0-9a-f]{6})">', html)
+    assert len(set(shades)) == len(shades) == 31
+
+
 def test_no_chart_without_what_it_shows():
     assert cost_chart(rows([cell("byol", 0, 0.5, minutes=None)])) is None
     assert forest_chart(rows([cell("byol", 0, 0.5)])) is None
