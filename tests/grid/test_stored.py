@@ -53,6 +53,7 @@ def test_pixels_of_several_backbones_are_one_row(grid):
     other = shutil.copytree(home, home.with_name("digits-untrained-other-0-834719"))
     job = json.loads((home / "job.json").read_text())["job"]
     change(other / "job.json", job={**job, "backbone": "other", "folder": other.name})
+    assert len(read_stored(grid).cells) == 4
     assert cells(grid).keys() == {
         ("digits", "simclr", "tiny", 0),
         ("digits", "untrained", "tiny", 0),

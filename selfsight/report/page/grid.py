@@ -1,6 +1,7 @@
 """The page of a grid: its tables, what a method costs, paired differences, what is unfinished."""
 
 import os
+import shlex
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from urllib.parse import quote
@@ -45,14 +46,24 @@ def grid_page(grid: StoredGrid, file: Path) -> Page:
     sentences = [verdict(group) for _, group in groups]
     if len(groups) > 1:
         sentences = [f"{data}: {said}" for (data, _), said in zip(groups, sentences, strict=True)]
+    reports = reports_beside(grid, file)
+    run = None if reports else _run_to_show(grid, found)
     return Page(
         title=str(grid.about.get("title") or grid.folder.absolute().name),
         kind="grid",
         facts=tuple(_facts(grid, found)),
         verdict=fragment(_SENTENCES, sentences=sentences or [verdict([])]),
         warnings=grid.notes,
-        panels=tuple(grid_panels(grid, reports_beside(grid, file))),
+        panels=tuple(grid_panels(grid, reports)),
+        command=f"selfsight report {shlex.quote(str(run))}" if run else "",
+        remedy="The tables link to the page of a run once there is one; write one with",
     )
+
+
+def _run_to_show(grid: StoredGrid, found: list[Row]) -> Path | None:
+    """The first run of the first row that is no baseline and has one."""
+    cells = [cell for row in found if row.method not in FLOORS for cell in row.cells]
+    return next((grid.runs[place(cell)] for cell in cells if place(cell) in grid.runs), None)
 
 
 def _facts(grid: StoredGrid, found: list[Row]) -> Iterator[tuple[str, str]]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from selfsight.encoders.dense import layer_maps
 from selfsight.methods.heads import EncoderWithProjection
 from selfsight.methods.method import Backbone
 
@@ -106,7 +107,7 @@ def _unfused(layer: nn.Module) -> Iterator[None]:
 def patch_features(vit: Backbone, x: Tensor) -> Tensor:
     """The features of the patches after the last block and its normalisation: (B, rows, columns,
     D)."""
-    (maps,) = vit.forward_intermediates(x, indices=1, norm=True, intermediates_only=True)
+    (maps,) = layer_maps(vit, x)
     return maps.permute(0, 2, 3, 1).float()
 
 

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 import shutil
 from html.parser import HTMLParser
 from itertools import pairwise
@@ -256,9 +257,13 @@ def test_links_lead_to_the_reports_that_exist(tmp_path):
     stored = StoredGrid(tmp_path / "grid #1", GRID, {}, runs)
     for file in (tmp_path / "grid #1/report.html", tmp_path / "elsewhere/page.html"):
         (run / "report.html").unlink(missing_ok=True)
-        assert "<a href" not in grid_page(stored, file).panels[0].html
+        without = grid_page(stored, file)
+        assert "<a href" not in without.panels[0].html
+        assert shlex.split(without.command) == ["selfsight", "report", str(run)]
         (run / "report.html").write_text("a page")
-        tags = Tags(str(grid_page(stored, file).panels[0].html))
+        linked = grid_page(stored, file)
+        assert linked.command == ""
+        tags = Tags(str(linked.panels[0].html))
         (link,) = [found["href"] for tag, found in tags.found if tag == "a"]
         assert ":" not in link
         assert (file.parent / unquote(link)).resolve() == (run / "report.html").resolve()
