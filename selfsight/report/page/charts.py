@@ -2,7 +2,7 @@
 
 Colours of text, axes and grids are set by `templates/page.js` when a page is shown, since a canvas
 does not follow the light or dark scheme by itself. Text of an axis that comes from a file must be
-given to `labels`: Bokeh would read dollar signs as a formula, and ask a server to set it.
+given to `labels`: Bokeh would read what stands between dollar signs as a formula.
 """
 
 import json

@@ -34,7 +34,7 @@ def confusion_panel(subject: Subject) -> Panel | None:
     if seen is None or seen.labels is None or len(seen.classes) < 2:
         return None
     counts = matrix(seen.labels, seen.predicted.numpy(), len(seen.classes))
-    kept = _kept(counts)
+    kept = kept_classes(counts)
     worst = worst_classes(counts, seen.classes)
     drawn = embed("confusion", [_drawn(counts, kept, seen.classes)], "wide square")
     html = render("confusion.html", chart=drawn, worst=worst)
@@ -81,7 +81,7 @@ def _by_recall(counts: np.ndarray) -> np.ndarray:
     return present[np.argsort(recall, kind="stable")]
 
 
-def _kept(counts: np.ndarray) -> np.ndarray:
+def kept_classes(counts: np.ndarray) -> np.ndarray:
     """The classes of the matrix in their own order: those with images, or get some; of many the
     worst."""
     if len(counts) <= MOST:

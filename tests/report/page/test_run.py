@@ -22,7 +22,7 @@ from selfsight.evaluate.protocols.target import open_target
 from selfsight.pretraining.config import compose
 from selfsight.pretraining.job import pretrain
 from selfsight.report.page import page as pages
-from selfsight.report.page.confusion import matrix, worst_classes
+from selfsight.report.page.confusion import kept_classes, matrix, worst_classes
 from selfsight.report.page.curves import MOST, curves_panel
 from selfsight.report.page.nearest import MISTAKES, QUERIES, chosen
 from selfsight.report.page.page import LIMIT, Page, assemble
@@ -99,6 +99,7 @@ def test_html_in_names_stays_text(hostile, tmp_path):
     assert charts == ["curves-charts", "map-charts", "confusion-charts"]
     stored = [json.loads(script) for script in page.scripts[: len(charts)]]
     assert EVIL[0] in json.dumps(stored[1])
+    assert json.dumps(stored[2]).count('"PlainText"') == 2 * len(EVIL)  # no formula
     assert "<script>alert" not in text
 
 
@@ -167,6 +168,26 @@ def test_a_bad_comparison_comes_first(copy, encoder, pixels, begins):
     subject = read_subject(copy, CPU)
     assert sentence(subject).startswith(begins)
     assert any("raw pixels" in line for line in warnings(subject)) == (encoder != 0.9)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "begins"),
+    [
+        (0.01, 0.09, "kNN (k = 20) on this encoder"),
+        (-0.02, 0.03, "Not clearly better than what it started from"),
+        (-0.2, -0.1, "Worse than what it started from"),
+    ],
+)
+def test_the_encoder_that_it_started_from_is_compared_image_by_image(copy, low, high, begins):
+    records = [r for r in read_results(copy) if r["evaluated"] in ("encoder", "untrained")]
+    (encoder, untrained) = records
+    encoder |= {"metrics": {"k20": 0.9}, "gain": {"mean": 0.0, "low": low, "high": high}}
+    untrained |= {"metrics": {"k20": 0.1}}
+    start = {**untrained, "evaluated": "start", "metrics": {"k20": 0.88}}
+    (copy / "results.json").write_text(json.dumps([encoder, start, untrained]))
+    said = sentence(read_subject(copy, CPU)).replace("\N{NO-BREAK SPACE}", " ")
+    assert said.startswith(begins)
+    assert "against 88.0 % at the start and 10.0 % untrained" in said
 
 
 def test_results_of_other_weights_are_not_claimed(copy):
@@ -250,6 +271,19 @@ def test_confusion_counts_and_the_worst_classes():
         ("a", 0, 3, "b", 2),
         ("b", 1, 2, "a", 1),
     ]
+
+
+def test_of_many_classes_the_matrix_has_the_worst():
+    truth = np.repeat(np.arange(200), 5)
+    predicted = truth.copy()
+    predicted[truth % 5 == 2] = 7  # 40 classes are always wrong
+    classes = [f"class {n} with a long name" for n in range(200)]
+    counts = matrix(truth, predicted, 200)
+    kept = kept_classes(counts)
+    assert len(kept) == 30
+    assert (np.diff(kept) > 0).all()
+    assert set(kept % 5) == {2}
+    assert all(x.taken_for == classes[7] for x in worst_classes(counts, classes))
 
 
 def test_queries_are_mistakes_first(digits):
