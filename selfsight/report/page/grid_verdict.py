@@ -6,6 +6,7 @@ from selfsight.report.rows import COLUMNS, FLOORS, Row
 from selfsight.report.statistics import interval
 
 NAMED = 8  # rows that a sentence names
+FEW = 3  # rows below the best one that are named, too
 
 
 def verdict(group: list[Row]) -> str:
@@ -51,7 +52,11 @@ def _others(best: Row, measured: list[Row], group: list[Row]) -> str:
         parts.append(f"nothing can be said of {_named(by_mark['?'])}, too few seeds are common")
     if by_mark[""]:
         several = len(by_mark[""]) > 1
-        rest = "all other rows" if several and not parts else _named(by_mark[""])
+        rest = _named(by_mark[""])
+        if several and not parts:
+            rest = "all other rows"
+        elif len(by_mark[""]) > FEW:
+            rest = f"the other {len(by_mark[''])} rows"
         parts.append(f"{rest} {'are' if several else 'is'} below it")
     return "".join(f"; {part}" for part in parts)
 
