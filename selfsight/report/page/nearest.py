@@ -81,7 +81,7 @@ def _neighbour(seen: Seen, row: int, place: int, similarity: float) -> dict[str,
 
 
 def _note(seen: Seen) -> str:
-    among = "training images" if seen.split == "test" else "the other images"
+    among = "training images" if seen.split == "test" else "other images"
     note = (
         f"On the left {'a test image' if seen.split == 'test' else 'an image'}, beside it the "
         f"{among} nearest to it by the cosine similarity of their features, the number below."

@@ -212,7 +212,7 @@ def results_panel(subject: Subject) -> Panel | None:
         "results",
         "Results",
         render("results.html", groups=list(_rows(found))),
-        "Accuracy on the test images, in %. The black line is its 95 % interval over the draw of "
+        "Accuracy on the test images, in %. The thin line is its 95 % interval over the draw of "
         "test images (Wilson); other seeds of the pretraining would move it further.",
     )
 
