@@ -14,8 +14,10 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from sklearn.datasets import load_digits
 
 from selfsight.errors import UserError
+from selfsight.evaluate import protocols
 from selfsight.evaluate.protocols import read_results
 from selfsight.evaluate.protocols.opened import open_features
 from selfsight.evaluate.protocols.target import open_target
@@ -430,3 +432,17 @@ def test_no_text_of_a_user_leaves_a_traceback(copy, command):
     done = command("report", "run", cwd=copy.parent)
     assert done.returncode == 2
     assert "is damaged" in done.stderr
+
+
+def test_knn_on_other_images_than_the_runs_own_shows_those(copy):
+    found = load_digits()
+    pixels = (found.images[400:700, ..., None] * 15).astype(np.uint8)
+    train = {"train_images": pixels[50:], "train_labels": found.target[450:700]}
+    test = {"test_images": pixels[:50], "test_labels": found.target[400:450]}
+    np.savez(copy.parent / "others.npz", **train, **test)
+    protocols.knn(copy, [*CPU, f"data.path={copy.parent / 'others.npz'}"])
+    subject = read_subject(copy, CPU)
+    newest = [r for r in subject.results if r["evaluated"] == "encoder"][-1]
+    assert newest["data"]["test"] == 50
+    assert subject.seen.right.mean() == pytest.approx(newest["metrics"]["k20"], abs=1e-12)
+    assert len(subject.seen.images) == 50
