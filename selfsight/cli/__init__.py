@@ -17,8 +17,8 @@ from selfsight.processes import Stopped, end_with_parent, stopped_by_signals
 def register_all() -> None:
     """Register the commands, those of plug-ins and, after them, those that list what is shipped:
     the help shows commands in this order."""
-    from selfsight.cli import start, pretraining, evaluation, report, features, search, export  # isort: skip  # noqa: F401
-    from selfsight.cli import data, tables  # noqa: F401
+    from selfsight.cli import start, pretraining, evaluation, features, search, export  # isort: skip  # noqa: F401
+    from selfsight.cli import data, report, tables  # noqa: F401
     from selfsight.cli.app import app
     from selfsight.cli.files import plugins
 

@@ -77,17 +77,35 @@ def knn_right(
         device: as for `neighbours`.
     Returns: k -> (M,) bool on the CPU; a k above N counts as N.
     """
-    classes = int(max(bank_labels.max(), query_labels.max())) + 1
     similarity, place = neighbours(bank, queries, min(max(ks), len(bank)), device)
-    bank_labels, truth = bank_labels.to(place.device), query_labels.to(place.device)
-    right = {k: torch.zeros(len(truth), dtype=torch.bool) for k in ks}
-    for first in range(0, len(truth), QUERIES):
+    found = vote(similarity, place, bank_labels, ks, temperature)
+    return {k: predicted == query_labels.cpu() for k, predicted in found.items()}
+
+
+@torch.no_grad()
+def vote(
+    similarity: Tensor,
+    place: Tensor,
+    bank_labels: Tensor,
+    ks: tuple[int, ...] = (20, 200),
+    temperature: float = 0.07,
+) -> dict[int, Tensor]:
+    """For each k the class that the k nearest vote for; arguments as of `knn_right`.
+
+    Args:
+        similarity, place: (M, n) each, from `neighbours`, nearest first.
+    Returns: k -> (M,) int64 on the CPU; a k above n counts as n.
+    """
+    bank_labels = bank_labels.to(place.device)
+    classes = int(bank_labels.max()) + 1
+    found = {k: torch.zeros(len(place), dtype=torch.long) for k in ks}
+    for first in range(0, len(place), QUERIES):
         at = slice(first, first + QUERIES)
         # Subtracting the largest similarity changes no vote's rank and keeps exp in range.
         weight = ((similarity[at] - similarity[at, :1]) / temperature).exp()
-        votes_for = bank_labels[place[at]]  # (q, k)
+        votes_for = bank_labels[place[at]]  # (q, n)
         for k in ks:
             votes = torch.zeros(len(weight), classes, device=place.device)
             votes.scatter_add_(1, votes_for[:, :k], weight[:, :k])
-            right[k][at] = (votes.argmax(1) == truth[at]).cpu()
-    return right
+            found[k][at] = votes.argmax(1).cpu()
+    return found

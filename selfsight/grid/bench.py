@@ -2,7 +2,6 @@
 
 import contextvars
 import functools
-import json
 import os
 import platform
 import queue
@@ -21,6 +20,7 @@ from selfsight import own
 from selfsight.files import write_json
 from selfsight.grid.cell import read_outcome
 from selfsight.grid.plan import GridConfig, Job, first_label, plan
+from selfsight.grid.stored import job_cells, key_of
 from selfsight.locks import locked
 from selfsight.processes import Stopped
 from selfsight.report.rows import Cell
@@ -71,15 +71,11 @@ def bench(
 def finished(grid: GridConfig, job: Job, folder: Path) -> bool:
     """Whether every protocol of the cell has its result."""
     done = read_outcome(folder / "cells" / job.folder)["done"]
-    return all(_key(tree) in done for tree in _protocols(grid))
+    return all(key_of(protocol) in done for protocol in grid.protocols)
 
 
 def _protocols(grid: GridConfig) -> list[dict[str, Any]]:
     return [protocol.model_dump(mode="json") for protocol in grid.protocols]
-
-
-def _key(tree: dict[str, Any]) -> str:
-    return json.dumps(tree, sort_keys=True)
 
 
 def worker_devices(device: str, jobs: int | None, cells: int) -> tuple[list[str], int]:
@@ -178,43 +174,14 @@ def _summary(grid: GridConfig, job: Job, folder: Path) -> str:
 
 
 def read_cells(grid: GridConfig, job: Job, folder: Path, errors: dict[str, str]) -> list[Cell]:
-    """The cells of one job for the table: the encoder's, and those of what it started from and of
-    the pixels if it measured them."""
-    home = folder / "cells" / job.folder
-    outcome = read_outcome(home)
-    cost = outcome["cost"]
-    metrics: dict[str, dict[str, float | None]] = {}
-    metrics |= {name: {} for name in ("encoder", "start", "pixels")}
-    if outcome["online"] is not None:
-        metrics["encoder"]["online"] = outcome["online"]
-    for protocol in grid.protocols:
-        done = outcome["done"].get(_key(protocol.model_dump(mode="json")), {})
-        for evaluated, found in done.items():
-            for metric, column in protocol.columns().items():
-                metrics[evaluated][column] = found.get(metric)
+    """The cells of one job for the table; of the pixels only once for all backbones."""
     error = errors.get(job.folder)
     if error is None and not finished(grid, job, folder):
         error = "not run yet"
-    seconds = cost.get("seconds")
-    cells = [
-        Cell(
-            job.data,
-            job.method,
-            job.backbone,
-            job.seed,
-            metrics["encoder"],
-            None if seconds is None else seconds / 60,
-            cost.get("peak_memory_mib"),
-            cost.get("images_per_second"),
-            error,
-        )
-    ]
-    if metrics["start"]:
-        found = metrics["start"]
-        cells.append(Cell(job.data, "start", job.backbone, job.seed, found, None, None, None))
-    if metrics["pixels"] and job.backbone == first_label(grid):
-        cells.append(Cell(job.data, "pixels", "", job.seed, metrics["pixels"], None, None, None))
-    return cells
+    outcome = read_outcome(folder / "cells" / job.folder)
+    cells = job_cells(job, outcome, grid.protocols, error)
+    first = job.backbone == first_label(grid)
+    return [cell for cell in cells if first or cell.method != "pixels"]
 
 
 def _about(asked: list[Job], folder: Path) -> dict[str, Any]:

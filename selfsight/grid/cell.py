@@ -1,5 +1,6 @@
 """One cell of a grid, in a process of its own: `python -m selfsight.grid.cell FOLDER`."""
 
+import copy
 import json
 import sys
 from pathlib import Path
@@ -26,6 +27,8 @@ MEASURES = {
     "linear-augmented": measure.linear_augmented,
     "finetune": measure.finetune,
 }
+# Results of a cell that has none.
+NOTHING: dict[str, Any] = {"done": {}, "online": None, "cost": {}, "test_images": None}
 
 
 def work(folder: Path) -> None:
@@ -60,11 +63,11 @@ def work(folder: Path) -> None:
 
 def read_outcome(folder: Path) -> dict[str, Any]:
     """Read outcome.json; if it is damaged, start an empty one: all evaluations are repeated."""
-    nothing = {"done": {}, "online": None, "cost": {}, "test_images": None}
-    return read_or_set_aside(folder / "outcome.json", _is_outcome, say) or nothing
+    return read_or_set_aside(folder / "outcome.json", is_outcome, say) or copy.deepcopy(NOTHING)
 
 
-def _is_outcome(value: dict[str, Any]) -> bool:
+def is_outcome(value: dict[str, Any]) -> bool:
+    """Whether an object has all that the results of a cell have."""
     done, cost = value.get("done"), value.get("cost")
     if not isinstance(done, dict) or not isinstance(cost, dict) or (cost and not is_cost(cost)):
         return False

@@ -53,13 +53,20 @@ class MAE(Method):
     def forward(self, batch: Batch) -> Output:
         (x,) = batch.views
         target = vit.patches(x, self.backbone)  # (B, N, C P P)
-        n = target.shape[1]
+        prediction, mask, seen = self.predict(batch)
+        loss = losses.mae(prediction, target, mask, self.config.norm_pix)
+        return Output(loss, features=vit.pool(self.backbone, seen))
+
+    def predict(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        """The pixels of all patches (B, N, C P P), standardised with norm_pix; the mask (B, N),
+        true for hidden patches; and the encoder's tokens of the others (B, prefix + kept, D)."""
+        (x,) = batch.views
+        n = len(self.decoder.positions)
         kept = max(1, int(n * (1 - self.config.mask_ratio)))
         mask = random_mask(batch.keys, n, n - kept)  # (B, N)
         keep = masked_positions(~mask, kept)  # (B, kept)
         seen = vit.run(self.backbone, x, keep=keep)  # (B, prefix + kept, D)
-        loss = losses.mae(self.decoder(seen, keep), target, mask, self.config.norm_pix)
-        return Output(loss, features=vit.pool(self.backbone, seen))
+        return self.decoder(seen, keep), mask, seen
 
 
 class Decoder(nn.Module):

@@ -4,7 +4,7 @@ from typing import Literal
 
 import torch
 from pydantic import Field
-from torch import nn
+from torch import Tensor, nn
 
 from selfsight import losses
 from selfsight.errors import UserError
@@ -48,14 +48,20 @@ class SimMIM(Method):
 
     def forward(self, batch: Batch) -> Output:
         (x,) = batch.views
-        mask = self.mask(batch)  # (B, N)
-        token = self.mask_token
-        tokens = vit.run(self.backbone, x, masked=mask, mask_token=token)  # (B, prefix + N, D)
-        prediction = self.decoder(tokens[:, self.backbone.num_prefix_tokens :])
+        prediction, mask, tokens = self.predict(batch)
         loss = losses.simmim(prediction, vit.patches(x, self.backbone), mask)
         return Output(loss, features=vit.pool(self.backbone, tokens))
 
-    def mask(self, batch: Batch) -> torch.Tensor:
+    def predict(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        """The pixels of all patches (B, N, C P P); the mask (B, N), true for hidden patches; and
+        the encoder's tokens (B, prefix + N, D)."""
+        (x,) = batch.views
+        mask = self.mask(batch)  # (B, N)
+        token = self.mask_token
+        tokens = vit.run(self.backbone, x, masked=mask, mask_token=token)  # (B, prefix + N, D)
+        return self.decoder(tokens[:, self.backbone.num_prefix_tokens :]), mask, tokens
+
+    def mask(self, batch: Batch) -> Tensor:
         """(B, N) bool: whole units of patches, the same number in each image."""
         rows, columns = (side // self.unit for side in self.grid)
         units = rows * columns

@@ -21,9 +21,18 @@ MARGIN = 3  # gaps between the originals and the views
 
 
 def contact_sheet(loader: ViewLoader, rows: int, epochs: int = 1) -> Image.Image:
+    """The pictures of `view_pictures` as one image."""
+    return _paste(*view_pictures(loader, rows, epochs))
+
+
+def view_pictures(
+    loader: ViewLoader, rows: int, epochs: int = 1
+) -> tuple[list[list[np.ndarray]], int]:
     """The first `rows` images of epoch 0 and their views in the first `epochs` epochs.
 
     A drawn view is the tensor that the method would get, before normalisation.
+    Returns: for each image (h, w, 3) uint8 the image and its views; the longest side of a view, or
+        SMALLEST if that is more.
     """
     indices = loader.indices(0)[:rows]
     views = [view for e in range(epochs) for view in loader.batch_of(e, indices).views]
@@ -34,8 +43,8 @@ def contact_sheet(loader: ViewLoader, rows: int, epochs: int = 1) -> Image.Image
         image = decode(loader.images.source, i, loader.images.patience)
         original = _original(image, side, all(v.shape[2] == v.shape[3] for v in views))
         shown = [(view[row].cpu() * scale + shift).clamp(0, 1) for view in views]
-        pictures.append([_picture(x) for x in (original, *shown)])
-    return _paste(pictures, side)
+        pictures.append([as_picture(x) for x in (original, *shown)])
+    return pictures, side
 
 
 def _original(image: np.ndarray, side: int, square: bool) -> Tensor:
@@ -47,7 +56,7 @@ def _original(image: np.ndarray, side: int, square: bool) -> Tensor:
     return augment.as_floats(cut(image, box, (down, across))[None])[0]
 
 
-def _picture(x: Tensor) -> np.ndarray:
+def as_picture(x: Tensor) -> np.ndarray:
     """(C, H, W) in [0, 1] -> (H, W, 3) uint8: of more than three channels the first three, of
     fewer the first as gray."""
     bands = x[:3] if len(x) >= 3 else x[:1].expand(3, -1, -1)

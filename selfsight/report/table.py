@@ -51,9 +51,9 @@ class _Tables:
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         width = options.max_width
-        for data, group in _by_data(self.found):
+        for data, group in by_data(self.found):
             yield Text(data, style="bold")
-            for columns in _fitting(_columns(group), width):
+            for columns in _fitting(columns_of(group), width):
                 yield _rich_table(columns, group)
                 yield ""
             yield _wrapped([*remarks(group), facts(group, self.about), ""], width)
@@ -83,8 +83,8 @@ def to_markdown(found: list[Row], about: Mapping[str, Any] | None = None) -> str
     """A section for each data set: the table, unfinished cells, notes."""
     about = about or {}
     lines = [f"# {_escaped(about.get('title', 'Results'))}", ""]
-    for data, group in _by_data(found):
-        columns = _columns(group)
+    for data, group in by_data(found):
+        columns = columns_of(group)
         lines += [f"## {_escaped(data)}", "", _line(title for title, _ in columns)]
         lines.append("| " + " | ".join(["---", *["---:"] * (len(columns) - 1)]) + " |")
         lines += [_line(texts[i] for _, texts in columns) for i in range(len(group))]
@@ -113,7 +113,7 @@ def to_json(cells: Iterable[Cell], about: Mapping[str, Any] | None = None) -> st
     found = rows(cells)
     about = dict(about or {})
     comparisons, data_sets = [], {}
-    for data, group in _by_data(found):
+    for data, group in by_data(found):
         data_sets[data] = facts(group, about)
         for column in measured(group):
             comparisons += [_described_pair(pair) for pair in pairs(group, column)]
@@ -139,12 +139,13 @@ def write_all(folder: Path, cells: Iterable[Cell], about: Mapping[str, Any]) -> 
 # Columns ------------------------------------------------------------------------------------------
 
 
-def _by_data(found: list[Row]) -> Iterator[tuple[str, list[Row]]]:
+def by_data(found: list[Row]) -> Iterator[tuple[str, list[Row]]]:
+    """Each data set and its rows."""
     for data in dict.fromkeys(row.data for row in found):
         yield data, [row for row in found if row.data == data]
 
 
-def _columns(group: list[Row]) -> list[Column]:
+def columns_of(group: list[Row]) -> list[Column]:
     """Title and texts of every column that has a value; the first three say which row it is."""
     columns = [
         ("method", [label(row, group) + (" *" if row.notes else "") for row in group]),

@@ -10,12 +10,41 @@ TIMES = 3  # logged steps in a row below a limit that make a collapse
 LEAST_STD, LEAST_RANK, LEAST_FEATURE_STD = 0.1, 2.0, 0.02
 
 
-class CollapseMonitor:
+class CollapseJudge:
+    """Reports a collapse once, from the measurements of the logged steps.
+
+    Args:
+        name: of the method; remedy: what to change.
+    """
+
+    def __init__(self, name: str, remedy: str | None) -> None:
+        self._name, self._remedy = name, remedy
+        self._times, self._said = 0, False
+
+    def verdict(self, values: dict[str, float]) -> str | None:
+        """The line that reports a collapse, the first time that it is certain; otherwise None."""
+        kind = "embedding" if "embedding_std" in values else "feature"
+        std, rank = values[f"{kind}_std"], values[f"{kind}_rank"]
+        if kind == "embedding":
+            bad = std < LEAST_STD or rank < LEAST_RANK
+        else:
+            bad = std < LEAST_FEATURE_STD
+        self._times = self._times + 1 if bad else 0
+        if self._said or self._times < TIMES:
+            return None
+        self._said = True
+        return (
+            f"Collapse: the {kind}s of all images are nearly the same (standard deviation "
+            f"{std:.3f} where 1 is spread out, effective rank {rank:.1f}). {self._name} learns "
+            f"nothing like this; {self._remedy}"
+        )
+
+
+class CollapseMonitor(CollapseJudge):
     """Measures the logged steps of a run, and reports a collapse once."""
 
     def __init__(self, method: Method) -> None:
-        self._method, self._name = method, method.config.name
-        self._times, self._said = 0, False
+        super().__init__(method.config.name, method.remedy)
 
     def measure(self, output: Output) -> dict[str, float]:
         """Measure one step.
@@ -37,21 +66,3 @@ class CollapseMonitor:
         if len(views) > 1:
             values["alignment"] = metrics.alignment(*views[:2])
         return {name: float(value) for name, value in values.items()}
-
-    def verdict(self, values: dict[str, float]) -> str | None:
-        """The line that reports a collapse, the first time that it is certain; otherwise None."""
-        kind = "embedding" if "embedding_std" in values else "feature"
-        std, rank = values[f"{kind}_std"], values[f"{kind}_rank"]
-        if kind == "embedding":
-            bad = std < LEAST_STD or rank < LEAST_RANK
-        else:
-            bad = std < LEAST_FEATURE_STD
-        self._times = self._times + 1 if bad else 0
-        if self._said or self._times < TIMES:
-            return None
-        self._said = True
-        return (
-            f"Collapse: the {kind}s of all images are nearly the same (standard deviation "
-            f"{std:.3f} where 1 is spread out, effective rank {rank:.1f}). {self._name} learns "
-            f"nothing like this; {self._method.remedy}"
-        )

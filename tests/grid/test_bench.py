@@ -11,6 +11,7 @@ import yaml
 from selfsight.errors import UserError
 from selfsight.grid import bench as work
 from selfsight.grid.plan import grids, plan, read_grid, title
+from selfsight.grid.stored import read_stored
 from selfsight.interop.cli.processes import COMMAND
 from tests import own_files
 from tests.conftest import TINY
@@ -64,6 +65,13 @@ def test_a_grid_from_nothing_to_its_table(tmp_path, bench):
     assert "digits knn: simclr/default" in again.stdout
     assert "paired p = " in again.stdout
     assert {p: p.stat().st_mtime_ns for p in (tmp_path / "out" / "cells").rglob("*")} == before
+    # the cells alone say what the table says
+    stored = read_stored(tmp_path / "out")
+    assert stored.notes == ()
+    (tmp_path / "out" / "table.json").unlink()
+    alone = read_stored(tmp_path / "out")
+    assert sorted(map(repr, alone.cells)) == sorted(map(repr, stored.cells))
+    assert alone.about["hardware"] == stored.about["hardware"]
     # a larger grid keeps what is there
     larger = write(tmp_path, "larger.yaml", methods=["simclr", "byol"], seeds=[0])
     more = bench(larger)

@@ -45,8 +45,8 @@ Metrics = dict[str, float]
 
 
 @dataclass(frozen=True)
-class _Features:
-    """The features of one row of the table: encoder, untrained, or pixels."""
+class SplitFeatures:
+    """The features of both splits of one row of the table: encoder, untrained, or pixels."""
 
     name: str
     train: Tensor
@@ -146,10 +146,10 @@ def measure_target(protocol: str, target: EvaluationTarget, overrides: list[str]
         return context.keep(with_gain(results, right, config.seed))
 
 
-def _compared(context: EvaluationContext) -> Iterator[_Features]:
+def _compared(context: EvaluationContext) -> Iterator[SplitFeatures]:
     """The encoder, what it started from, the untrained network, and the raw pixels."""
     for name, network in context.networks().items():
-        yield _read(context, name, network)
+        yield features_of(context, name, network)
     train, test = context.splits.train, context.splits.test
     width = context.config.data.channels * math.prod(sides(context.size))
     fits = 4 * width * (len(train) + len(test)) <= PIXELS
@@ -168,7 +168,7 @@ def _compared(context: EvaluationContext) -> Iterator[_Features]:
             _pixels(context, *pair)
             for pair in zip((train, test), context.splits.digests, strict=True)
         )
-        yield _Features("pixels", a, b, time.perf_counter() - began, None)
+        yield SplitFeatures("pixels", a, b, time.perf_counter() - began, None)
 
 
 def _pixels(context: EvaluationContext, images: Images, digest: str) -> Tensor:
@@ -196,7 +196,7 @@ def _save(array: np.ndarray, path: Path) -> None:
         np.save(file, array)
 
 
-def _read(context: EvaluationContext, name: str, network: Network) -> _Features:
+def features_of(context: EvaluationContext, name: str, network: Network) -> SplitFeatures:
     """Features of both splits, from the disk if the same network has read the same images: then
     the network is not even built."""
 
@@ -212,7 +212,7 @@ def _read(context: EvaluationContext, name: str, network: Network) -> _Features:
             (context.splits.train, context.splits.test), context.splits.digests, strict=True
         )
     ]
-    return _Features(name, *both, time.perf_counter() - began, sha)
+    return SplitFeatures(name, *both, time.perf_counter() - began, sha)
 
 
 def _hash(context: EvaluationContext, network: Network) -> str:
