@@ -15,7 +15,7 @@ from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
 from selfsight.data.source import TRAIN_NAMES, Watch
-from selfsight.embeddings.search import unit_features
+from selfsight.embeddings.index import unit_features
 from selfsight.errors import UserError
 from selfsight.evaluate.features import Features, exact_products
 
@@ -75,7 +75,12 @@ def near_duplicates(
     unit = unit_features(features, device)
     number = _joined(unit, threshold - ROUNDING, watch)
     groups = [
-        Group(rows, _lowest(unit[torch.from_numpy(rows)]), _differ(splits, rows), _differ(labels, rows))
+        Group(
+            rows,
+            _lowest(unit[torch.from_numpy(rows)]),
+            _differ(splits, rows),
+            _differ(labels, rows),
+        )
         for rows in _members(number)
     ]
     return sorted(groups, key=lambda g: (not g.leak, -len(g), -g.lowest, int(g.rows[0])))

@@ -1,131 +1,195 @@
-"""The rows of a table of features that are most like an image.
+"""The rows of a table that are most like given images."""
 
-Similarity is the cosine of two rows: features are divided by their length first, so it is 1 for the
-same direction, 0 for directions that have nothing in common, and at least -1.
-"""
+import filecmp
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
-import importlib
-from typing import Any, Literal, get_args
-
+import numpy as np
 import torch
 from torch import Tensor
 
+from selfsight.embeddings.index import Index, Kind, check_k
+from selfsight.embeddings.table import Table, read_table
+from selfsight.encoders.encoder import Encoder
 from selfsight.errors import UserError
-from selfsight.evaluate.features import Features, as_tensor
-from selfsight.evaluate.knn import neighbours, unit_rows
+from selfsight.evaluate.protocols.target import EvaluationTarget, open_target
 
-Kind = Literal["exact", "faiss", "faiss-ivf", "faiss-hnsw"]
-SAMPLE = 100  # rows that the recall of an approximate index is measured with
-PROBES = 16  # cells that faiss-ivf reads for a query
-LINKS = 32  # neighbours of a node in the graph of faiss-hnsw
+# What a table says of how its images were prepared; images that it is searched with are, too.
+PREPARED = ("image_size", "resize", "mean", "std", "channels", "data")
+KEY = re.compile(r"(backbone\.\w+|data\.\w+|image_size|format)(\.\w+)*=")
 
 
-class Index:
-    """Features that are searched, normalised once.
+@dataclass(frozen=True)
+class Answer:
+    """The rows that are most like a query.
 
-    Args:
-        features: (N, D) of finite numbers.
-        kind: exact: matrix products of torch, also on a GPU. faiss: the same by faiss, on the CPU.
-            faiss-ivf and faiss-hnsw: faster for millions of rows and many queries, but they miss
-            some neighbours (see `recall`), and they take minutes to build for a million rows.
-        device: of the matrix products (default: where the features are).
-    Raises: UserError for features that are not finite, an unknown kind, or if faiss is missing.
-
-    >>> features = torch.tensor([[1.0, 0.0], [0.0, 1.0], [3.0, 4.0]])
-    >>> similarity, rows = Index(features).search(torch.tensor([[2.0, 0.0]]), k=2)
-    >>> rows
-    tensor([[0, 2]])
-    >>> similarity
-    tensor([[1.0000, 0.6000]])
+    Attributes:
+        query: as it was given: a path, or the number of a row.
+        row: of the query itself, if it is in the table; it is not among `rows`.
+        rows: nearest first, and their similarities.
     """
 
-    def __init__(
-        self, features: Features, kind: Kind = "exact", device: torch.device | None = None
-    ) -> None:
-        if kind not in get_args(Kind):
-            raise UserError(f"index={kind}: unknown; use one of {', '.join(get_args(Kind))}")
-        self.kind = kind
-        self._device = device if kind == "exact" else torch.device("cpu")
-        self._unit = unit_features(features, self._device)
-        self._faiss = None if kind == "exact" else _built(kind, self._unit)
+    query: str
+    row: int | None
+    rows: list[int]
+    similarities: list[float]
 
-    def __len__(self) -> int:
-        return len(self._unit)
 
-    def search(self, queries: Features, k: int) -> tuple[Tensor, Tensor]:
-        """The k rows that are most like each query; of equal ones the first rows come first.
+@dataclass(frozen=True)
+class Found:
+    """What a search found.
 
-        Args:
-            queries: (M, D); k: from 1 to N.
-        Returns: similarity (M, k) float32, the greatest first, and rows (M, k) int64, on the CPU.
-            An approximate index that finds fewer gives row -1 with similarity -inf.
-        Raises: UserError for another width or another k.
-        """
-        queries = as_tensor(queries)
-        check_k(k, len(self))
-        width = self._unit.shape[1]
-        if queries.ndim != 2 or queries.shape[1] != width:
+    Attributes:
+        recall: the share of neighbours that the index finds (measured), or None if it is exact.
+    """
+
+    table: Table
+    answers: list[Answer]
+    recall: float | None = None
+
+
+def search(
+    where: str | Path,
+    queries: Sequence[str],
+    table_file: str | Path,
+    k: int = 10,
+    kind: Kind = "exact",
+    device: torch.device | None = None,
+) -> Found:
+    """The k rows of a table that are most like each query.
+
+    A query is the number of a row, from 0; or a path in the table; or an image file, whose features
+    the encoder makes. A file whose name is a number is given as `./5`. The query itself is not
+    counted: the row of this number or path, or else the first row found whose file has the same
+    bytes.
+
+    Args:
+        where: the encoder that made the table, as `open_target` takes it; the keys that describe
+            another library's checkpoint (backbone.name=...) may be among the queries.
+    Raises: UserError for another encoder, for a query that is none of these, or for a k that is not
+        from 1 to the number of rows.
+    """
+    keys = [text for text in queries if KEY.match(text)]
+    queries = [text for text in queries if text not in keys]
+    table = read_table(table_file)
+    check_k(k, len(table))
+    rows = [row_of(table, query) for query in queries]
+    target = open_target(where, keys, None)
+    _check_made_by(target, where, table, table_file)
+    files = [query for query, row in zip(queries, rows, strict=True) if row is None]
+    made = iter(_embedded(files, target, table, table_file))
+    features = torch.stack(
+        [next(made) if row is None else torch.from_numpy(table.features[row]) for row in rows]
+    )
+    index = Index(table.features, kind, device)
+    similarities, places = index.search(features, min(k + 1, len(table)))
+    answers = [
+        _answer(table, query, row, places[n].tolist(), similarities[n].tolist(), k)
+        for n, (query, row) in enumerate(zip(queries, rows, strict=True))
+    ]
+    return Found(table, answers, None if kind in ("exact", "faiss") else index.recall(k))
+
+
+def row_of(table: Table, query: str) -> int | None:
+    """The row that a query names by its number or its path; None for an image file that the table
+    does not have.
+
+    Raises: UserError for a number that is too large, or if there is no such file.
+
+    >>> row_of(Table(["a.jpg", "b.jpg"], np.zeros((2, 3), np.float32)), "b.jpg")
+    1
+    """
+    if re.fullmatch(r"\d+", query, re.ASCII):
+        if int(query) >= len(table):
             raise UserError(
-                f"the queries have shape {tuple(queries.shape)}, but the table's features are "
-                f"{width} numbers wide; both must come from the same encoder"
+                f"'{query}': the table has rows 0 to {len(table) - 1}; a file of this name is "
+                f"given as './{query}'"
             )
-        if self._faiss is None:
-            found, rows = neighbours(self._unit, queries, k, self._unit.device, unit_bank=True)
-            return _ordered(found.cpu(), rows.cpu())
-        found, rows = self._faiss.search(unit_rows(queries, self._device).numpy(), k)
-        rows = torch.from_numpy(rows)
-        return _ordered(torch.from_numpy(found).masked_fill(rows < 0, -torch.inf), rows)
-
-    def recall(self, k: int, sample: int = SAMPLE) -> float:
-        """The share of the k nearest rows that are found, measured: `sample` rows of the table, at
-        equal distances, are searched here and exactly."""
-        if self.kind in ("exact", "faiss"):
-            return 1.0
-        step = max(1, len(self) // sample)
-        queries = self._unit[::step][:sample]
-        _, truth = neighbours(self._unit, queries, k, unit_bank=True)
-        _, rows = self.search(queries, k)
-        return float((rows[:, :, None] == truth[:, None]).any(1).float().mean())
+        return int(query)
+    name, real = os.path.basename(query), os.path.realpath(query)
+    is_file = os.path.isfile(query)
+    for row, path in enumerate(table.paths):
+        if path == query or (is_file and path.endswith(name) and os.path.realpath(path) == real):
+            return row
+    if not is_file:
+        raise UserError(
+            f"'{query}': is no path in the table and no image file; give a path, or the number of "
+            f"a row from 0 to {len(table) - 1}"
+        )
+    return None
 
 
-def unit_features(features: Features, device: torch.device | None = None) -> Tensor:
-    """`unit_rows` of a table's features. Raises: UserError if there are none, or for a row that is
-    not finite."""
-    if features.ndim != 2 or not len(features):
-        raise UserError(f"the table holds no features: their shape is {tuple(features.shape)}")
-    unit = unit_rows(features, device)
-    wrong = ~unit.sum(1).isfinite()
-    if wrong.any():
-        row = int(wrong.nonzero()[0])
-        raise UserError(f"row {row} of the table: its features are not finite; write it again")
-    return unit
+def _check_made_by(
+    target: EvaluationTarget, where: str | Path, table: Table, file: str | Path
+) -> None:
+    described = table.description
+    if described is not None and described["weights_sha256"] != target.weights_sha256:
+        raise UserError(
+            f"'{file}': another encoder than '{where}' made these features; give that one, or make "
+            f"the table anew: selfsight embed {where} -o {file}"
+        )
 
 
-def check_k(k: int, rows: int) -> None:
-    """Raises: UserError unless 1 <= k <= rows."""
-    if not 1 <= k <= rows:
-        raise UserError(f"k={k}: the table has {rows:,} rows; use a k from 1 to {rows}")
+def _embedded(
+    files: list[str], target: EvaluationTarget, table: Table, file: str | Path
+) -> Sequence[Tensor]:
+    """Features of image files, prepared as the images of the table were."""
+    if not files:
+        return []
+    if table.description is None:
+        raise UserError(
+            f"'{file}': does not say which encoder made it, so '{files[0]}' cannot be compared "
+            f"with it; give the number of a row or a path in the table"
+        )
+    about = {key: table.description[key] for key in PREPARED if key in table.description}
+    encoder = Encoder(target.encoder.build(), {**target.encoder.description, **about})
+    if encoder.num_features != table.width:
+        raise UserError(
+            f"'{file}': its features are {table.width} wide, and those of the encoder "
+            f"{encoder.num_features}; give the number of a row or a path in the table"
+        )
+    return list(encoder.embed(files).cpu())
 
 
-def _ordered(similarity: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Nearest first, and by number where similarities are equal."""
-    rows, order = rows.sort(1)
-    similarity, order = similarity.gather(1, order).sort(stable=True, dim=1, descending=True)
-    return similarity, rows.gather(1, order)
+def _answer(
+    table: Table, query: str, row: int | None, rows: list[int], similarities: list[float], k: int
+) -> Answer:
+    """Without the query itself, and without places where an approximate index found nothing."""
+    if row is None:
+        row = next((other for other in rows if _same_bytes(query, table, other)), None)
+    pairs = [(r, s) for r, s in zip(rows, similarities, strict=True) if r >= 0 and r != row][:k]
+    return Answer(query, row, [r for r, _ in pairs], [s for _, s in pairs])
 
 
-def _built(kind: Kind, unit: Tensor) -> Any:
-    """An index of faiss. Raises: UserError if faiss is not installed."""
+def _same_bytes(query: str, table: Table, row: int) -> bool:
+    if row < 0:
+        return False
     try:
-        faiss = importlib.import_module("faiss")
-    except ImportError:
-        raise UserError(f"index={kind}: needs faiss: pip install 'selfsight[search]'") from None
-    count, width = unit.shape
-    cells = max(1, min(round(4 * count**0.5), count // 39))  # faiss asks for 39 rows a cell
-    factory = {"faiss": "Flat", "faiss-ivf": f"IVF{cells},Flat", "faiss-hnsw": f"HNSW{LINKS},Flat"}
-    index = faiss.index_factory(width, factory[kind], faiss.METRIC_INNER_PRODUCT)
-    if kind == "faiss-ivf":
-        index.nprobe = PROBES
-        index.train(unit.numpy())
-    index.add(unit.numpy())
-    return index
+        return filecmp.cmp(query, table.paths[row], shallow=False)
+    except (OSError, ValueError):  # the path of the row is no file on this machine
+        return False
+
+
+def answers_as_json(found: Found) -> list[dict]:
+    """The answers for programs: row, path, label, split and similarity of each neighbour."""
+    table = found.table
+
+    def about(row: int) -> dict:
+        columns = {"path": table.paths, "label": table.labels, "split": table.splits}
+        known = {name: column[row] for name, column in columns.items() if column is not None}
+        return {"row": row, **known}
+
+    return [
+        {
+            "query": answer.query,
+            "row": answer.row,
+            "neighbours": [
+                {**about(row), "similarity": round(similarity, 6)}
+                for row, similarity in zip(answer.rows, answer.similarities, strict=True)
+            ],
+        }
+        for answer in found.answers
+    ]

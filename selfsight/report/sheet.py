@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from selfsight.data.decode import decode
@@ -18,12 +18,22 @@ from selfsight.views.ops import augment
 
 GAP, SMALLEST = 4, 64  # pixels between pictures; smaller views are enlarged to this
 MARGIN = 3  # gaps between the originals and the views
+LINE = 13  # pixels of a line of text
 
 
 def contact_sheet(loader: ViewLoader, rows: int, epochs: int = 1) -> Image.Image:
+    """The pictures of `view_pictures` as one image."""
+    return _paste(*view_pictures(loader, rows, epochs))
+
+
+def view_pictures(
+    loader: ViewLoader, rows: int, epochs: int = 1
+) -> tuple[list[list[np.ndarray]], int]:
     """The first `rows` images of epoch 0 and their views in the first `epochs` epochs.
 
     A drawn view is the tensor that the method would get, before normalisation.
+    Returns: for each image (h, w, 3) uint8 the image and its views; the longest side of a view, or
+        SMALLEST if that is more.
     """
     indices = loader.indices(0)[:rows]
     views = [view for e in range(epochs) for view in loader.batch_of(e, indices).views]
@@ -34,8 +44,8 @@ def contact_sheet(loader: ViewLoader, rows: int, epochs: int = 1) -> Image.Image
         image = decode(loader.images.source, i, loader.images.patience)
         original = _original(image, side, all(v.shape[2] == v.shape[3] for v in views))
         shown = [(view[row].cpu() * scale + shift).clamp(0, 1) for view in views]
-        pictures.append([_picture(x) for x in (original, *shown)])
-    return _paste(pictures, side)
+        pictures.append([as_picture(x) for x in (original, *shown)])
+    return pictures, side
 
 
 def _original(image: np.ndarray, side: int, square: bool) -> Tensor:
@@ -47,26 +57,51 @@ def _original(image: np.ndarray, side: int, square: bool) -> Tensor:
     return augment.as_floats(cut(image, box, (down, across))[None])[0]
 
 
-def _picture(x: Tensor) -> np.ndarray:
+def as_picture(x: Tensor) -> np.ndarray:
     """(C, H, W) in [0, 1] -> (H, W, 3) uint8: of more than three channels the first three, of
     fewer the first as gray."""
     bands = x[:3] if len(x) >= 3 else x[:1].expand(3, -1, -1)
     return (bands * 255).round().byte().permute(1, 2, 0).numpy()
 
 
-def _paste(pictures: list[list[np.ndarray]], side: int) -> Image.Image:
-    """A grid on white, the originals in front; small pictures grow by whole factors."""
-    step = side + GAP
-    width, height = len(pictures[0]) * step + (MARGIN + 1) * GAP, len(pictures) * step + GAP
-    sheet = Image.new("RGB", (width, height), "white")
+def _paste(
+    pictures: list[list[np.ndarray]],
+    side: int,
+    captions: list[list[list[str]]] | None = None,
+    margin: int = MARGIN,
+) -> Image.Image:
+    """A grid on white, the originals in front; small pictures grow by whole factors.
+
+    Args:
+        captions: lines of text below each picture, cut where they are wider than it.
+        margin: gaps between the first column and the others.
+    """
+    texts = max((len(lines) for row in captions or [] for lines in row), default=0)
+    across, down = side + GAP, side + GAP + texts * LINE
+    columns = max(map(len, pictures))
+    size = columns * across + (margin + 1) * GAP, len(pictures) * down + GAP
+    sheet = Image.new("RGB", size, "white")
     for row, line in enumerate(pictures):
         for column, pixels in enumerate(line):
             picture = Image.fromarray(np.ascontiguousarray(pixels))
             factor = max(1, side // max(picture.size))
             picture = picture.resize((picture.width * factor, picture.height * factor), 0)
-            left = GAP + column * step + (MARGIN * GAP if column else 0)
-            sheet.paste(picture, (left, GAP + row * step))
+            left = GAP + column * across + (margin * GAP if column else 0)
+            sheet.paste(picture, (left, GAP + row * down))
+            if captions:
+                _write(sheet, captions[row][column], left, GAP + row * down + side, side)
     return sheet
+
+
+def _write(sheet: Image.Image, lines: list[str], left: int, top: int, width: int) -> None:
+    """Lines of text; of one that is too long the beginning and the end."""
+    font, draw = ImageFont.load_default(size=LINE - 3), ImageDraw.Draw(sheet)
+    for n, text in enumerate(lines):
+        shown, kept = text, len(text)
+        while kept > 2 and font.getlength(shown) > width:
+            kept -= 1
+            shown = f"{text[: kept // 2]}…{text[len(text) - (kept - kept // 2) :]}"
+        draw.text((left, top + n * LINE), shown, fill="black", font=font)
 
 
 def draw_views(config: RunConfig, output: Path, rows: int, epochs: int) -> None:
