@@ -52,10 +52,11 @@ def _cell(name: str, column: Any, row: int) -> str:
     value = column[row]
     if name not in TEXTS:
         return str(value)
-    return _safe(name, "" if value is None else value)
+    return safe(name, "" if value is None else value)
 
 
-def _safe(name: str, text: str) -> str:
+def safe(name: str, text: str) -> str:
+    """The text of a column as a cell that no spreadsheet runs."""
     if name == "path":
         return f"./{text}" if _FORMULA.match(text) else text
     return f"'{text}" if _FORMULA.match(text.lstrip("'")) else text

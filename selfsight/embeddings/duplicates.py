@@ -1,11 +1,11 @@
 """Images that are almost equal: groups of rows whose features have a cosine above a threshold.
 
-Rows that are similar are linked, and a group is what links join. A group may be a chain: A is like B
-and B is like C, though A is not like C. `Group.lowest` tells: it is the smallest similarity of any
-two of its images.
+Rows that are similar are linked, and a group is what links join. A group may be a chain: A is like
+B and B is like C, though A is not like C. `Group.lowest` tells: it is the smallest similarity of
+any two of its images.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -47,8 +47,8 @@ class Group:
 def near_duplicates(
     features: Features,
     threshold: float,
-    splits: list[str] | None = None,
-    labels: list[str] | None = None,
+    splits: Sequence[str] | None = None,
+    labels: Sequence[str | None] | None = None,
     device: torch.device | None = None,
     watch: Watch | None = None,
 ) -> list[Group]:
@@ -75,12 +75,7 @@ def near_duplicates(
     unit = unit_features(features, device)
     number = _joined(unit, threshold - ROUNDING, watch)
     groups = [
-        Group(
-            rows,
-            _lowest(unit[torch.from_numpy(rows)]),
-            _differ(splits, rows),
-            _differ(labels, rows),
-        )
+        Group(rows, _lowest(unit[rows]), _differ(splits, rows), _differ(labels, rows))
         for rows in _members(number)
     ]
     return sorted(groups, key=lambda g: (not g.leak, -len(g), -g.lowest, int(g.rows[0])))
@@ -95,8 +90,9 @@ def check_threshold(threshold: float) -> None:
         )
 
 
-def _differ(values: list[str] | None, rows: np.ndarray) -> bool:
-    return values is not None and len({values[row] for row in rows.tolist()}) > 1
+def _differ(values: Sequence[str | None] | None, rows: np.ndarray) -> bool:
+    """Whether the rows have several values; None is not known, so it differs from none."""
+    return values is not None and len({values[row] for row in rows.tolist()} - {None}) > 1
 
 
 def _joined(unit: Tensor, least: float, watch: Watch | None) -> np.ndarray:
@@ -166,15 +162,15 @@ def _lowest(unit: Tensor) -> float:
     return lowest
 
 
-def kept(groups: list[Group], rows: int, splits: list[str] | None) -> np.ndarray:
+def kept(groups: list[Group], rows: int, splits: Sequence[str] | None) -> np.ndarray:
     """The training rows without near-duplicates, ascending: of a group the first, and none of a
     group with an image of another split, since that one would be trained and tested on.
 
     Args:
         rows: of the table.
-    Raises: UserError if none of several splits is the training split.
+    Raises: as `training_rows`.
     """
-    train = _is_train(rows, splits)
+    train = training_rows(rows, splits)
     keep = train.copy()
     for group in groups:
         mine = group.rows[train[group.rows]]
@@ -184,7 +180,11 @@ def kept(groups: list[Group], rows: int, splits: list[str] | None) -> np.ndarray
     return np.flatnonzero(keep)
 
 
-def _is_train(rows: int, splits: list[str] | None) -> np.ndarray:
+def training_rows(rows: int, splits: Sequence[str] | None) -> np.ndarray:
+    """(N,) bool: the rows of the training split; all of them where there is one split.
+
+    Raises: UserError if none of several splits is called train.
+    """
     names = set(splits or [])
     if len(names) < 2:
         return np.ones(rows, bool)

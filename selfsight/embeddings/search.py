@@ -6,12 +6,13 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from selfsight.embeddings.index import Index, Kind, check_k
+from selfsight.embeddings.outputs import about
 from selfsight.embeddings.table import Table, read_table
 from selfsight.encoders.encoder import Encoder
 from selfsight.errors import UserError
@@ -144,8 +145,8 @@ def _embedded(
             f"'{file}': does not say which encoder made it, so '{files[0]}' cannot be compared "
             f"with it; give the number of a row or a path in the table"
         )
-    about = {key: table.description[key] for key in PREPARED if key in table.description}
-    encoder = Encoder(target.encoder.build(), {**target.encoder.description, **about})
+    prepared = {key: table.description[key] for key in PREPARED if key in table.description}
+    encoder = Encoder(target.encoder.build(), {**target.encoder.description, **prepared})
     if encoder.num_features != table.width:
         raise UserError(
             f"'{file}': its features are {table.width} wide, and those of the encoder "
@@ -173,21 +174,14 @@ def _same_bytes(query: str, table: Table, row: int) -> bool:
         return False
 
 
-def answers_as_json(found: Found) -> list[dict]:
+def as_json(found: Found) -> list[dict[str, Any]]:
     """The answers for programs: row, path, label, split and similarity of each neighbour."""
-    table = found.table
-
-    def about(row: int) -> dict:
-        columns = {"path": table.paths, "label": table.labels, "split": table.splits}
-        known = {name: column[row] for name, column in columns.items() if column is not None}
-        return {"row": row, **known}
-
     return [
         {
             "query": answer.query,
             "row": answer.row,
             "neighbours": [
-                {**about(row), "similarity": round(similarity, 6)}
+                {**about(found.table, row), "similarity": round(similarity, 6)}
                 for row, similarity in zip(answer.rows, answer.similarities, strict=True)
             ],
         }

@@ -1,6 +1,7 @@
 """Contact sheets of a table's images: a line for each query, group or part of a cluster."""
 
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -8,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from selfsight.config import validate
-from selfsight.data.config import DataConfig
+from selfsight.data.config import PATHS, DataConfig
 from selfsight.data.decode import decode, decode_bytes
 from selfsight.data.source import BadImage, Decoding, Source
 from selfsight.data.sources.kinds import KINDS
@@ -76,7 +77,8 @@ class Pictures:
 def _by_name(data: dict) -> dict[str, tuple[Source, int]]:
     """The images that a description names, by their names. No code of a user's own is run and
     nothing is downloaded: a table may be a stranger's."""
-    if data.get("source") not in ("auto", "digits", *KINDS):
+    places = str([data.get(key) for key in PATHS])
+    if data.get("source", "auto") not in ("auto", "digits", *KINDS) or "://" in places:
         return {}
     try:
         config = validate(DataConfig, data)
@@ -87,22 +89,30 @@ def _by_name(data: dict) -> dict[str, tuple[Source, int]]:
     return {source.name(i): (source, i) for source in sources for i in range(len(source))}
 
 
-def draw_tiles(table: Table, lines: list[list[Tile]], output: Path, first_apart: bool) -> int:
-    """Write a PNG file with a line of tiles for each list.
+def draw_tiles(
+    pictures: Pictures, lines: list[list[Tile]], output: Path, first_apart: bool
+) -> None:
+    """Write a PNG file with a line of tiles for each list; images that cannot be read are gray.
 
     Args:
+        pictures: of the table that the tiles are of; counts what is missing.
         first_apart: the first picture of a line stands apart, as a query does.
-    Returns: how many images could not be read; they are gray.
     """
-    pictures = Pictures(table)
     found = [[pictures.picture(tile.image) for tile in line] for line in lines]
     captions = [[[printable(text) for text in tile.caption] for tile in line] for line in lines]
     sheet = _paste(found, SIDE, captions, MARGIN if first_apart else 0)
     write_atomically(output, lambda path: sheet.save(path, "PNG"))
-    return pictures.missing
 
 
-def check_sheet(output: Path | None) -> None:
-    """Raises: UserError if a sheet would not be a PNG file, before long work."""
-    if output is not None and output.suffix.lower() != ".png":
+def check_sheet(output: Path | None, files: Iterable[str | Path]) -> None:
+    """Before long work: a sheet is a PNG file, and replaces none of these files.
+
+    Raises: UserError if it would not.
+    """
+    if output is None:
+        return
+    if output.suffix.lower() != ".png":
         raise UserError(f"'{output}': a sheet is written as PNG; give a name that ends with .png")
+    for file in files:
+        if str(file).endswith(output.name) and os.path.realpath(file) == os.path.realpath(output):
+            raise UserError(f"'{output}': is one of the images; give the sheet another name")

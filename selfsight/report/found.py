@@ -1,0 +1,145 @@
+"""Answers of a search, groups of near-duplicates and clusters: as text and as contact sheets."""
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+from selfsight.embeddings.cluster import NOISE, Clustering
+from selfsight.embeddings.duplicates import Group
+from selfsight.embeddings.outputs import sheet_name
+from selfsight.embeddings.search import Answer, Found
+from selfsight.embeddings.table import Table
+from selfsight.report.console import SHOWN, console, print_columns
+from selfsight.report.tiles import Pictures, Tile, draw_tiles
+
+ACROSS = 8  # pictures in a line of a group or a cluster
+LINES = 40  # of a sheet of groups
+NEAREST = 3  # lines of a cluster's sheet
+
+
+def print_answers(found: Found) -> None:
+    """Print the neighbours of each query as a table."""
+    say = partial(console().print, soft_wrap=True)
+    for answer in found.answers:
+        itself = "" if answer.row is None else f" (row {answer.row} of the table, not counted)"
+        say(f"{answer.query}{itself}")
+        columns = {"label": found.table.labels, "split": found.table.splits}
+        known = {name: column for name, column in columns.items() if column is not None}
+        rows = [
+            [f"{s:.4f}", str(row), *(str(c[row] or "") for c in known.values())]
+            + [found.table.paths[row]]
+            for row, s in zip(answer.rows, answer.similarities, strict=True)
+        ]
+        print_columns(("similarity", "row", *known, "path"), rows, fixed=2)
+    if found.recall is not None:
+        say(
+            f"The index finds {found.recall:.1%} of the nearest rows (measured on rows of the table)"
+        )
+
+
+def draw_answers(found: Found, output: Path) -> None:
+    """A contact sheet: each query, and its neighbours with similarity, label and name."""
+    lines = [[_query(found.table, answer), *_neighbours(found, answer)] for answer in found.answers]
+    pictures = Pictures(found.table)
+    draw_tiles(pictures, lines, output, first_apart=True)
+    _written(output, pictures)
+
+
+def _query(table: Table, answer: Answer) -> Tile:
+    if answer.row is not None:
+        return Tile(answer.row, ["query", *_caption(table, answer.row)])
+    return Tile(Path(answer.query), ["query", Path(answer.query).name])
+
+
+def _neighbours(found: Found, answer: Answer) -> list[Tile]:
+    return [
+        Tile(row, [f"{similarity:.4f}", *_caption(found.table, row)])
+        for row, similarity in zip(answer.rows, answer.similarities, strict=True)
+    ]
+
+
+def _caption(table: Table, row: int) -> list[str]:
+    """Label and split if there are some, and the name of the file."""
+    columns = (table.labels, table.splits)
+    words = [column[row] for column in columns if column is not None]
+    return [" ".join(filter(None, words)), Path(table.paths[row]).name]
+
+
+def _written(output: Path, pictures: Pictures) -> None:
+    say = partial(console().print, soft_wrap=True)
+    if pictures.missing:
+        say(
+            f"{pictures.missing:,} images on '{output}' are gray: their files cannot be opened "
+            f"from here"
+        )
+    say(f"Wrote {output}")
+
+
+def print_groups(table: Table, groups: Sequence[Group]) -> None:
+    """Print how many groups there are, and the first of them."""
+    say = partial(console().print, soft_wrap=True)
+    images = sum(map(len, groups))
+    say(f"{len(groups):,} groups of near-duplicates, {images:,} of {len(table):,} images in them")
+    if table.splits is not None:
+        say(f"{sum(group.leak for group in groups):,} groups have images of several splits (leaks)")
+    if table.labels is not None:
+        say(f"{sum(group.mixed for group in groups):,} groups have images of different labels")
+    for number, group in enumerate(groups[:SHOWN]):
+        marks = "".join([", leak" * group.leak, ", different labels" * group.mixed])
+        say(f"group {number}: {len(group)} images, similarity {group.lowest:.4f} or more{marks}")
+        for row in group.rows[:ACROSS].tolist():
+            about = " ".join(filter(None, _caption(table, row)[:1]))
+            say(f"  {table.paths[row]}{f' ({about})' if about else ''}")
+        if len(group) > ACROSS:
+            say(f"  ... and {len(group) - ACROSS:,} more")
+    if len(groups) > SHOWN:
+        say(f"... and {len(groups) - SHOWN:,} groups more")
+
+
+def draw_groups(table: Table, groups: Sequence[Group], output: Path) -> None:
+    """A contact sheet: a line for each of the first groups, at most 8 images of each."""
+    if not groups:
+        console().print(f"No near-duplicates: '{output}' is not written", soft_wrap=True)
+        return
+    lines = [
+        [
+            Tile(row, [f"group {number}", *_caption(table, row)])
+            for row in group.rows[:ACROSS].tolist()
+        ]
+        for number, group in enumerate(groups[:LINES])
+    ]
+    pictures = Pictures(table)
+    draw_tiles(pictures, lines, output, first_apart=False)
+    _written(output, pictures)
+
+
+def print_clusters(table: Table, found: Clustering) -> None:
+    """Print size, purity and most frequent label of each cluster, and the agreement with labels."""
+    say = partial(console().print, soft_wrap=True)
+    labelled = found.purity is not None
+    titles = ("cluster", "images", *(("purity", "label") if labelled else ()), "nearest the centre")
+    rows = []
+    for cluster in found.clusters:
+        name = "noise" if cluster.number == NOISE else str(cluster.number)
+        purity = "-" if cluster.purity is None else f"{cluster.purity:.1%}"
+        about = [purity, cluster.label or "-"] if labelled else []
+        rows.append([name, f"{len(cluster):,}", *about, table.paths[cluster.rows[0]]])
+    print_columns(titles, rows, fixed=2)
+    if labelled:
+        say(f"purity {found.purity:.1%}, NMI {found.nmi:.3f}, ARI {found.ari:.3f} against labels")
+    else:
+        say("The images have no labels, so purity, NMI and ARI are not known")
+
+
+def draw_clusters(table: Table, found: Clustering, folder: Path) -> None:
+    """A contact sheet of each cluster in the folder, those nearest to the centre first."""
+    pictures = Pictures(table)
+    for cluster in found.clusters:
+        shown = cluster.rows[: NEAREST * ACROSS].tolist()
+        tiles = [
+            Tile(row, [f"{similarity:.4f}", *_caption(table, row)])
+            for row, similarity in zip(shown, cluster.similarities.tolist(), strict=False)
+        ]
+        lines = [tiles[start : start + ACROSS] for start in range(0, len(tiles), ACROSS)]
+        draw_tiles(pictures, lines, folder / sheet_name(cluster.number), first_apart=False)
+    _written(folder, pictures)
