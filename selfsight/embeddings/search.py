@@ -20,6 +20,7 @@ from selfsight.evaluate.protocols.target import EvaluationTarget, open_target
 
 # What a table says of how its images were prepared; images that it is searched with are, too.
 PREPARED = ("image_size", "resize", "mean", "std", "channels", "data")
+NUMBER = re.compile(r"\d+", re.ASCII)
 KEY = re.compile(r"(backbone\.\w+|data\.\w+|image_size|format)(\.\w+)*=")
 
 
@@ -75,9 +76,11 @@ def search(
     """
     keys = [text for text in queries if KEY.match(text)]
     queries = [text for text in queries if text not in keys]
+    if not queries:
+        raise UserError("search: give an image: a file, a path in the table, or a number of a row")
     table = read_table(table_file)
     check_k(k, len(table))
-    rows = [row_of(table, query) for query in queries]
+    rows = rows_of(table, queries)
     target = open_target(where, keys, None)
     _check_made_by(target, where, table, table_file)
     files = [query for query, row in zip(queries, rows, strict=True) if row is None]
@@ -94,33 +97,42 @@ def search(
     return Found(table, answers, None if kind in ("exact", "faiss") else index.recall(k))
 
 
-def row_of(table: Table, query: str) -> int | None:
-    """The row that a query names by its number or its path; None for an image file that the table
-    does not have.
+def rows_of(table: Table, queries: Sequence[str]) -> list[int | None]:
+    """The row that each query names by its number or its path, of several the first; None for an
+    image file that the table does not have.
 
     Raises: UserError for a number that is too large, or if there is no such file.
 
-    >>> row_of(Table(["a.jpg", "b.jpg"], np.zeros((2, 3), np.float32)), "b.jpg")
-    1
+    >>> rows_of(Table(["a.jpg", "b.jpg"], np.zeros((2, 3), np.float32)), ["b.jpg", "0"])
+    [1, 0]
     """
-    if re.fullmatch(r"\d+", query, re.ASCII):
-        if int(query) >= len(table):
+    paths = [query for query in queries if not NUMBER.fullmatch(query)]
+    files = {os.path.basename(path) for path in paths if os.path.isfile(path)}
+    wanted, places = set(paths), dict[str, int]()
+    for row, path in enumerate(table.paths):  # once for all queries: there may be millions of rows
+        if path in wanted:
+            places.setdefault(path, row)
+        if files and os.path.basename(path) in files:
+            places.setdefault(os.path.realpath(path), row)
+    return [_row_of(query, table, places) for query in queries]
+
+
+def _row_of(query: str, table: Table, places: dict[str, int]) -> int | None:
+    last = len(table) - 1
+    if NUMBER.fullmatch(query):
+        if int(query) > last:
             raise UserError(
-                f"'{query}': the table has rows 0 to {len(table) - 1}; a file of this name is "
-                f"given as './{query}'"
+                f"'{query}': the table has rows 0 to {last}; a file of this name is given as "
+                f"'./{query}'"
             )
         return int(query)
-    name, real = os.path.basename(query), os.path.realpath(query)
-    is_file = os.path.isfile(query)
-    for row, path in enumerate(table.paths):
-        if path == query or (is_file and path.endswith(name) and os.path.realpath(path) == real):
-            return row
-    if not is_file:
+    row = places.get(query, places.get(os.path.realpath(query)))
+    if row is None and not os.path.isfile(query):
         raise UserError(
             f"'{query}': is no path in the table and no image file; give a path, or the number of "
-            f"a row from 0 to {len(table) - 1}"
+            f"a row from 0 to {last}"
         )
-    return None
+    return row
 
 
 def _check_made_by(

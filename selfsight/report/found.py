@@ -9,11 +9,14 @@ from selfsight.embeddings.duplicates import Group
 from selfsight.embeddings.outputs import sheet_name
 from selfsight.embeddings.search import Answer, Found
 from selfsight.embeddings.table import Table
-from selfsight.report.console import SHOWN, console, print_columns
+from selfsight.report.console import SHOWN, console
+from selfsight.report.render import table
 from selfsight.report.tiles import Pictures, Tile, draw_tiles
+from selfsight.train.log import Console
 
 ACROSS = 8  # pictures in a line of a group or a cluster
 LINES = 40  # of a sheet of groups
+WIDEST = 10_000  # characters of a line
 NEAREST = 3  # lines of a cluster's sheet
 
 
@@ -25,16 +28,19 @@ def print_answers(found: Found) -> None:
         say(f"{answer.query}{itself}")
         columns = {"label": found.table.labels, "split": found.table.splits}
         known = {name: column for name, column in columns.items() if column is not None}
-        rows = [
-            [f"{s:.4f}", str(row), *(str(c[row] or "") for c in known.values())]
-            + [found.table.paths[row]]
-            for row, s in zip(answer.rows, answer.similarities, strict=True)
-        ]
-        print_columns(("similarity", "row", *known, "path"), rows, fixed=2)
+        shown = [*known.values(), found.table.paths]
+        pairs = zip(answer.rows, answer.similarities, strict=True)
+        rows = [[f"{s:.4f}", str(row), *(str(c[row] or "") for c in shown)] for row, s in pairs]
+        _print_unwrapped(("similarity", "row", *known, "path"), rows)
     if found.recall is not None:
         say(
-            f"The index finds {found.recall:.1%} of the nearest rows (measured on rows of the table)"
+            f"The index finds {found.recall:.1%} of the nearest rows, measured on rows of the table"
         )
+
+
+def _print_unwrapped(titles: Sequence[str], rows: list[list[str]]) -> None:
+    """A table whose lines are as long as they must be, since paths are copied from it."""
+    Console(width=WIDEST).print(table(titles, rows))
 
 
 def draw_answers(found: Found, output: Path) -> None:
@@ -45,9 +51,9 @@ def draw_answers(found: Found, output: Path) -> None:
     _written(output, pictures)
 
 
-def _query(table: Table, answer: Answer) -> Tile:
+def _query(images: Table, answer: Answer) -> Tile:
     if answer.row is not None:
-        return Tile(answer.row, ["query", *_caption(table, answer.row)])
+        return Tile(answer.row, ["query", *_caption(images, answer.row)])
     return Tile(Path(answer.query), ["query", Path(answer.query).name])
 
 
@@ -58,11 +64,11 @@ def _neighbours(found: Found, answer: Answer) -> list[Tile]:
     ]
 
 
-def _caption(table: Table, row: int) -> list[str]:
+def _caption(images: Table, row: int) -> list[str]:
     """Label and split if there are some, and the name of the file."""
-    columns = (table.labels, table.splits)
+    columns = (images.labels, images.splits)
     words = [column[row] for column in columns if column is not None]
-    return [" ".join(filter(None, words)), Path(table.paths[row]).name]
+    return [" ".join(filter(None, words)), Path(images.paths[row]).name]
 
 
 def _written(output: Path, pictures: Pictures) -> None:
@@ -75,45 +81,49 @@ def _written(output: Path, pictures: Pictures) -> None:
     say(f"Wrote {output}")
 
 
-def print_groups(table: Table, groups: Sequence[Group]) -> None:
+def print_groups(images: Table, groups: Sequence[Group]) -> None:
     """Print how many groups there are, and the first of them."""
     say = partial(console().print, soft_wrap=True)
-    images = sum(map(len, groups))
-    say(f"{len(groups):,} groups of near-duplicates, {images:,} of {len(table):,} images in them")
-    if table.splits is not None:
-        say(f"{sum(group.leak for group in groups):,} groups have images of several splits (leaks)")
-    if table.labels is not None:
-        say(f"{sum(group.mixed for group in groups):,} groups have images of different labels")
+    inside = sum(map(len, groups))
+    say(f"{_groups(len(groups))} of near-duplicates, {inside:,} of {len(images):,} images in them")
+    if images.splits is not None:
+        say(f"{_groups(sum(group.leak for group in groups))} with images of several splits (leaks)")
+    if images.labels is not None:
+        say(f"{_groups(sum(group.mixed for group in groups))} with images of different labels")
     for number, group in enumerate(groups[:SHOWN]):
         marks = "".join([", leak" * group.leak, ", different labels" * group.mixed])
         say(f"group {number}: {len(group)} images, similarity {group.lowest:.4f} or more{marks}")
         for row in group.rows[:ACROSS].tolist():
-            about = " ".join(filter(None, _caption(table, row)[:1]))
-            say(f"  {table.paths[row]}{f' ({about})' if about else ''}")
+            about = " ".join(filter(None, _caption(images, row)[:1]))
+            say(f"  {images.paths[row]}{f' ({about})' if about else ''}")
         if len(group) > ACROSS:
             say(f"  ... and {len(group) - ACROSS:,} more")
     if len(groups) > SHOWN:
         say(f"... and {len(groups) - SHOWN:,} groups more")
 
 
-def draw_groups(table: Table, groups: Sequence[Group], output: Path) -> None:
+def _groups(count: int) -> str:
+    return f"{count:,} group{'s'[: count != 1]}"
+
+
+def draw_groups(images: Table, groups: Sequence[Group], output: Path) -> None:
     """A contact sheet: a line for each of the first groups, at most 8 images of each."""
     if not groups:
         console().print(f"No near-duplicates: '{output}' is not written", soft_wrap=True)
         return
     lines = [
         [
-            Tile(row, [f"group {number}", *_caption(table, row)])
+            Tile(row, [f"group {number}", *_caption(images, row)])
             for row in group.rows[:ACROSS].tolist()
         ]
         for number, group in enumerate(groups[:LINES])
     ]
-    pictures = Pictures(table)
+    pictures = Pictures(images)
     draw_tiles(pictures, lines, output, first_apart=False)
     _written(output, pictures)
 
 
-def print_clusters(table: Table, found: Clustering) -> None:
+def print_clusters(images: Table, found: Clustering) -> None:
     """Print size, purity and most frequent label of each cluster, and the agreement with labels."""
     say = partial(console().print, soft_wrap=True)
     labelled = found.purity is not None
@@ -123,21 +133,21 @@ def print_clusters(table: Table, found: Clustering) -> None:
         name = "noise" if cluster.number == NOISE else str(cluster.number)
         purity = "-" if cluster.purity is None else f"{cluster.purity:.1%}"
         about = [purity, cluster.label or "-"] if labelled else []
-        rows.append([name, f"{len(cluster):,}", *about, table.paths[cluster.rows[0]]])
-    print_columns(titles, rows, fixed=2)
+        rows.append([name, f"{len(cluster):,}", *about, images.paths[cluster.rows[0]]])
+    _print_unwrapped(titles, rows)
     if labelled:
         say(f"purity {found.purity:.1%}, NMI {found.nmi:.3f}, ARI {found.ari:.3f} against labels")
     else:
         say("The images have no labels, so purity, NMI and ARI are not known")
 
 
-def draw_clusters(table: Table, found: Clustering, folder: Path) -> None:
+def draw_clusters(images: Table, found: Clustering, folder: Path) -> None:
     """A contact sheet of each cluster in the folder, those nearest to the centre first."""
-    pictures = Pictures(table)
+    pictures = Pictures(images)
     for cluster in found.clusters:
         shown = cluster.rows[: NEAREST * ACROSS].tolist()
         tiles = [
-            Tile(row, [f"{similarity:.4f}", *_caption(table, row)])
+            Tile(row, [f"{similarity:.4f}", *_caption(images, row)])
             for row, similarity in zip(shown, cluster.similarities.tolist(), strict=False)
         ]
         lines = [tiles[start : start + ACROSS] for start in range(0, len(tiles), ACROSS)]
