@@ -33,9 +33,7 @@ class BadImages:
         """
         if isinstance(error, ChangedImage):
             raise error
-        parts = (error.name, error.reason)
-        words = (" ".join(part.replace("\t", " ").splitlines()) for part in parts)
-        line = printable("\t".join(words))
+        line = line_of(error)
         with self._lock:
             self._add(line)
         count, allowed = len(self.lines), int(self._most * self._images)
@@ -55,6 +53,13 @@ class BadImages:
             if line not in self.lines:
                 self.lines.append(line)
                 file.write(f"{line}\n")
+
+
+def line_of(error: BadImage) -> str:
+    """Name and reason of an image, separated by a tab, as a line of text."""
+    parts = (error.name, error.reason)
+    words = (" ".join(part.replace("\t", " ").splitlines()) for part in parts)
+    return printable("\t".join(words))
 
 
 def read_bad(file: Path) -> list[str]:

@@ -1,6 +1,6 @@
 """A pretrained encoder to use: features of images, prepared as an evaluation prepares them."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -10,11 +10,13 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from selfsight.batch import sides
 from selfsight.data.decode import decode_bytes, picture
 from selfsight.data.images import SMALL, cut
 from selfsight.data.source import BadImage, Decoding
 from selfsight.data.values import Values, shown
 from selfsight.encoders.artifact import encoder_file, read_network
+from selfsight.encoders.dense import LAST, Layers, chosen_layers, layer_maps
 from selfsight.encoders.shown import shown_box
 from selfsight.errors import UserError
 from selfsight.views.ops import augment
@@ -47,26 +49,75 @@ class Encoder(nn.Module):
     def embed(self, images: Picture | Iterable[Picture], batch_size: int = 32) -> Tensor:
         """Features (B, D) of images of any size, in their order.
 
-        They are decoded, cropped and resized as an evaluation does it, `batch_size` at a time, so a
-        generator of many images needs little memory.
+        They are decoded, cropped and resized as an evaluation does it, `batch_size` at a time: no
+        more than one batch is in memory, so `images` may be a generator of many.
         Args:
             images: one or several of: path, PIL image, uint8 array (H, W), (H, W, 1) or (H, W, C),
                 C the channels of the encoder's images; or one array (N, H, W, C). For an encoder of
                 images with data.bits=16 uint16.
+        Returns: float32 on the CPU, wherever the encoder is.
         Raises: UserError for a file that is not readable as an image, or for something else.
         Example: `load_encoder("runs/digits-simclr").embed(["cat.jpg", "dog.png"])`
         """
-        if isinstance(images, Picture) and getattr(images, "ndim", 0) != 4:
-            images = [images]
-        first = next(self.backbone.parameters(), torch.empty(0))
-        mean, std = (self.description[key] for key in ("mean", "std"))
-        found = [torch.empty(0, self.num_features, device=first.device)]
-        pictures: Iterator[Any] = iter(images)  # type: ignore[arg-type]  # an array gives images
-        while batch := list(islice(pictures, batch_size)):
-            views = [_evaluation_view(self._pixels(image), self.description) for image in batch]
-            x = augment.normalize(torch.cat(views).to(first.device), mean, std)
-            found.append(self.backbone(x).float())
+        pictures, found = _each(images), [torch.empty(0, self.num_features)]
+        while (features := self._of_next(pictures, batch_size, self.backbone)) is not None:
+            found.append(features.float().cpu())
         return torch.cat(found)
+
+    @torch.no_grad()
+    def dense(
+        self,
+        images: Picture | Iterable[Picture],
+        layers: Layers = LAST,
+        norm: bool = True,
+        batch_size: int = 32,
+    ) -> list[Tensor]:
+        """Maps of the encoder's layers: for each layer (B, C, h, w), a vector for each place.
+
+        Args:
+            images: as of `embed`.
+            layers: one or several of: the number of a layer (blocks of a transformer, stages of a
+                convolutional network), from 0 or negative from the end; its name; "last".
+            norm: of a transformer, pass each map through its last layer norm.
+        Returns: float32 on the CPU, in the order of `layers`.
+        Raises: UserError for an encoder without such layers; else as `embed`.
+
+        >>> run = selfsight.pretrain("digits/simclr", run="runs/a", max_steps=1, quiet=True)
+        >>> maps = load_encoder(run).dense(np.zeros((8, 8), np.uint8), layers=["layer2", -1])
+        >>> [tuple(each.shape) for each in maps]
+        [(1, 32, 4, 4), (1, 128, 1, 1)]
+        """
+        numbers = chosen_layers(self.backbone, layers)
+
+        def work(x: Tensor) -> list[Tensor]:
+            return layer_maps(self.backbone, x, numbers, norm)
+
+        pictures, found = _each(images), []
+        while (maps := self._of_next(pictures, batch_size, work)) is not None:
+            found.append([each.float().cpu() for each in maps])
+        if not found:
+            size, channels = self.description["image_size"], self.description.get("channels", 3)
+            blank = torch.zeros(1, channels, *sides(size), device=self._device)
+            found.append([each[:0].float().cpu() for each in work(blank)])
+        return [torch.cat(parts) for parts in zip(*found, strict=True)]
+
+    @property
+    def _device(self) -> torch.device:
+        return next(self.backbone.parameters(), torch.empty(0)).device
+
+    def _of_next(
+        self, pictures: Iterator[Any], count: int, work: Callable[[Tensor], Any]
+    ) -> Any | None:
+        """What `work` makes of the next images, prepared; None after the last. Nothing else of the
+        batch outlives the call."""
+        views = [
+            _evaluation_view(self._pixels(image), self.description)
+            for image in islice(pictures, count)
+        ]
+        if not views:
+            return None
+        mean, std = (self.description[key] for key in ("mean", "std"))
+        return work(augment.normalize(torch.cat(views).to(self._device), mean, std))
 
     def _pixels(self, image: Picture) -> np.ndarray:
         """(H, W, C) uint8 or uint16, as the images of the pretraining were decoded."""
@@ -91,6 +142,12 @@ class Encoder(nn.Module):
         except OSError as error:
             raise BadImage(str(image), error.strerror or str(error)) from None
         return decode_bytes(content, str(image), how)
+
+
+def _each(images: Picture | Iterable[Picture]) -> Iterator[Any]:
+    """The images one by one; an array (N, H, W, C) is N of them."""
+    one = isinstance(images, Picture) and getattr(images, "ndim", 0) != 4
+    return iter([images] if one else images)  # type: ignore[arg-type]
 
 
 def load_encoder(where: str | Path) -> Encoder:

@@ -59,7 +59,7 @@ def plain_views(
         resize: crop: the central part of that shape, of photographs 0.875 of it; squash: all of it.
     """
     rows = np.arange(len(images)) if rows is None else rows
-    step = _batch(images, size)
+    step = batch_size(images.device, size)
     parts = [rows[start : start + step] for start in range(0, len(rows), step)]
     if images.tensor is None:
         yield from _decoded_views(images, size, parts, resize)
@@ -71,10 +71,11 @@ def plain_views(
         yield augment.resized_crop(pixels, box.expand(len(part), 4), size)
 
 
-def _batch(images: Images, size: ImageSize) -> int:
-    """Images of a batch: few on a CPU, whose cache then holds what one layer hands to the next."""
+def batch_size(device: torch.device, size: ImageSize) -> int:
+    """Images of a batch of `plain_views`: few on a CPU, whose cache then holds what one layer
+    hands to the next."""
     few = min(BATCH, max(LEAST, PIXELS // math.prod(sides(size))))
-    return BATCH if images.device.type != "cpu" else few
+    return BATCH if device.type != "cpu" else few
 
 
 def _decoded_views(
@@ -128,9 +129,10 @@ def extract(
     ranks, rank = (distributed.world_size(), distributed.rank()) if shared else (1, 0)
     cuts = [len(rows) * r // ranks for r in range(ranks + 1)]
     mine = rows[cuts[rank] : cuts[rank + 1]]
-    batches = _batches(encoder, plain_views(images, size, mine, resize), normalization, amp)
-    pieces = _gathered(batches, cuts, _batch(images, size), images.device)
-    pieces = _finite(pieces, rows)
+    views = plain_views(images, size, mine, resize)
+    batches = feature_batches(encoder, views, normalization, amp)
+    pieces = _gathered(batches, cuts, batch_size(images.device, size), images.device)
+    pieces = finite(pieces, rows)
     if file is None:
         return _in_memory(pieces, len(rows))
     if rank > 0:
@@ -148,13 +150,19 @@ def read_features(file: Path) -> Tensor:
     return as_tensor(np.load(file, mmap_mode="r"))
 
 
-def _batches(
+@torch.no_grad()
+def feature_batches(
     encoder: nn.Module,
     views: Iterator[Tensor],
     normalization: Normalization,
     amp: bool,
 ) -> Iterator[Tensor]:
-    """(b, D) float32 features of each batch; after the last, proof that nothing moved."""
+    """(b, D) float32 features of each batch; after the last, proof that nothing moved.
+
+    Args:
+        views: as of `plain_views`.
+        amp: whether the encoder runs in bf16.
+    """
     before, was_training = weights_hash(encoder), encoder.training
     encoder.eval()
     try:
@@ -167,6 +175,11 @@ def _batches(
             yield features.float()
     finally:
         encoder.train(was_training)
+    prove_frozen(encoder, before)
+
+
+def prove_frozen(encoder: nn.Module, before: str) -> None:
+    """Raises: UserError if `weights_hash` of the encoder is another than before."""
     if weights_hash(encoder) != before:
         raise UserError("The encoder changed while its features were read; it is not frozen")
 
@@ -200,7 +213,12 @@ def _gathered(
         raise AssertionError("more batches than rows")
 
 
-def _finite(pieces: Pieces, rows: np.ndarray) -> Pieces:
+def finite(pieces: Pieces, rows: np.ndarray) -> Pieces:
+    """The same pieces. Raises: UserError that names the image of features that are not finite.
+
+    Args:
+        rows: of each place the index of its image.
+    """
     for place, part in pieces:
         finite = part.isfinite().all(1)
         if not finite.all():
@@ -252,7 +270,7 @@ def scale_of(
     resize: Resize = "crop",
 ) -> float:
     """What float16 features of this encoder are multiplied by, from its first images' features."""
-    rows = np.arange(min(len(images), _batch(images, size)))
+    rows = np.arange(min(len(images), batch_size(images.device, size)))
     return _scale(extract(encoder, images, size, normalization, rows, amp, resize=resize))
 
 

@@ -115,7 +115,7 @@ def open_context(target: EvaluationTarget, config: Evaluation) -> Iterator[Evalu
         if target.loaded and distributed.rank() == 0:
             console.print(target.loaded, soft_wrap=True)
         distributed.by_all(
-            lambda: _check_shape(target, config), lambda _: dict(flatten(config.identity()))
+            lambda: check_shape(target, config), lambda _: dict(flatten(config.identity()))
         )
         splits = open_splits(config, target, device)
         # with the mean and the std that were measured, if they were
@@ -126,7 +126,7 @@ def open_context(target: EvaluationTarget, config: Evaluation) -> Iterator[Evalu
         distributed.teardown()
 
 
-def _check_shape(target: EvaluationTarget, config: Evaluation) -> None:
+def check_shape(target: EvaluationTarget, config: Any) -> None:
     """The encoder takes images of these channels and of this size; transformers are built for
     one."""
     own, size, channels = target.encoder.image_size, config.image_size, target.encoder.channels
