@@ -100,7 +100,7 @@ def duplicates(
             pick_device(device),
             progress.work,
         )
-    shown.print_groups(images, groups)
+    shown.print_groups(images, groups, threshold)
     if output is not None:
         outputs.write_groups(output, images, groups, threshold)
         print(f"Wrote {output}")

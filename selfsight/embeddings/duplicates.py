@@ -31,13 +31,13 @@ class Group:
     Attributes:
         rows: of the table, two or more, ascending.
         lowest: the smallest similarity of any two of them.
-        leak: they are of different splits.
+        leaks: those of the rows that are linked to an image of another split.
         mixed: they have different labels.
     """
 
     rows: np.ndarray
     lowest: float
-    leak: bool = False
+    leaks: np.ndarray
     mixed: bool = False
 
     def __len__(self) -> int:
@@ -52,8 +52,8 @@ def near_duplicates(
     device: torch.device | None = None,
     watch: Watch | None = None,
 ) -> list[Group]:
-    """All groups of rows that links of at least `threshold` join: those with images of several
-    splits first, then the largest.
+    """All groups of rows that links of at least `threshold` join: those with leaks from one split
+    to another first, then the largest.
 
     Every pair is compared, which is N^2 D multiplications: minutes for a hundred thousand rows of
     width 384 on a CPU, hours for a million. Beyond the features and a normalised copy of them this
@@ -73,12 +73,12 @@ def near_duplicates(
     """
     check_threshold(threshold)
     unit = unit_features(features, device)
-    number = _joined(unit, threshold - ROUNDING, watch)
+    number, leaks = _joined(unit, threshold - ROUNDING, splits, watch)
     groups = [
-        Group(rows, _lowest(unit[rows]), _differ(splits, rows), _differ(labels, rows))
+        Group(rows, _lowest(unit[rows]), rows[leaks[rows]], _differ(labels, rows))
         for rows in _members(number)
     ]
-    return sorted(groups, key=lambda g: (not g.leak, -len(g), -g.lowest, int(g.rows[0])))
+    return sorted(groups, key=lambda g: (not len(g.leaks), -len(g), -g.lowest, int(g.rows[0])))
 
 
 def check_threshold(threshold: float) -> None:
@@ -95,9 +95,13 @@ def _differ(values: Sequence[str | None] | None, rows: np.ndarray) -> bool:
     return values is not None and len({values[row] for row in rows.tolist()} - {None}) > 1
 
 
-def _joined(unit: Tensor, least: float, watch: Watch | None) -> np.ndarray:
-    """(N,) the number of the group of each row; a row that is like no other has its own."""
-    links = _Links(len(unit))
+def _joined(
+    unit: Tensor, least: float, splits: Sequence[str] | None, watch: Watch | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """(N,) the number of the group of each row, of a row that is like no other its own; and (N,)
+    bool: whether it is linked to a row of another split."""
+    links, leaks = _Links(len(unit)), np.zeros(len(unit), bool)
+    split = np.unique(splits or [""] * len(unit), return_inverse=True)[1]
     starts = range(0, len(unit), BLOCK)
     total = len(starts) * (len(starts) + 1) // 2
     with exact_products():
@@ -106,11 +110,14 @@ def _joined(unit: Tensor, least: float, watch: Watch | None) -> np.ndarray:
             similar = similarity >= least
             if first == second:
                 similar = similar.triu(1)  # each pair once, no row with itself
-            a, b = similar.nonzero(as_tuple=True)
-            links.add(a.cpu().numpy() + first, b.cpu().numpy() + second)
+            a, b = (side.cpu().numpy() for side in similar.nonzero(as_tuple=True))
+            a, b = a + first, b + second
+            links.add(a, b)
+            other = split[a] != split[b]
+            leaks[a[other]] = leaks[b[other]] = True
             if watch and total > 1:
                 watch("comparing blocks", done, total)
-    return links.groups()
+    return links.groups(), leaks
 
 
 def _pairs(starts: range) -> Iterator[tuple[int, int]]:
@@ -163,8 +170,9 @@ def _lowest(unit: Tensor) -> float:
 
 
 def kept(groups: list[Group], rows: int, splits: Sequence[str] | None) -> np.ndarray:
-    """The training rows without near-duplicates, ascending: of a group the first, and none of a
-    group with an image of another split, since that one would be trained and tested on.
+    """The training rows without near-duplicates, ascending: none that is linked to an image of
+    another split, since that one would be trained and tested on; and of what is left of each group
+    the first.
 
     Args:
         rows: of the table.
@@ -173,10 +181,9 @@ def kept(groups: list[Group], rows: int, splits: Sequence[str] | None) -> np.nda
     train = training_rows(rows, splits)
     keep = train.copy()
     for group in groups:
-        mine = group.rows[train[group.rows]]
-        keep[mine] = False
-        if len(mine) and not group.leak:
-            keep[mine[0]] = True
+        keep[group.rows] = False
+        left = np.setdiff1d(group.rows[train[group.rows]], group.leaks)
+        keep[left[:1]] = True
     return np.flatnonzero(keep)
 
 

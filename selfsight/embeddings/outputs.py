@@ -22,7 +22,7 @@ from selfsight.embeddings.table import Table
 from selfsight.errors import UserError, some
 from selfsight.files import write_json, write_text
 
-GROUPS = ("group", "leak", "different_labels", "lowest", "row", "path", "split", "label")
+GROUPS = ("group", "lowest", "different_labels", "leak", "row", "path", "split", "label")
 CLUSTERS = ("path", "cluster", "similarity")
 JSON = '{\n  "near_duplicates": {'
 KEPT = "# The training images without near-duplicates, one of each group\n"
@@ -62,10 +62,11 @@ def write_groups(path: Path, table: Table, groups: Sequence[Group], threshold: f
         return
     found = [
         {
-            "leak": group.leak,
             "different_labels": group.mixed,
             "lowest": round(group.lowest, 6),
-            "images": [about(table, row) for row in group.rows.tolist()],
+            "images": [
+                about(table, row) | {"leak": row in group.leaks} for row in group.rows.tolist()
+            ],
         }
         for group in groups
     ]
@@ -78,10 +79,11 @@ def _groups_as_csv(table: Table, groups: Sequence[Group]) -> str:
     writer = csv.DictWriter(file, GROUPS, restval="", lineterminator="\n")
     writer.writeheader()
     for number, group in enumerate(groups):
-        head = {"group": number, "leak": int(group.leak), "different_labels": int(group.mixed)}
-        head["lowest"] = f"{group.lowest:.6f}"
+        head = {"group": number, "lowest": f"{group.lowest:.6f}"}
+        head["different_labels"] = int(group.mixed)
         for row in group.rows.tolist():
-            writer.writerow({**head, **_cells(about(table, row))})
+            leak = {"leak": int(row in group.leaks)}
+            writer.writerow({**head, **leak, **_cells(about(table, row))})
     return file.getvalue()
 
 

@@ -9,17 +9,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import ConfigDict
 from torch import Tensor
 
+from selfsight.batch import sides
+from selfsight.config import Config, validate
+from selfsight.data.config import DataConfig
 from selfsight.embeddings.index import Index, Kind, check_k
 from selfsight.embeddings.outputs import about
 from selfsight.embeddings.table import Table, read_table
+from selfsight.encoders.dense import LayerFeatures
 from selfsight.encoders.encoder import Encoder
+from selfsight.encoders.shown import Resize
 from selfsight.errors import UserError
 from selfsight.evaluate.protocols.target import EvaluationTarget, open_target
+from selfsight.views.recipe import Size
 
-# What a table says of how its images were prepared; images that it is searched with are, too.
-PREPARED = ("image_size", "resize", "mean", "std", "channels", "data")
 NUMBER = re.compile(r"\d+", re.ASCII)
 KEY = re.compile(r"(backbone\.\w+|data\.\w+|image_size|format)(\.\w+)*=")
 
@@ -157,14 +162,39 @@ def _embedded(
             f"'{file}': does not say which encoder made it, so '{files[0]}' cannot be compared "
             f"with it; give the number of a row or a path in the table"
         )
-    prepared = {key: table.description[key] for key in PREPARED if key in table.description}
-    encoder = Encoder(target.encoder.build(), {**target.encoder.description, **prepared})
+    try:
+        encoder = _prepared(target, table.description)
+    except UserError as error:
+        raise UserError(f"'{file}': its description does not fit: {error}") from None
     if encoder.num_features != table.width:
         raise UserError(
             f"'{file}': its features are {table.width} wide, and those of the encoder "
             f"{encoder.num_features}; give the number of a row or a path in the table"
         )
-    return list(encoder.embed(files).cpu())
+    half = table.description.get("precision") == "bf16"
+    with torch.autocast("cpu", torch.bfloat16, enabled=half):
+        return list(encoder.embed(files))
+
+
+class _Preparation(Config):
+    """What a table says of how its images were shown to the encoder."""
+
+    model_config = ConfigDict(extra="ignore")
+    image_size: Size
+    resize: Resize = "crop"
+    data: DataConfig
+    layers: list[str] | None = None
+
+
+def _prepared(target: EvaluationTarget, description: dict[str, Any]) -> Encoder:
+    """The encoder with its images prepared as those of the table were."""
+    how = validate(_Preparation, description)
+    backbone = target.encoder.build()
+    if how.layers is not None:
+        backbone = LayerFeatures(backbone, how.layers, how.data.channels, sides(how.image_size))
+    shown = {"image_size": how.image_size, "resize": how.resize, "channels": how.data.channels}
+    shown |= {"mean": how.data.mean, "std": how.data.std, "data": how.data.model_dump()}
+    return Encoder(backbone, {**target.encoder.description, **shown})
 
 
 def _answer(

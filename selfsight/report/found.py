@@ -15,6 +15,7 @@ from selfsight.report.tiles import Pictures, Tile, draw_tiles
 from selfsight.train.log import Console
 
 ACROSS = 8  # pictures in a line of a group or a cluster
+CHAIN = 0.1  # of similarity below the threshold: such images are hardly alike
 LINES = 40  # of a sheet of groups
 WIDEST = 10_000  # characters of a line
 NEAREST = 3  # lines of a cluster's sheet
@@ -81,17 +82,27 @@ def _written(output: Path, pictures: Pictures) -> None:
     say(f"Wrote {output}")
 
 
-def print_groups(images: Table, groups: Sequence[Group]) -> None:
+def print_groups(images: Table, groups: Sequence[Group], threshold: float) -> None:
     """Print how many groups there are, and the first of them."""
     say = partial(console().print, soft_wrap=True)
     inside = sum(map(len, groups))
     say(f"{_groups(len(groups))} of near-duplicates, {inside:,} of {len(images):,} images in them")
     if images.splits is not None:
-        say(f"{_groups(sum(group.leak for group in groups))} with images of several splits (leaks)")
+        leaks = sum(len(group.leaks) for group in groups)
+        say(
+            f"{_groups(sum(len(group.leaks) > 0 for group in groups))} with leaks: {leaks:,} images "
+            f"are like one of another split"
+        )
     if images.labels is not None:
         say(f"{_groups(sum(group.mixed for group in groups))} with images of different labels")
+    chains = sum(group.lowest < threshold - CHAIN for group in groups)
+    if chains:
+        say(
+            f"{_groups(chains)} with images that only others link, one to the next, and that are "
+            f"not alike; a higher --threshold parts them"
+        )
     for number, group in enumerate(groups[:SHOWN]):
-        marks = "".join([", leak" * group.leak, ", different labels" * group.mixed])
+        marks = "".join([", leak" * (len(group.leaks) > 0), ", different labels" * group.mixed])
         say(f"group {number}: {len(group)} images, similarity {group.lowest:.4f} or more{marks}")
         for row in group.rows[:ACROSS].tolist():
             about = " ".join(filter(None, _caption(images, row)[:1]))

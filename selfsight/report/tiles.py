@@ -9,11 +9,11 @@ from typing import NamedTuple
 import numpy as np
 
 from selfsight.config import validate
-from selfsight.data.config import PATHS, DataConfig
+from selfsight.data.config import PATHS, DataConfig, several
 from selfsight.data.decode import decode, decode_bytes
 from selfsight.data.source import BadImage, Decoding, Source
 from selfsight.data.sources.kinds import KINDS
-from selfsight.data.sources.open import open_source
+from selfsight.data.sources.open import open_source, with_range
 from selfsight.embeddings.table import Table
 from selfsight.errors import UserError, printable
 from selfsight.files import write_atomically
@@ -21,7 +21,6 @@ from selfsight.report.sheet import MARGIN, _original, _paste, as_picture
 
 SIDE = 112  # pixels of a picture's longest side
 GRAY = np.full((SIDE, SIDE, 3), 200, np.uint8)  # in place of an image that cannot be read
-SPLITS = ("train", "test")
 
 
 class Tile(NamedTuple):
@@ -63,30 +62,33 @@ class Pictures:
         except (BadImage, OSError):
             return None
 
-    def _data(self) -> dict:
-        found = (self.table.description or {}).get("data")
-        return found if isinstance(found, dict) else {}
+    def _data(self) -> DataConfig | None:
+        """How the table's images were read, if it says so."""
+        try:
+            return validate(DataConfig, (self.table.description or {}).get("data"))
+        except UserError:
+            return None
 
     def _decoding(self) -> Decoding:
-        about, data = self.table.description or {}, self._data()
-        scale = data.get("range")
-        values = tuple(scale) if isinstance(scale, (list, tuple)) else None
-        return Decoding(values, channels=about.get("channels", 3), bits=data.get("bits", 8))
+        data = self._data() or DataConfig()
+        values = data.range if isinstance(data.range, tuple) else None
+        return Decoding(values, False, data.max_pixels, data.channels, data.bits)
 
 
-def _by_name(data: dict) -> dict[str, tuple[Source, int]]:
+def _by_name(data: DataConfig | None) -> dict[str, tuple[Source, int]]:
     """The images that a description names, by their names. No code of a user's own is run and
     nothing is downloaded: a table may be a stranger's."""
-    places = str([data.get(key) for key in PATHS])
-    if data.get("source", "auto") not in ("auto", "digits", *KINDS) or "://" in places:
+    if data is None or data.source not in ("auto", "digits", *KINDS):
+        return {}
+    if any("://" in path for key in PATHS for path in several(getattr(data, key))):
         return {}
     try:
-        config = validate(DataConfig, data)
-        found = [open_source(config, split) for split in SPLITS]
+        train = open_source(data, "train")
+        sources = [train, open_source(with_range(data, train), "test")]
+        named = [(source, i) for source in sources if source for i in range(len(source))]
     except (UserError, OSError):  # they are not on this machine
         return {}
-    sources = [source for source in found if source is not None]
-    return {source.name(i): (source, i) for source in sources for i in range(len(source))}
+    return {source.name(i): (source, i) for source, i in named}
 
 
 def draw_tiles(
