@@ -38,7 +38,7 @@ def write(path: Path, columns: dict[str, Any], description: str | None) -> None:
     features = columns["embedding"]
     names = [name for name in columns if name != "embedding"]
     with path.open("w", **_ENCODING) as file:
-        writer = csv.writer(file, lineterminator="\n")
+        writer = csv.writer(file)  # its lines end with \r\n, so that it quotes a name with either
         writer.writerow([*names, *(f"e{n}" for n in range(features.shape[1]))])
         for row in range(len(features)):
             cells = [_cell(name, columns[name], row) for name in names]
