@@ -85,12 +85,14 @@ def duplicates(
     from selfsight.train.log import Progress
     from selfsight.train.precision import pick_device
 
+    finding.check_threshold(threshold)
     outputs.check_output(output, (".csv", ".json"), table)
     outputs.check_output(keep, (".jsonl",), table)
     images = _read(table)
     check_sheet(sheet, images.paths)
     if keep is not None:
-        finding.training_rows(len(images), images.splits)
+        train = finding.training_rows(len(images), images.splits)
+        outputs.image_files(images, train.nonzero()[0])
     with Progress() as progress:
         groups = finding.near_duplicates(
             images.features,
@@ -100,13 +102,15 @@ def duplicates(
             pick_device(device),
             progress.work,
         )
-    shown.print_groups(images, groups, threshold)
-    if output is not None:
+    if output is not None:  # before anything is printed: a reader of the output may end it
         outputs.write_groups(output, images, groups, threshold)
-        print(f"Wrote {output}")
     if keep is not None:
         rows = finding.kept(groups, len(images), images.splits)
         outputs.write_kept(keep, images, rows)
+    shown.print_groups(images, groups, threshold)
+    if output is not None:
+        print(f"Wrote {output}")
+    if keep is not None:
         print(f"Wrote {keep}: {len(rows):,} images; use them with data.path={keep}")
     if sheet is not None:
         shown.draw_groups(images, groups, sheet)
@@ -134,9 +138,10 @@ def cluster(
     outputs.check_folder_of_clusters(output)
     images = _read(table)
     found, made = clustering.clustered(images.features, k, hdbscan, seed, images.labels)
-    shown.print_clusters(images, found)
     if output is not None:
         outputs.write_clusters(output, images, found, made)
+    shown.print_clusters(images, found)
+    if output is not None:
         shown.draw_clusters(images, found, output)
 
 

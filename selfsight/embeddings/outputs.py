@@ -9,7 +9,7 @@ import csv
 import io
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -64,9 +64,7 @@ def write_groups(path: Path, table: Table, groups: Sequence[Group], threshold: f
         {
             "different_labels": group.mixed,
             "lowest": round(group.lowest, 6),
-            "images": [
-                about(table, row) | {"leak": row in group.leaks} for row in group.rows.tolist()
-            ],
+            "images": [about(table, row) | {"leak": leak} for row, leak in _rows(group)],
         }
         for group in groups
     ]
@@ -81,10 +79,15 @@ def _groups_as_csv(table: Table, groups: Sequence[Group]) -> str:
     for number, group in enumerate(groups):
         head = {"group": number, "lowest": f"{group.lowest:.6f}"}
         head["different_labels"] = int(group.mixed)
-        for row in group.rows.tolist():
-            leak = {"leak": int(row in group.leaks)}
-            writer.writerow({**head, **leak, **_cells(about(table, row))})
+        for row, leak in _rows(group):
+            writer.writerow({**head, "leak": int(leak), **_cells(about(table, row))})
     return file.getvalue()
+
+
+def _rows(group: Group) -> Iterator[tuple[int, bool]]:
+    """The rows, and whether each is a leak."""
+    leaks = np.isin(group.rows, group.leaks)
+    return zip(group.rows.tolist(), leaks.tolist(), strict=True)
 
 
 def _cells(values: dict[str, Any]) -> dict[str, Any]:
@@ -95,21 +98,24 @@ def _cells(values: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def write_kept(path: Path, table: Table, rows: np.ndarray) -> None:
-    """A list of image files for `data.path`: a JSON object on each line, with the absolute path and
-    the label.
-
-    Raises: UserError if an image is no file, such as a row of a pack.
-    """
+def image_files(table: Table, rows: np.ndarray) -> list[Path]:
+    """The files of these rows. Raises: UserError if an image is no file, such as a row of a
+    pack."""
     files = [Path(table.paths[row]) for row in rows.tolist()]
     absent = [str(file) for file in files if not file.is_file()]
     if absent:
         raise UserError(
-            f"'{path}': a list names image files, and {len(absent):,} of {len(files):,} images "
-            f"are no files: {some(absent)}"
+            f"--keep: lists image files, and {len(absent):,} of {len(files):,} training images "
+            f"are none ({some(absent)}); leave it out, or make a table of files"
         )
+    return files
+
+
+def write_kept(path: Path, table: Table, rows: np.ndarray) -> None:
+    """A list of image files for `data.path`: a JSON object on each line, with the absolute path and
+    the label. Raises: as `image_files`."""
     lines = []
-    for row, file in zip(rows.tolist(), files, strict=True):
+    for row, file in zip(rows.tolist(), image_files(table, rows), strict=True):
         label = None if table.labels is None else table.labels[row]
         item = {"path": str(file.absolute())} | ({} if label is None else {"label": label})
         lines.append(json.dumps(item) + "\n")

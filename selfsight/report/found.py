@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
+import numpy as np
+
 from selfsight.embeddings.cluster import NOISE, Clustering
 from selfsight.embeddings.duplicates import Group
 from selfsight.embeddings.outputs import sheet_name
@@ -88,11 +90,8 @@ def print_groups(images: Table, groups: Sequence[Group], threshold: float) -> No
     inside = sum(map(len, groups))
     say(f"{_groups(len(groups))} of near-duplicates, {inside:,} of {len(images):,} images in them")
     if images.splits is not None:
-        leaks = sum(len(group.leaks) for group in groups)
-        say(
-            f"{_groups(sum(len(group.leaks) > 0 for group in groups))} with leaks: {leaks:,} images "
-            f"are like one of another split"
-        )
+        leaks = [len(group.leaks) for group in groups if len(group.leaks)]
+        say(f"{_groups(len(leaks))} with leaks: {sum(leaks):,} images like one of another split")
     if images.labels is not None:
         say(f"{_groups(sum(group.mixed for group in groups))} with images of different labels")
     chains = sum(group.lowest < threshold - CHAIN for group in groups)
@@ -104,7 +103,7 @@ def print_groups(images: Table, groups: Sequence[Group], threshold: float) -> No
     for number, group in enumerate(groups[:SHOWN]):
         marks = "".join([", leak" * (len(group.leaks) > 0), ", different labels" * group.mixed])
         say(f"group {number}: {len(group)} images, similarity {group.lowest:.4f} or more{marks}")
-        for row in group.rows[:ACROSS].tolist():
+        for row in _leaks_first(group)[:ACROSS]:
             about = " ".join(filter(None, _caption(images, row)[:1]))
             say(f"  {images.paths[row]}{f' ({about})' if about else ''}")
         if len(group) > ACROSS:
@@ -117,6 +116,10 @@ def _groups(count: int) -> str:
     return f"{count:,} group{'s'[: count != 1]}"
 
 
+def _leaks_first(group: Group) -> list[int]:
+    return [*group.leaks.tolist(), *np.setdiff1d(group.rows, group.leaks).tolist()]
+
+
 def draw_groups(images: Table, groups: Sequence[Group], output: Path) -> None:
     """A contact sheet: a line for each of the first groups, at most 8 images of each."""
     if not groups:
@@ -125,7 +128,7 @@ def draw_groups(images: Table, groups: Sequence[Group], output: Path) -> None:
     lines = [
         [
             Tile(row, [f"group {number}", *_caption(images, row)])
-            for row in group.rows[:ACROSS].tolist()
+            for row in _leaks_first(group)[:ACROSS]
         ]
         for number, group in enumerate(groups[:LINES])
     ]
