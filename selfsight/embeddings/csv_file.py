@@ -15,8 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from selfsight.data.source import first_line
-from selfsight.errors import UserError
+from selfsight.files import read_text
 
 ROWS = 1024  # in memory as text at a time
 TEXTS = ("path", "split", "label")
@@ -63,24 +62,18 @@ def safe(name: str, text: str) -> str:
 
 
 def read(path: Path) -> tuple[dict[str, Any], str | None]:
-    """The columns of a table, and its description if one is beside it. Raises: UserError."""
+    """The columns of a table, and its description if one is beside it. Raises: any exception."""
     csv.field_size_limit(2**27)
-    try:
-        with path.open(**_ENCODING) as file:
-            rows = csv.reader(file)
-            columns = _columns([name.removeprefix("\ufeff") for name in next(rows, [])], rows)
-    except (OSError, ValueError, TypeError, KeyError, csv.Error) as error:
-        raise UserError(f"'{path}': not a table of features: {first_line(error)}") from None
+    with path.open(**_ENCODING) as file:
+        rows = csv.reader(file)
+        columns = _columns([name.removeprefix("\ufeff") for name in next(rows, [])], rows)
     return columns, read_description(path)
 
 
 def read_description(path: Path) -> str | None:
-    """The text of the description; None if there is none beside the table."""
+    """The text of the description, None if there is none beside it. Raises: any exception."""
     beside = description_file(path)
-    try:
-        return beside.read_text(encoding="utf-8") if beside.is_file() else None
-    except (OSError, ValueError) as error:
-        raise UserError(f"'{beside}': cannot be read: {first_line(error)}") from None
+    return read_text(beside) if beside.is_file() else None
 
 
 def _columns(names: list[str], rows: Iterator[list[str]]) -> dict[str, Any]:

@@ -5,14 +5,10 @@ as neighbors_ids and neighbors_distances, and description (JSON text).
 """
 
 import zipfile
-import zlib
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-
-from selfsight.data.source import first_line
-from selfsight.errors import UserError
 
 ROWS = 8192  # in memory at a time while they are written
 TEXTS = ("path", "split", "label")
@@ -56,38 +52,28 @@ def _write(file: Any, array: np.ndarray) -> None:
 
 
 def read(path: Path) -> tuple[dict[str, Any], str | None]:
-    """The columns of a table, and its description if it has one. Raises: UserError."""
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            if isinstance(arrays, np.ndarray):
-                raise ValueError("it is one array")
-            missing = [name for name in ("path", "embedding") if name not in arrays.files]
-            if missing:
-                raise UserError(
-                    f"'{path}': no array '{missing[0]}' among {', '.join(arrays.files)}; a table "
-                    f"of features has path and embedding"
-                )
-            columns: dict[str, Any] = {
-                name: _texts(arrays[name], name) for name in TEXTS if name in arrays.files
-            }
-            columns["embedding"] = arrays["embedding"].astype(np.float32, copy=False)
-            columns |= {name: arrays[name] for name in ("x", "y") if name in arrays.files}
-            if "neighbors_ids" in arrays.files:
-                ids = arrays["neighbors_ids"].astype(np.int64, copy=False)
-                columns["neighbors"] = ids, arrays["neighbors_distances"]
-            text = str(arrays["description"]) if "description" in arrays.files else None
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
-        raise UserError(f"'{path}': not a table of features: {first_line(error)}") from None
-    return columns, text
+    """The columns of a table, and its description if it has one. Raises: any exception."""
+    with np.load(path, allow_pickle=False) as arrays:
+        if isinstance(arrays, np.ndarray):
+            raise ValueError("it is one array")
+        missing = [name for name in ("path", "embedding") if name not in arrays.files]
+        if missing:
+            raise ValueError(f"no array '{missing[0]}' among {', '.join(arrays.files)}")
+        columns: dict[str, Any] = {
+            name: _texts(arrays[name], name) for name in TEXTS if name in arrays.files
+        }
+        columns["embedding"] = arrays["embedding"].astype(np.float32, copy=False)
+        columns |= {name: arrays[name] for name in ("x", "y") if name in arrays.files}
+        if "neighbors_ids" in arrays.files:
+            ids = arrays["neighbors_ids"].astype(np.int64, copy=False)
+            columns["neighbors"] = ids, arrays["neighbors_distances"]
+        return columns, str(arrays["description"]) if "description" in arrays.files else None
 
 
 def read_description(path: Path) -> str | None:
-    """The text of the description alone; None of another file."""
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            return str(arrays["description"]) if "description" in arrays.files else None
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error, AttributeError):
-        return None
+    """The text of the description alone; None of another file. Raises: any exception."""
+    with np.load(path, allow_pickle=False) as arrays:
+        return str(arrays["description"]) if "description" in arrays.files else None
 
 
 def _texts(array: np.ndarray, name: str) -> list[str | None]:

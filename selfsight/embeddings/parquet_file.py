@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 
-from selfsight.data.source import first_line
 from selfsight.errors import UserError, printable
 
 KEY = b"selfsight"  # of the metadata
@@ -43,42 +42,31 @@ def write(path: Path, columns: dict[str, Any], description: str | None) -> None:
 
 
 def read(path: Path) -> tuple[dict[str, Any], str | None]:
-    """The columns of a table, and its description if it has one. Raises: UserError."""
+    """The columns of a table, and its description if it has one. Raises: any exception."""
     pa = _library()
-    try:
-        with pa.parquet.ParquetFile(path) as file:
-            schema = file.schema_arrow
-            missing = [name for name in ("path", "embedding") if name not in schema.names]
-            if missing:
-                raise UserError(
-                    f"'{path}': no column '{missing[0]}' among {', '.join(schema.names)}; a table "
-                    f"of features has path and embedding"
-                )
-            columns: dict[str, Any] = {
-                name: _text(file, name) for name in TEXTS if name in schema.names
-            }
-            columns["embedding"] = _matrix(_lists(file, "embedding"), len(columns["path"]))
-            for name in ("x", "y"):
-                if name in schema.names:
-                    values = file.read([name]).column(0)
-                    columns[name] = values.cast(pa.float32()).to_numpy()
-            if "neighbors" in schema.names and pa.types.is_struct(schema.field("neighbors").type):
-                count = len(columns["path"])
-                ids = _matrix(_lists(file, "neighbors", "ids"), count, np.int64)
-                distances = _matrix(_lists(file, "neighbors", "distances"), count)
-                columns["neighbors"] = ids, distances
-            return columns, _description(schema)
-    except (pa.ArrowException, OSError, ValueError, KeyError) as error:
-        raise UserError(f"'{path}': not a table of features: {first_line(error)}") from None
+    with pa.parquet.ParquetFile(path) as file:
+        schema = file.schema_arrow
+        missing = [name for name in ("path", "embedding") if name not in schema.names]
+        if missing:
+            raise ValueError(f"no column '{missing[0]}' among {', '.join(schema.names)}")
+        columns: dict[str, Any] = {
+            name: _text(file, name) for name in TEXTS if name in schema.names
+        }
+        count = len(columns["path"])
+        columns["embedding"] = _matrix(_lists(file, "embedding"), count)
+        for name in ("x", "y"):
+            if name in schema.names:
+                columns[name] = file.read([name]).column(0).cast(pa.float32()).to_numpy()
+        if "neighbors" in schema.names and pa.types.is_struct(schema.field("neighbors").type):
+            ids = _matrix(_lists(file, "neighbors", "ids"), count, np.int64)
+            distances = _matrix(_lists(file, "neighbors", "distances"), count)
+            columns["neighbors"] = ids, distances
+        return columns, _description(schema)
 
 
 def read_description(path: Path) -> str | None:
-    """The text of the description alone; None of another file."""
-    pa = _library()
-    try:
-        return _description(pa.parquet.read_schema(path))
-    except (pa.ArrowException, OSError):
-        return None
+    """The text of the description alone; None of another file. Raises: any exception."""
+    return _description(_library().parquet.read_schema(path))
 
 
 def _library() -> Any:

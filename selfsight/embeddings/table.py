@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from selfsight.data.source import first_line
 from selfsight.embeddings import csv_file, npz_file, parquet_file
 from selfsight.errors import UserError
 from selfsight.files import parse_json, write_atomically
@@ -141,13 +142,16 @@ def read_table(path: str | Path) -> Table:
     reader = format_of(path)
     if not path.is_file():
         raise UserError(f"'{path}': no such file; `selfsight embed` writes tables of features")
-    columns, text = reader.read(path)
-    if not len(columns["path"]):
-        raise UserError(f"'{path}': the table has no rows")
     try:
+        columns, text = reader.read(path)
+        if not len(columns["path"]):
+            raise UserError("the table has no rows")
         return _of_columns(columns, None if text is None else parse_json(text, path))
     except UserError as error:
         raise UserError(str(error) if str(path) in str(error) else f"'{path}': {error}") from None
+    # Of damaged files libraries raise more kinds of errors than their documentation lists.
+    except Exception as error:
+        raise UserError(f"'{path}': not a table of features: {first_line(error)}") from None
 
 
 def write_table(path: str | Path, table: Table) -> None:
@@ -175,7 +179,7 @@ def is_table(path: Path) -> bool:
     """Whether a file is a table that `write_table` made: such a file may be replaced by another."""
     try:
         return format_of(path).read_description(path) is not None
-    except UserError:
+    except Exception:  # as in `read_table`
         return False
 
 
