@@ -30,10 +30,10 @@ def test_k_means_finds_directions_and_not_lengths(monkeypatch, whole):
 
 def test_hdbscan_finds_them_and_leaves_what_is_alone():
     x, y = blobs((50, 40, 30))
-    x[:2] = [[-1, -1, -1], [-3, 1, -1]]
+    x[0] = -1
     numbers = hdbscan(x, 10)
-    assert (numbers[:2] == NOISE).all()
-    assert adjusted_rand_score(y[2:], numbers[2:]) == 1
+    assert numbers[0] == NOISE
+    assert adjusted_rand_score(y[1:], numbers[1:]) == 1
 
 
 @pytest.mark.parametrize("whole", [cluster.WHOLE, 500])
