@@ -156,4 +156,4 @@ class Writer:
 def folder_beside(output: Path, what: Any) -> Path:
     """The folder for features that `what`, a value of JSON, defines."""
     key = hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
-    return output.with_name(f".{output.name}.{key[:16]}.parts")
+    return output.absolute().with_name(f".{output.name}.{key[:16]}.parts")
