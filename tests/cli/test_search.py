@@ -3,6 +3,8 @@ learned anything."""
 
 import csv
 import json
+import re
+import shlex
 import shutil
 from pathlib import Path
 
@@ -15,7 +17,7 @@ from selfsight.data.config import DataConfig
 from selfsight.data.sources.open import open_source
 from selfsight.embeddings.embed import Options, embed
 from selfsight.embeddings.table import Table, read_table, write_table
-from tests.conftest import TINY, shared_data
+from tests.conftest import ROOT, TINY, shared_data
 
 COPY = "copy of the tench.jpg"  # in the training images, of a test image
 
@@ -199,7 +201,7 @@ def test_names_are_harmless_in_csv_and_on_the_terminal(folder, command):
     done = command("cluster", "odd.npz", "-k", "1", "-o", "odd", cwd=folder)
     assert "\x1b" not in done.stdout
     with (folder / "odd/clusters.csv").open(newline="") as file:
-        assert [row["path"] for row in csv.DictReader(file)][0] == "./=1+1.jpg"
+        assert next(row["path"] for row in csv.DictReader(file)) == "./=1+1.jpg"
 
 
 # Clusters -----------------------------------------------------------------------------------------
@@ -304,3 +306,23 @@ def test_a_mistake_is_one_line(folder, command, call, line):
     assert line in done.stderr
     assert len(done.stderr.splitlines()) == 1
     assert {path: path.read_bytes() for path in folder.iterdir() if path.is_file()} == before
+
+
+# The page -----------------------------------------------------------------------------------------
+
+PAGE = (ROOT / "docs" / "search.md").read_text(encoding="utf-8")
+
+
+def test_the_commands_and_the_code_of_the_page_run(tmp_path, command):
+    lines = re.findall(r"^selfsight (.*)$", PAGE, re.MULTILINE)
+    assert len(lines) == 5
+    for line in lines:
+        less = [*TINY, "max_steps=1"] if line.startswith("pretrain") else []
+        done = command(*shlex.split(line), *less, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+    for name in ("neighbours.png", "duplicates.csv", "duplicates.png", "clusters/clusters.csv"):
+        assert (tmp_path / name).is_file()
+    blocks = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+    assert len(blocks) == 2
+    for block in blocks:
+        exec(compile(block, "search.md", "exec"), {"__name__": "__main__"})
