@@ -112,8 +112,8 @@ def test_search_prints_a_table_and_draws_a_sheet(folder, command):
     assert len(np.unique(first.reshape(-1, 3), axis=0)) > 1000  # a photograph
 
 
-def test_the_layers_of_a_table_are_those_of_its_queries(folder, command):
-    keys = [f"data.path={folder / 'photos'}", "precision=fp32"]
+def test_queries_are_prepared_as_the_table_says_with_its_layers_and_colours(folder, command):
+    keys = [f"data.path={folder / 'photos'}", "precision=fp32", "data.mean=[0.9, 0.5, 0.1]"]
     embed(folder / "run", folder / "l.npz", keys, Options(layers=[2]), quiet=True)
     table = read_table(folder / "l.npz")
     (folder / "same.jpg").write_bytes(Path(table.paths[3]).read_bytes() + b"\0")
@@ -139,6 +139,26 @@ def test_images_that_are_no_files_are_drawn_if_they_can_be_opened(folder, comman
     done = command(*search, "--in", "far.npz", cwd=folder)
     assert "6 images on 's.png' are gray: their files cannot be opened from here" in done.stdout
     assert set(np.unique(np.asarray(Image.open(folder / "s.png"))[side, side])) == {200}
+
+
+def test_a_strangers_table_runs_no_code_and_downloads_nothing(folder, command):
+    code = "from pathlib import Path\nPath('ran').touch()\ndef make(split):\n    return None\n"
+    (folder / "evil.py").write_text(code)
+    table = read_table(folder / "digits.parquet")
+    for data in ({"source": "evil.py:make"}, {"path": "https://localhost:1/a.tar"}, {"path": 3}):
+        about = {**table.description, "data": data}
+        write_table(folder / "odd.npz", Table(table.paths, table.features, description=about))
+        done = command("cluster", "odd.npz", "-k", "1", "-o", "clusters", cwd=folder)
+        assert "24 images on 'clusters' are gray" in done.stdout
+        assert not (folder / "ran").exists()
+    done = command("search", "run", "photos/test/b", "--in", "odd.npz", cwd=folder)
+    assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
+    about["image_size"] = 10**9
+    write_table(folder / "odd.npz", Table(table.paths, table.features, description=about))
+    (folder / "a.jpg").write_bytes(b"")
+    done = command("search", "run", "a.jpg", "--in", "odd.npz", cwd=folder)
+    assert "'odd.npz': its description does not fit" in done.stderr
+    assert done.returncode == 2
 
 
 # Near-duplicates ----------------------------------------------------------------------------------

@@ -2,9 +2,10 @@
 
 import numpy as np
 import pytest
+from sklearn.cluster import KMeans, MiniBatchKMeans
 from sklearn.datasets import load_digits
 from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
-from threadpoolctl import threadpool_limits
+from threadpoolctl import threadpool_info, threadpool_limits
 
 from selfsight.embeddings import cluster
 from selfsight.embeddings.cluster import NOISE, clustered, described, hdbscan, kmeans
@@ -41,8 +42,17 @@ def test_the_same_seed_gives_the_same_clusters_with_any_number_of_threads(monkey
     monkeypatch.setattr(cluster, "WHOLE", whole)
     x = load_digits().data.astype(np.float32)[:1000]
     one = kmeans(x, 10, seed=3)
+    threads, used = set(), {KMeans: KMeans.fit, MiniBatchKMeans: MiniBatchKMeans.fit}
+    for model, fit in used.items():
+
+        def watched(self, x, y=None, sample_weight=None, fit=fit):
+            threads.update(library["num_threads"] for library in threadpool_info())
+            return fit(self, x)
+
+        monkeypatch.setattr(model, "fit", watched)
     with threadpool_limits(2):
         assert (kmeans(x, 10, seed=3) == one).all()
+    assert threads == {1}  # several add up sums in the order in which they finish
     assert (kmeans(x, 10, seed=4) != one).any()
 
 

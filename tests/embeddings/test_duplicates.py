@@ -1,6 +1,7 @@
 """Near-duplicates: groups as a naive union-find makes them, leaks, and the images to keep."""
 
 import itertools
+import re
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 from selfsight.embeddings import duplicates
 from selfsight.embeddings.duplicates import kept, near_duplicates
 from selfsight.errors import UserError
+from selfsight.train import log
 
 
 def cosines(x: np.ndarray) -> np.ndarray:
@@ -72,30 +74,49 @@ def test_groups_do_not_depend_on_the_order_of_rows(x, threshold, random):
 
 
 def test_equal_rows_have_the_similarity_one():
-    x = torch.randn(50, 384, generator=torch.Generator().manual_seed(0))
-    (group,) = near_duplicates(torch.cat([x, 3 * x[:1]]), threshold=1.0)
-    assert group.rows.tolist() == [0, 50]
+    x = torch.randn(200, 384, generator=torch.Generator().manual_seed(0))
+    groups = near_duplicates(torch.cat([x, 3 * x]), threshold=1.0)
+    assert sorted(group.rows.tolist() for group in groups) == [[n, n + 200] for n in range(200)]
 
 
 def test_the_links_of_many_equal_rows_are_not_kept(monkeypatch):
     """500,000 pairs; after the first blocks nearly all of them join nothing."""
     monkeypatch.setattr(duplicates, "BLOCK", 100)
     monkeypatch.setattr(duplicates, "MOST_LINKS", 1000)
-    seen, add = [], duplicates._Links.add
+    seen, joined, add, groups = [], [], duplicates._Links.add, duplicates._Links.groups
 
     def counted(self, a, b):
         add(self, a, b)
         seen.append(self._count)
 
+    def counted_groups(self):
+        joined.append(sum(len(a) for a, _ in self._new))
+        return groups(self)
+
     monkeypatch.setattr(duplicates._Links, "add", counted)
+    monkeypatch.setattr(duplicates._Links, "groups", counted_groups)
     watched = []
     (group,) = near_duplicates(
         np.ones((1000, 2), np.float32), 0.9, watch=lambda *a: watched.append(a)
     )
     assert len(group) == 1000
     assert max(seen) <= 1000
+    assert max(joined) <= 100 * 100  # of one block
+    assert sum(joined) < 100_000
     assert watched[0] == ("comparing blocks", 1, 55)
     assert watched[-1] == ("comparing blocks", 55, 55)
+
+
+def test_progress_says_how_much_time_is_left(monkeypatch, capsys):
+    monkeypatch.setattr(duplicates, "BLOCK", 2)
+    monkeypatch.setattr(log, "PLAIN_EVERY", 0)
+    with log.Progress() as progress:
+        near_duplicates(np.eye(5, dtype=np.float32), 0.9, watch=progress.work)
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.split("  ")[0] for line in lines] == [
+        f"comparing blocks {n}/6" for n in range(1, 7)
+    ]
+    assert all(re.fullmatch(r".*  \d+ s left", line) for line in lines)
 
 
 def angles(*degrees: float) -> np.ndarray:
