@@ -102,7 +102,7 @@ def embed(
         about = _description(where, job, target, data, splits)
         first = distributed.rank() == 0
         parts = open_parts(output, job, splits, about, stack)
-        if first and target.loaded:
+        if first and target.loaded and not quiet:
             say(target.loaded.partition(" is measured;")[0])
         with Progress(quiet or not first) as progress:
             read_missing(job, data, splits, parts, progress)

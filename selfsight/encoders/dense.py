@@ -107,7 +107,7 @@ def _number(layer: int | str, names: list[str]) -> int:
     if layer in names:
         return names.index(str(layer))
     try:
-        number = int(layer)
+        number = int(layer) if isinstance(layer, (int, str)) else len(names)
     except ValueError:
         number = len(names)
     if not -len(names) <= number < len(names):

@@ -188,5 +188,6 @@ def _evaluation_view(pixels: np.ndarray, description: dict[str, Any]) -> Tensor:
     box = shown_box(height, width, size, resize)
     if max(height, width) > SMALL:
         return augment.as_floats(cut(pixels, box, size)[None])
+    pixels = pixels if pixels.flags.writeable else pixels.copy()  # torch warns of others
     image = torch.from_numpy(pixels).permute(2, 0, 1)[None]
     return augment.resized_crop(image, torch.tensor([box]), size)
