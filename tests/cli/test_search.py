@@ -17,6 +17,7 @@ from selfsight.data.config import DataConfig
 from selfsight.data.sources.open import open_source
 from selfsight.embeddings.embed import Options, embed
 from selfsight.embeddings.table import Table, read_table, write_table
+from selfsight.report import tiles
 from tests.conftest import ROOT, TINY, shared_data
 
 COPY = "copy of the tench.jpg"  # in the training images, of a test image
@@ -141,16 +142,19 @@ def test_images_that_are_no_files_are_drawn_if_they_can_be_opened(folder, comman
     assert set(np.unique(np.asarray(Image.open(folder / "s.png"))[side, side])) == {200}
 
 
-def test_a_strangers_table_runs_no_code_and_downloads_nothing(folder, command):
-    code = "from pathlib import Path\nPath('ran').touch()\ndef make(split):\n    return None\n"
-    (folder / "evil.py").write_text(code)
+def test_a_strangers_table_runs_no_code_and_downloads_nothing(folder, command, monkeypatch):
+    def opened(data, split):
+        raise AssertionError(data)
+
+    monkeypatch.setattr(tiles, "open_source", opened)
     table = read_table(folder / "digits.parquet")
-    for data in ({"source": "evil.py:make"}, {"path": "https://localhost:1/a.tar"}, {"path": 3}):
-        about = {**table.description, "data": data}
+    keys = "source", "source", "path", "test_path", "path"
+    values = "evil.py:make", "torchvision:CIFAR10", "https://localhost:1/a.tar", "http://a/b.tar", 3
+    for key, value in zip(keys, values, strict=True):
+        about = {**table.description, "data": {key: value}}
         write_table(folder / "odd.npz", Table(table.paths, table.features, description=about))
         done = command("cluster", "odd.npz", "-k", "1", "-o", "clusters", cwd=folder)
         assert "24 images on 'clusters' are gray" in done.stdout
-        assert not (folder / "ran").exists()
     done = command("search", "run", "photos/test/b", "--in", "odd.npz", cwd=folder)
     assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
     about["image_size"] = 10**9
