@@ -55,10 +55,11 @@ def search(
     check_sheet(output, found.table.paths)
     if as_json:
         print(json.dumps(searching.as_json(found), indent=2))
+        shown.print_recall(found, stderr=True)
     else:
         shown.print_answers(found)
     if output is not None:
-        shown.draw_answers(found, output)
+        shown.draw_answers(found, output, stderr=as_json)
 
 
 @app.command(rich_help_panel=USE)
@@ -87,31 +88,21 @@ def duplicates(
 
     finding.check_threshold(threshold)
     outputs.check_output(output, (".csv", ".json"), table)
-    outputs.check_output(keep, (".jsonl",), table)
-    images = _read(table)
+    images, chip = _read(table), pick_device(device)
+    outputs.check_kept(keep, table, images)
     check_sheet(sheet, images.paths)
-    if keep is not None:
-        train = finding.training_rows(len(images), images.splits)
-        outputs.image_files(images, train.nonzero()[0])
     with Progress() as progress:
-        groups = finding.near_duplicates(
-            images.features,
-            threshold,
-            images.splits,
-            images.labels,
-            pick_device(device),
-            progress.work,
-        )
+        columns = images.features, threshold, images.splits, images.labels
+        groups = finding.near_duplicates(*columns, chip, progress.work)
     if output is not None:  # before anything is printed: a reader of the output may end it
         outputs.write_groups(output, images, groups, threshold)
     if keep is not None:
-        rows = finding.kept(groups, len(images), images.splits)
-        outputs.write_kept(keep, images, rows)
+        count = outputs.write_kept(keep, images, groups)
     shown.print_groups(images, groups, threshold)
     if output is not None:
         print(f"Wrote {output}")
     if keep is not None:
-        print(f"Wrote {keep}: {len(rows):,} images; use them with data.path={keep}")
+        print(f"Wrote {keep}: {count:,} images; use them with data.path={keep}")
     if sheet is not None:
         shown.draw_groups(images, groups, sheet)
 

@@ -28,7 +28,7 @@ class Index:
         features: (N, D) of finite numbers.
         kind: exact: matrix products of torch, also on a GPU. faiss: the same by faiss, on the CPU.
             faiss-ivf and faiss-hnsw: faster for millions of rows and many queries, but they miss
-            some neighbours (see `recall`), and they take minutes to build for a million rows.
+            some neighbours (see `recall`), and they take long to build.
         device: of the matrix products (default: where the features are).
     Raises: UserError for features that are not finite, an unknown kind, or if faiss is missing.
 

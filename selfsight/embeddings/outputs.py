@@ -17,7 +17,7 @@ import numpy as np
 
 from selfsight.embeddings.cluster import Clustering
 from selfsight.embeddings.csv_file import safe
-from selfsight.embeddings.duplicates import Group
+from selfsight.embeddings.duplicates import Group, kept, training_rows
 from selfsight.embeddings.table import Table
 from selfsight.errors import UserError, some
 from selfsight.files import write_json, write_text
@@ -98,9 +98,19 @@ def _cells(values: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def image_files(table: Table, rows: np.ndarray) -> list[Path]:
-    """The files of these rows. Raises: UserError if an image is no file, such as a row of a
-    pack."""
+def check_kept(path: Path | None, table_file: Path, table: Table) -> None:
+    """Before long work: a list of training images can be written there.
+
+    Raises: UserError as `check_output`; as `training_rows`; if an image is no file, such as a row
+        of a pack.
+    """
+    if path is None:
+        return
+    check_output(path, (".jsonl",), table_file)
+    _image_files(table, np.flatnonzero(training_rows(len(table), table.splits)))
+
+
+def _image_files(table: Table, rows: np.ndarray) -> list[Path]:
     files = [Path(table.paths[row]) for row in rows.tolist()]
     absent = [str(file) for file in files if not file.is_file()]
     if absent:
@@ -111,15 +121,17 @@ def image_files(table: Table, rows: np.ndarray) -> list[Path]:
     return files
 
 
-def write_kept(path: Path, table: Table, rows: np.ndarray) -> None:
-    """A list of image files for `data.path`: a JSON object on each line, with the absolute path and
-    the label. Raises: as `image_files`."""
+def write_kept(path: Path, table: Table, groups: list[Group]) -> int:
+    """The rows that `kept` gives as a list of image files for `data.path`: a JSON object on each
+    line, with the absolute path and the label. Returns: their number."""
+    rows = kept(groups, len(table), table.splits)
     lines = []
-    for row, file in zip(rows.tolist(), image_files(table, rows), strict=True):
+    for row, file in zip(rows.tolist(), _image_files(table, rows), strict=True):
         label = None if table.labels is None else table.labels[row]
         item = {"path": str(file.absolute())} | ({} if label is None else {"label": label})
         lines.append(json.dumps(item) + "\n")
     write_text(path, KEPT + "".join(lines))
+    return len(lines)
 
 
 def check_folder_of_clusters(folder: Path | None) -> None:

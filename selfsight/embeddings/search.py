@@ -87,6 +87,7 @@ def search(
     check_k(k, len(table))
     rows = rows_of(table, queries)
     target = open_target(where, keys, None)
+    _check_keys(keys, target)
     _check_made_by(target, where, table, table_file)
     files = [query for query, row in zip(queries, rows, strict=True) if row is None]
     made = iter(_embedded(files, target, table, table_file))
@@ -138,6 +139,16 @@ def _row_of(query: str, table: Table, places: dict[str, int]) -> int | None:
             f"a row from 0 to {last}"
         )
     return row
+
+
+def _check_keys(keys: list[str], target: EvaluationTarget) -> None:
+    """Other keys than those of an encoder's code are of files that do not describe themselves."""
+    more = [key for key in keys if not key.startswith("backbone.")]
+    if more and "mean" in target.encoder.description:
+        raise UserError(
+            f"'{more[0]}': the table says how images are prepared, and the encoder's file what it "
+            f"is; leave it out"
+        )
 
 
 def _check_made_by(

@@ -35,10 +35,16 @@ def print_answers(found: Found) -> None:
         pairs = zip(answer.rows, answer.similarities, strict=True)
         rows = [[f"{s:.4f}", str(row), *(str(c[row] or "") for c in shown)] for row, s in pairs]
         _print_unwrapped(("similarity", "row", *known, "path"), rows)
+    print_recall(found)
+
+
+def print_recall(found: Found, stderr: bool = False) -> None:
+    """Say how much an approximate index finds."""
     if found.recall is not None:
-        say(
-            f"The index finds {found.recall:.1%} of the nearest rows, measured on rows of the table"
+        line = (
+            f"The index finds {found.recall:.1%} of the nearest rows, measured on the table's own"
         )
+        console(stderr).print(line, soft_wrap=True)
 
 
 def _print_unwrapped(titles: Sequence[str], rows: list[list[str]]) -> None:
@@ -46,12 +52,16 @@ def _print_unwrapped(titles: Sequence[str], rows: list[list[str]]) -> None:
     Console(width=WIDEST).print(table(titles, rows))
 
 
-def draw_answers(found: Found, output: Path) -> None:
-    """A contact sheet: each query, and its neighbours with similarity, label and name."""
+def draw_answers(found: Found, output: Path, stderr: bool = False) -> None:
+    """A contact sheet: each query, and its neighbours with similarity, label and name.
+
+    Args:
+        stderr: say there that it is written.
+    """
     lines = [[_query(found.table, answer), *_neighbours(found, answer)] for answer in found.answers]
     pictures = Pictures(found.table)
     draw_tiles(pictures, lines, output, first_apart=True)
-    _written(output, pictures)
+    _written(output, pictures, stderr)
 
 
 def _query(images: Table, answer: Answer) -> Tile:
@@ -74,8 +84,8 @@ def _caption(images: Table, row: int) -> list[str]:
     return [" ".join(filter(None, words)), Path(images.paths[row]).name]
 
 
-def _written(output: Path, pictures: Pictures) -> None:
-    say = partial(console().print, soft_wrap=True)
+def _written(output: Path, pictures: Pictures, stderr: bool = False) -> None:
+    say = partial(console(stderr).print, soft_wrap=True)
     if pictures.missing:
         say(
             f"{pictures.missing:,} images on '{output}' are gray: their files cannot be opened "

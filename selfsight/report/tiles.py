@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,6 +19,7 @@ from selfsight.errors import UserError, printable
 from selfsight.files import write_atomically
 from selfsight.report.sheet import MARGIN, _original, _paste, as_picture
 
+SPLITS = ("train", "test")
 SIDE = 112  # pixels of a picture's longest side
 GRAY = np.full((SIDE, SIDE, 3), 200, np.uint8)  # in place of an image that cannot be read
 
@@ -30,7 +31,6 @@ class Tile(NamedTuple):
     caption: list[str]
 
 
-@dataclass
 class Pictures:
     """The images of a table, where they can be read: its paths are files, or its description says
     which images they are and those can be opened (a pack, Parquet, the digits).
@@ -39,56 +39,70 @@ class Pictures:
         missing: how many were asked for that could not be read.
     """
 
-    table: Table
-    missing: int = 0
-    _named: dict[str, tuple[Source, int]] | None = None
+    def __init__(self, table: Table) -> None:
+        self.missing = 0
+        self._table = table
+        self._data = _data_of(table)
+        data = self._data or DataConfig()
+        values = data.range if isinstance(data.range, tuple) else None
+        self._how = Decoding(values, False, data.max_pixels, data.channels, data.bits)
 
     def picture(self, image: int | Path) -> np.ndarray:
-        """(h, w, 3) uint8 of at most SIDE pixels; gray if it cannot be read."""
-        pixels = self._pixels(str(image) if isinstance(image, Path) else self.table.paths[image])
+        """(h, w, 3) uint8 of at most SIDE pixels; gray if it cannot be read.
+
+        Args:
+            image: a row of the table, or a file.
+        """
+        try:
+            pixels = self._of_row(image) if isinstance(image, int) else self._of_file(str(image))
+        except (BadImage, OSError):
+            pixels = None
         if pixels is None:
             self.missing += 1
             return GRAY
         return as_picture(_original(pixels, SIDE, square=False))
 
-    def _pixels(self, name: str) -> np.ndarray | None:
+    def _of_file(self, path: str) -> np.ndarray:
+        return decode_bytes(Path(path).read_bytes(), path, self._how)
+
+    def _of_row(self, row: int) -> np.ndarray | None:
+        path = self._table.paths[row]
+        if os.path.isfile(path):
+            return self._of_file(path)
+        splits = self._table.splits
+        for split in SPLITS if splits is None else (splits[row],):
+            if (split, path) in self._named:
+                return decode(*self._named[split, path])
+        return None
+
+    @cached_property
+    def _named(self) -> dict[tuple[str, str], tuple[Source, int]]:
+        """The images that the description names, by split and name."""
         try:
-            if os.path.isfile(name):
-                return decode_bytes(Path(name).read_bytes(), name, self._decoding())
-            if self._named is None:
-                self._named = _by_name(self._data())
-            found = self._named.get(name)
-            return None if found is None else decode(*found)
-        except (BadImage, OSError):
-            return None
-
-    def _data(self) -> DataConfig | None:
-        """How the table's images were read, if it says so."""
-        try:
-            return validate(DataConfig, (self.table.description or {}).get("data"))
-        except UserError:
-            return None
-
-    def _decoding(self) -> Decoding:
-        data = self._data() or DataConfig()
-        values = data.range if isinstance(data.range, tuple) else None
-        return Decoding(values, False, data.max_pixels, data.channels, data.bits)
+            found = {} if self._data is None else _opened(self._data)
+            return {(s, x.name(i)): (x, i) for s, x in found.items() for i in range(len(x))}
+        except (UserError, OSError):  # they are not on this machine
+            return {}
 
 
-def _by_name(data: DataConfig | None) -> dict[str, tuple[Source, int]]:
-    """The images that a description names, by their names. No code of a user's own is run and
-    nothing is downloaded: a table may be a stranger's."""
-    if data is None or data.source not in ("auto", "digits", *KINDS):
+def _data_of(table: Table) -> DataConfig | None:
+    """How the table's images were read, if it says so."""
+    try:
+        return validate(DataConfig, (table.description or {}).get("data"))
+    except UserError:
+        return None
+
+
+def _opened(data: DataConfig) -> dict[str, Source]:
+    """The splits. No code of a user's own is run and nothing is downloaded: a table may be a
+    stranger's."""
+    if data.source not in ("auto", "digits", *KINDS):
         return {}
     if any("://" in path for key in PATHS for path in several(getattr(data, key))):
         return {}
-    try:
-        train = open_source(data, "train")
-        sources = [train, open_source(with_range(data, train), "test")]
-        named = [(source, i) for source in sources if source for i in range(len(source))]
-    except (UserError, OSError):  # they are not on this machine
-        return {}
-    return {source.name(i): (source, i) for source, i in named}
+    train = open_source(data, "train")
+    test = open_source(with_range(data, train), "test")
+    return {"train": train} if test is None else {"train": train, "test": test}
 
 
 def draw_tiles(

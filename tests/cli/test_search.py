@@ -10,6 +10,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import timm
+import torch
 from PIL import Image
 
 import selfsight
@@ -95,6 +97,37 @@ def test_features_of_a_file_are_those_of_the_table(folder, command):
     assert answer["row"] is None
     assert answer["neighbours"][0]["row"] == 5
     assert answer["neighbours"][0]["similarity"] == pytest.approx(1, abs=2e-6)
+
+
+def test_json_is_alone_on_stdout(folder, command):
+    more = ["--in", "photos.npz", "--json", "-o", "sheet.png", "--index", "faiss-ivf"]
+    done = command("search", "run", "0", *more, cwd=folder)
+    assert [answer["row"] for answer in json.loads(done.stdout)] == [0]
+    assert done.stderr.splitlines()[0].startswith("The index finds ")
+    assert done.stderr.splitlines()[-1] == "Wrote sheet.png"
+
+
+def test_another_librarys_checkpoint_searches_its_own_table(folder, command):
+    options = {"layers": [1, 1, 1, 1], "channels": [8, 8, 16, 16], "num_classes": 0}
+    torch.manual_seed(0)
+    torch.save(timm.create_model("resnet18", **options).state_dict(), folder / "net.pt")
+    keys = [
+        "backbone.name=resnet18",
+        f"backbone.options={options}".replace("'", ""),
+        "image_size=32",
+    ]
+    keys[1] = keys[1].replace(", num_classes: 0", "")
+    embed(
+        folder / "net.pt", folder / "n.npz", [*keys, f"data.path={folder / 'photos'}"], quiet=True
+    )
+    (folder / "same.jpg").write_bytes(
+        Path(read_table(folder / "n.npz").paths[3]).read_bytes() + b"\0"
+    )
+    call = ["search", "net.pt", *keys, "same.jpg", "--in", "n.npz", "-k", "1", "--json"]
+    done = command(*call, cwd=folder)
+    assert done.returncode == 0, done.stderr
+    (found,) = json.loads(done.stdout)[0]["neighbours"]
+    assert (found["row"], found["similarity"]) == (3, pytest.approx(1, abs=1e-5))
 
 
 def test_search_prints_a_table_and_draws_a_sheet(folder, command):
@@ -282,6 +315,7 @@ FOREIGN = ["search", "run", "-k", "1", "--in", "foreign.csv"]
         ([*SEARCH, "gone.jpg"], "'gone.jpg': is no path in the table and no image file"),
         ([*SEARCH, "text.txt"], "Cannot decode text.txt"),
         (["search", "run", "42", "--in", "photos.npz"], "the table has rows 0 to 41"),
+        ([*SEARCH, "data.channels=1"], "'data.channels=1': the table says how"),
         (["search", "none", "0", "--in", "photos.npz"], "'none': no such run folder"),
         (["search", "run", "0", "--in", "text.txt"], "the ending of a table of features must be"),
         (["search", "run", "0", "--in", "broken.npz"], "'broken.npz': not a table of features"),
