@@ -30,6 +30,8 @@ from selfsight.files import write_text
 from selfsight.train.log import Progress, say
 from selfsight.train.precision import pick_device, prepare
 
+MANY = 5_000  # rows; t-SNE of more takes so long that a line announces it
+
 
 class Options(NamedTuple):
     """What the table holds beyond the features of all images, and which features.
@@ -108,7 +110,11 @@ def embed(
             read_missing(job, data, splits, parts, progress)
         distributed.barrier()
         distributed.teardown()  # what is left is one process's work, and may take long
-        return _finish(output, options, config, splits, parts, about) if first else None
+        if not first:
+            return None
+        if not quiet:
+            _announce(options, rows)
+        return _finish(output, options, config, splits, parts, about)
 
 
 def _check_output(output: Path) -> None:
@@ -127,6 +133,14 @@ def _check_options(options: Options, rows: int) -> None:
         check_neighbours(options.neighbours, rows)
     if options.projection is not None:
         check_projection(options.projection, rows)
+
+
+def _announce(options: Options, rows: int) -> None:
+    """A line before work that takes long and shows no progress."""
+    if options.projection == "tsne" and rows > MANY:
+        say(f"t-SNE of {rows:,} images: this takes minutes, in one thread")
+    if options.neighbours is not None and rows > 10 * MANY:
+        say(f"Comparing each of {rows:,} images with all others: this takes a while")
 
 
 def _description(
