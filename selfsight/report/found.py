@@ -18,7 +18,7 @@ from selfsight.train.log import Console
 
 ACROSS = 8  # pictures in a line of a group or a cluster
 CHAIN = 0.1  # of similarity below the threshold: such images are hardly alike
-LINES = 40  # of a sheet of groups
+LINES = 25  # of a sheet of groups
 WIDEST = 10_000  # characters of a line
 NEAREST = 3  # lines of a cluster's sheet
 
@@ -131,17 +131,18 @@ def _leaks_first(group: Group) -> list[int]:
 
 
 def draw_groups(images: Table, groups: Sequence[Group], output: Path) -> None:
-    """A contact sheet: a line for each of the first groups, at most 8 images of each."""
+    """A contact sheet of the first groups, at most 8 images of each; small groups share a line."""
     if not groups:
         console().print(f"No near-duplicates: '{output}' is not written", soft_wrap=True)
         return
-    lines = [
-        [
-            Tile(row, [f"group {number}", *_caption(images, row)])
-            for row in _leaks_first(group)[:ACROSS]
-        ]
-        for number, group in enumerate(groups[:LINES])
-    ]
+    lines: list[list[Tile]] = [[]]
+    for number, group in enumerate(groups):
+        rows = _leaks_first(group)[:ACROSS]
+        if len(lines[-1]) + len(rows) > ACROSS:
+            if len(lines) == LINES:
+                break
+            lines.append([])
+        lines[-1] += [Tile(row, [f"group {number}", *_caption(images, row)]) for row in rows]
     pictures = Pictures(images)
     draw_tiles(pictures, lines, output, first_apart=False)
     _written(output, pictures)
