@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import shutil
 import signal
 import tarfile
@@ -541,6 +542,26 @@ def test_a_file_of_the_users_is_not_replaced(run, tmp_path, command):
     assert done.returncode == 2
     assert "'f.csv': exists and is no table that this command wrote" in done.stderr
     assert (tmp_path / "f.csv").read_text() == "path,label\na,b\n"
+
+
+def test_a_name_that_parquet_cannot_hold_is_refused_before_the_work(run, tmp_path, command):
+    for name in (b"a.png", b"caf\xe9.png"):
+        Image.new("RGB", (20, 20)).save(tmp_path / os.fsdecode(name))
+    done = command("embed", str(run), ".", *KEYS, "-o", "f.parquet", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "caf\\xe9.png': Parquet holds UTF-8 text alone" in done.stderr
+    assert not list(tmp_path.glob(".f.parquet*"))
+    assert command("embed", str(run), ".", *KEYS, "-o", "f.npz", cwd=tmp_path).returncode == 0
+    assert all(Path(path).is_file() for path in read_table(tmp_path / "f.npz").paths)
+
+
+def test_a_checkpoint_of_a_run_is_named(run, tmp_path, command):
+    (file,) = (run / "checkpoints").glob("*.pt")
+    done = command("embed", str(file), *KEYS, "-o", "f.npz", "--split", "test", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert f"The encoder is that of step 2 of '{run}'" in done.stderr
+    assert read_table(tmp_path / "f.npz").description["step"] == 2
+    np.testing.assert_array_equal(read_table(tmp_path / "f.npz").features, expected(run).numpy())
 
 
 def test_too_many_rows_for_tsne_are_refused_before_the_work(run, tmp_path, monkeypatch):
