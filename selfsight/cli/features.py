@@ -23,7 +23,7 @@ def embed(
     images: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[IMAGES] [KEY=VALUE]...",
+            metavar="IMAGES|KEY=VALUE",
             help="a path of images in any form that data.path takes (default: those of the run), "
             "and keys: data.limit=1000, device=cpu",
         ),

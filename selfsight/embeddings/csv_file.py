@@ -27,6 +27,10 @@ def require() -> None:
     """Python reads CSV itself."""
 
 
+def check_name(name: str) -> None:
+    """Any name can be written."""
+
+
 def description_file(path: Path) -> Path:
     """The file beside a table that holds its description."""
     return path.with_name(f"{path.name}.json")
@@ -51,10 +55,11 @@ def _cell(name: str, column: Any, row: int) -> str:
     value = column[row]
     if name not in TEXTS:
         return str(value)
-    return _safe(name, "" if value is None else value)
+    return safe(name, "" if value is None else value)
 
 
-def _safe(name: str, text: str) -> str:
+def safe(name: str, text: str) -> str:
+    """The text of a column as a cell that no spreadsheet runs."""
     if name == "path":
         return f"./{text}" if _FORMULA.match(text) else text
     return f"'{text}" if _FORMULA.match(text.lstrip("'")) else text

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 
 from selfsight import __version__, distributed
 from selfsight.batch import sides
@@ -29,6 +30,8 @@ from selfsight.evaluate.protocols.target import EvaluationTarget, open_target
 from selfsight.files import write_text
 from selfsight.train.log import Progress, say
 from selfsight.train.precision import pick_device, prepare
+
+MANY = 5_000  # rows; t-SNE of more takes so long that a line announces it
 
 
 class Options(NamedTuple):
@@ -99,16 +102,21 @@ def embed(
         splits, data = open_splits(config, target, options.split)
         rows = sum(len(split.source) for split in splits)
         distributed.by_all(lambda: _check_options(options, rows))
+        distributed.by_first(lambda: _check_names(output, splits))
         about = _description(where, job, target, data, splits)
         first = distributed.rank() == 0
         parts = open_parts(output, job, splits, about, stack)
-        if first and target.loaded and not quiet:
-            say(target.loaded.partition(" is measured;")[0])
+        if first and not quiet:
+            _say_what(target)
         with Progress(quiet or not first) as progress:
             read_missing(job, data, splits, parts, progress)
         distributed.barrier()
         distributed.teardown()  # what is left is one process's work, and may take long
-        return _finish(output, options, config, splits, parts, about) if first else None
+        if not first:
+            return None
+        if not quiet:
+            _announce(options, rows)
+        return _finish(output, options, config, job.device, splits, parts, about)
 
 
 def _check_output(output: Path) -> None:
@@ -122,11 +130,37 @@ def _check_output(output: Path) -> None:
         )
 
 
+def _check_names(output: Path, splits: list[Split]) -> None:
+    """Raises: UserError, before hours of work, for a name that the format cannot hold."""
+    writer = format_of(output)
+    for split in splits:
+        for name in split.source.classes or ():
+            writer.check_name(name)
+        for i in range(len(split.source)):
+            writer.check_name(split.source.name(i))
+
+
 def _check_options(options: Options, rows: int) -> None:
     if options.neighbours is not None:
         check_neighbours(options.neighbours, rows)
     if options.projection is not None:
         check_projection(options.projection, rows)
+
+
+def _say_what(target: EvaluationTarget) -> None:
+    """A line about an encoder that is not that of a finished run."""
+    if "step" in target.settings:
+        say(f"The encoder is that of step {target.settings['step']} of '{target.home}'")
+    elif target.loaded:
+        say(target.loaded)
+
+
+def _announce(options: Options, rows: int) -> None:
+    """A line before work that takes long and shows no progress."""
+    if options.projection == "tsne" and rows > MANY:
+        say(f"t-SNE of {rows:,} images: this takes minutes, in one thread")
+    if options.neighbours is not None and rows > 10 * MANY:
+        say(f"Comparing each of {rows:,} images with all others: this takes a while")
 
 
 def _description(
@@ -155,6 +189,7 @@ def _finish(
     output: Path,
     options: Options,
     config: EmbedConfig,
+    device: torch.device,
     splits: list[Split],
     parts: Parts,
     about: dict[str, Any],
@@ -170,7 +205,7 @@ def _finish(
         plane = project(features, options.projection, config.seed)
         about = {**about, "projection": options.projection, "seed": config.seed}
     if options.neighbours is not None:
-        places = nearest(features, options.neighbours)
+        places = nearest(features, options.neighbours, device)
         about = {**about, "neighbors": options.neighbours}
     broken = _broken(names, which, rows, splits, parts)
     table = Table(

@@ -38,18 +38,18 @@ def check_projection(method: str, rows: int) -> None:
         )
 
 
-def nearest(features: np.ndarray, k: int) -> Neighbours:
+def nearest(features: np.ndarray, k: int, device: torch.device | None = None) -> Neighbours:
     """The k nearest other rows of each, by cosine, exactly.
 
     Args:
-        features: (N, D); k: at most N - 1.
+        features: (N, D); k: at most N - 1; device: does the arithmetic (default: the CPU).
 
     >>> nearest(np.array([[1, 0], [0, 1], [1, 0.1]], np.float32), 1).ids.ravel().tolist()
     [2, 2, 0]
     """
     check_neighbours(k, len(features))
     rows = as_tensor(features)
-    similarity, place = neighbours(rows, rows, k + 1)
+    similarity, place = (found.cpu() for found in neighbours(rows, rows, k + 1, device))
     other = place != torch.arange(len(rows))[:, None]
     # Of many equal rows a row itself may not be among the first: then the last is left out.
     other[:, -1] &= ~other.all(1)

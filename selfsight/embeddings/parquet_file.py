@@ -23,6 +23,18 @@ def require() -> None:
     _library()
 
 
+def check_name(name: str) -> None:
+    """Raises: UserError for the name of a file that is no UTF-8: its bytes may be any."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        shown = name.encode(errors="surrogateescape").decode(errors="backslashreplace")
+        raise UserError(
+            f"'{printable(shown)}': Parquet holds UTF-8 text alone, and this name is other bytes; "
+            f"rename the file, or write .npz or .csv"
+        ) from None
+
+
 def description_file(path: Path) -> None:
     """There is none: the description is in the file itself."""
 
@@ -111,17 +123,10 @@ def _array(pa: Any, kind: Any, values: Any) -> Any:
     if isinstance(values, np.ndarray) and values.ndim == 2:
         flat = pa.array(np.ascontiguousarray(values).ravel())
         return pa.FixedSizeListArray.from_arrays(flat, values.shape[1])
-    try:
-        return pa.array(values, kind)
-    except UnicodeEncodeError as error:  # the bytes of a file's name may be any
-        raise UserError(
-            f"'{printable(_shown(error.object))}': Parquet holds UTF-8 text alone, and this name "
-            f"is other bytes; rename the file, or write .npz or .csv"
-        ) from None
-
-
-def _shown(name: str) -> str:
-    return name.encode(errors="surrogateescape").decode(errors="backslashreplace")
+    if kind == pa.string():
+        for name in values:
+            check_name(name or "")
+    return pa.array(values, kind)
 
 
 def _text(file: Any, name: str) -> list[str | None]:

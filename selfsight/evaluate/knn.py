@@ -11,7 +11,11 @@ QUERIES, BANK = 1024, 16384  # rows of one chunk: 64 MiB of similarities at a ti
 
 @torch.no_grad()
 def neighbours(
-    bank: Features, queries: Features, k: int, device: torch.device | None = None
+    bank: Features,
+    queries: Features,
+    k: int,
+    device: torch.device | None = None,
+    unit_bank: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Cosine similarities and places of the k nearest bank rows, nearest first.
 
@@ -22,6 +26,8 @@ def neighbours(
     Args:
         bank: (N, D) features, N >= k; queries: (M, D). Both are normalised here.
         device: does the arithmetic and gets the result (default: where the queries are).
+        unit_bank: the rows of the bank are float32 of length 1 already (see `unit_rows`): a bank
+            that is searched often is then normalised once.
     Returns: (M, k) float32 and (M, k) int64.
     """
     bank, queries = as_tensor(bank), as_tensor(queries)
@@ -30,7 +36,8 @@ def neighbours(
     place = torch.zeros(len(queries), k, dtype=torch.long, device=device)
     with exact_products():
         for start in range(0, len(bank), BANK):
-            part = _unit(bank[start : start + BANK], device)
+            part = bank[start : start + BANK]
+            part = part.to(device) if unit_bank else _unit(part, device)
             for first in range(0, len(queries), QUERIES):
                 at = slice(first, first + QUERIES)
                 similarity = _unit(queries[at], device) @ part.T  # (q, b)
@@ -39,6 +46,21 @@ def neighbours(
                 best[at], keep = both.topk(k, dim=1)
                 place[at] = torch.cat([place[at], where + start], 1).gather(1, keep)
     return best, place
+
+
+def unit_rows(x: Features, device: torch.device | None = None) -> Tensor:
+    """A copy of the rows with length 1, float32; a row of zeros stays as it is.
+
+    Args:
+        x: (N, D); read a chunk at a time, so it may be a map of a file.
+        device: of the copy (default: where x is).
+    """
+    x = as_tensor(x)
+    device = x.device if device is None else device
+    unit = torch.empty(x.shape, device=device)
+    for start in range(0, len(x), BANK):
+        unit[start : start + BANK] = _unit(x[start : start + BANK], device)
+    return unit
 
 
 def _unit(x: Tensor, device: torch.device) -> Tensor:

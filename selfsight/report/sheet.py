@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from selfsight.data.decode import decode
@@ -18,6 +18,7 @@ from selfsight.views.ops import augment
 
 GAP, SMALLEST = 4, 64  # pixels between pictures; smaller views are enlarged to this
 MARGIN = 3  # gaps between the originals and the views
+LINE = 13  # pixels of a line of text
 
 
 def contact_sheet(loader: ViewLoader, rows: int, epochs: int = 1) -> Image.Image:
@@ -63,19 +64,44 @@ def as_picture(x: Tensor) -> np.ndarray:
     return (bands * 255).round().byte().permute(1, 2, 0).numpy()
 
 
-def _paste(pictures: list[list[np.ndarray]], side: int) -> Image.Image:
-    """A grid on white, the originals in front; small pictures grow by whole factors."""
-    step = side + GAP
-    width, height = len(pictures[0]) * step + (MARGIN + 1) * GAP, len(pictures) * step + GAP
-    sheet = Image.new("RGB", (width, height), "white")
+def _paste(
+    pictures: list[list[np.ndarray]],
+    side: int,
+    captions: list[list[list[str]]] | None = None,
+    margin: int = MARGIN,
+) -> Image.Image:
+    """A grid on white, the originals in front; small pictures grow by whole factors.
+
+    Args:
+        captions: lines of text below each picture, cut where they are wider than it.
+        margin: gaps between the first column and the others.
+    """
+    texts = max((len(lines) for row in captions or [] for lines in row), default=0)
+    across, down = side + GAP, side + GAP + texts * LINE
+    columns = max(map(len, pictures))
+    size = columns * across + (margin + 1) * GAP, len(pictures) * down + GAP
+    sheet = Image.new("RGB", size, "white")
     for row, line in enumerate(pictures):
         for column, pixels in enumerate(line):
             picture = Image.fromarray(np.ascontiguousarray(pixels))
             factor = max(1, side // max(picture.size))
             picture = picture.resize((picture.width * factor, picture.height * factor), 0)
-            left = GAP + column * step + (MARGIN * GAP if column else 0)
-            sheet.paste(picture, (left, GAP + row * step))
+            left = GAP + column * across + (margin * GAP if column else 0)
+            sheet.paste(picture, (left, GAP + row * down))
+            if captions:
+                _write(sheet, captions[row][column], left, GAP + row * down + side, side)
     return sheet
+
+
+def _write(sheet: Image.Image, lines: list[str], left: int, top: int, width: int) -> None:
+    """Lines of text; of one that is too long the beginning and the end."""
+    font, draw = ImageFont.load_default(size=LINE - 3), ImageDraw.Draw(sheet)
+    for n, text in enumerate(lines):
+        shown, kept = text, len(text)
+        while kept > 2 and font.getlength(shown) > width:
+            kept -= 1
+            shown = f"{text[: kept // 2]}…{text[len(text) - (kept - kept // 2) :]}"
+        draw.text((left, top + n * LINE), shown, fill="black", font=font)
 
 
 def draw_views(config: RunConfig, output: Path, rows: int, epochs: int) -> None:

@@ -174,6 +174,12 @@ class Progress:
         line = "  ".join([f"{self._what} {done:,}/{self._total:,}", *words])
         console.print(line, soft_wrap=True)
 
+    def work(self, what: str, done: int, total: int) -> None:
+        """As `begin` and `update` for work of one kind after another, with the time left."""
+        if what != self._what:
+            self.begin(what, 0, total)
+        self.update(done)
+
     def images(self, what: str, done: int, total: int) -> None:
         """As `begin` and `update` for work on images, with the rate of what was done since."""
         if what != self._what:

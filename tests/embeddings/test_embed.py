@@ -1,8 +1,11 @@
 """`selfsight embed`: the features are those of an evaluation, however the work is interrupted."""
 
+import io
 import json
+import os
 import shutil
 import signal
+import tarfile
 import time
 import weakref
 from pathlib import Path
@@ -121,6 +124,54 @@ def test_paths_of_photographs_can_be_opened_and_are_shown_as_in_an_evaluation(
     keys = DataConfig(path=str(photos))
     both = torch.cat([expected(run, split, keys) for split in ("train", "test")])
     np.testing.assert_array_equal(table.features, both.numpy())
+
+
+def sources(photos: Path, folder: Path) -> dict[str, str]:
+    """The test photographs as a list of paths, as arrays, as a pack, and as a shard."""
+    files = sorted((photos / "val").rglob("*.jpg"))
+    (folder / "list.txt").write_text("".join(f"{file} {file.parent.name}\n" for file in files))
+    pixels = np.stack([np.asarray(Image.open(file).resize((100, 100))) for file in files])
+    np.savez(folder / "arrays.npz", images=pixels, labels=np.arange(len(files)) % 2)
+    with tarfile.open(folder / "shard.tar", "w") as tar:
+        for file in files:
+            about = tarfile.TarInfo(f"{file.stem}.jpg")
+            about.size = file.stat().st_size
+            tar.addfile(about, io.BytesIO(file.read_bytes()))
+    return {"list": "list.txt", "arrays": "arrays.npz", "shard": "shard.tar", "pack": "pack"}
+
+
+@pytest.mark.parametrize("kind", ["list", "arrays", "shard", "pack"])
+def test_images_come_in_any_form_that_data_path_takes(run, photos, tmp_path, command, kind):
+    path = sources(photos, tmp_path)[kind]
+    if kind == "pack":
+        assert command("pack", "list.txt", "-o", "pack", cwd=tmp_path).returncode == 0
+    done = command("embed", str(run), path, "-o", "f.npz", *KEYS, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    keys = DataConfig(path=str(tmp_path / path))
+    found = [
+        expected(run, split, keys).numpy()
+        for split in ("train", "test")
+        if open_source(keys, split) is not None
+    ]
+    table = read_table(tmp_path / "f.npz")
+    np.testing.assert_array_equal(table.features, np.concatenate(found))
+    assert len(table) == 12
+    names = {"arrays": f"{tmp_path / 'arrays.npz'} ", "shard": f"{tmp_path / 'shard.tar'} "}
+    assert table.paths[0].startswith(names.get(kind, str(photos)))
+
+
+def test_deep_images_are_read_with_the_range_of_the_pretraining(tmp_path):
+    for split, count in (("train", 70), ("test", 9)):
+        for n in range(count):
+            image = np.random.default_rng(n).integers(0, 1000, (12, 12)).astype(np.uint16)
+            (tmp_path / "x" / split).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image).save(tmp_path / "x" / split / f"{n:02}.png")
+    keys = ("max_steps=1", "data.bits=16", "data.range=auto", f"data.path={tmp_path / 'x'}")
+    run = selfsight.pretrain(config_of(tmp_path / "r", *keys, method="simclr"), True).path
+    embed(run, tmp_path / "f.npz", [f"data.path={tmp_path / 'x'}", *KEYS])
+    table = read_table(tmp_path / "f.npz")
+    ours = selfsight.load_encoder(run).embed(table.paths)
+    torch.testing.assert_close(torch.from_numpy(table.features), ours, rtol=1e-4, atol=1e-5)
 
 
 def test_other_images_are_not_limited_as_those_of_the_run(photos, tmp_path):
@@ -491,6 +542,26 @@ def test_a_file_of_the_users_is_not_replaced(run, tmp_path, command):
     assert done.returncode == 2
     assert "'f.csv': exists and is no table that this command wrote" in done.stderr
     assert (tmp_path / "f.csv").read_text() == "path,label\na,b\n"
+
+
+def test_a_name_that_parquet_cannot_hold_is_refused_before_the_work(run, tmp_path, command):
+    for name in (b"a.png", b"caf\xe9.png"):
+        Image.new("RGB", (20, 20)).save(tmp_path / os.fsdecode(name))
+    done = command("embed", str(run), ".", *KEYS, "-o", "f.parquet", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "caf\\xe9.png': Parquet holds UTF-8 text alone" in done.stderr
+    assert not list(tmp_path.glob(".f.parquet*"))
+    assert command("embed", str(run), ".", *KEYS, "-o", "f.npz", cwd=tmp_path).returncode == 0
+    assert all(Path(path).is_file() for path in read_table(tmp_path / "f.npz").paths)
+
+
+def test_a_checkpoint_of_a_run_is_named(run, tmp_path, command):
+    (file,) = (run / "checkpoints").glob("*.pt")
+    done = command("embed", str(file), *KEYS, "-o", "f.npz", "--split", "test", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert f"The encoder is that of step 2 of '{run}'" in done.stderr
+    assert read_table(tmp_path / "f.npz").description["step"] == 2
+    np.testing.assert_array_equal(read_table(tmp_path / "f.npz").features, expected(run).numpy())
 
 
 def test_too_many_rows_for_tsne_are_refused_before_the_work(run, tmp_path, monkeypatch):
