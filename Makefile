@@ -41,6 +41,8 @@ bench: $(VENV)/.installed-bench ## timings against other libraries, in one run
 	$(BIN)/python -m benchmarks.steps
 	$(BIN)/python -m benchmarks.memory
 	$(BIN)/python -m benchmarks.data
+	$(BIN)/python -m benchmarks.embed
+	$(BIN)/python -m benchmarks.search
 
 $(BIN)/uv:
 	$(PYTHON) -m venv $(VENV)

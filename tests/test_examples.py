@@ -15,6 +15,11 @@ PUBLIC = {name: getattr(selfsight, name) for name in selfsight._HOME}
 MODULES = [
     "batch",
     "blame",
+    "embeddings.cluster",
+    "embeddings.duplicates",
+    "embeddings.index",
+    "embeddings.search",
+    "encoders.dense",
     "errors",
     "losses",
     "methods.heads",

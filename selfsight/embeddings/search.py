@@ -109,6 +109,7 @@ def rows_of(table: Table, queries: Sequence[str]) -> list[int | None]:
 
     Raises: UserError for a number that is too large, or if there is no such file.
 
+    >>> import numpy as np
     >>> rows_of(Table(["a.jpg", "b.jpg"], np.zeros((2, 3), np.float32)), ["b.jpg", "0"])
     [1, 0]
     """
