@@ -87,7 +87,7 @@ def _columns(names: list[str], rows: Iterator[list[str]]) -> dict[str, Any]:
         shown = ", ".join(names[:8]) or "nothing"
         raise ValueError(f"its columns are {shown}; path and embedding, or e0, e1, ..., are needed")
     texts: dict[str, list[Any]] = {name: [] for name in TEXTS if name in place}
-    numbers = {name: [] for name in ("x", "y", "neighbors") if name in place}
+    numbers: dict[str, list[Any]] = {name: [] for name in ("x", "y", "neighbors") if name in place}
     embedding, waiting = [], []
     for row in rows:
         if len(row) != len(names):

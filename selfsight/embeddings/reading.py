@@ -119,6 +119,7 @@ def read_missing(
     lengths = np.diff(parts.spans, axis=1)[:, 0]
     done = parts.rows - int(lengths[missing].sum())
     total = done + int(lengths[mine].sum())
+    what = "features of images" + (f", process 1 of {ranks}" if ranks > 1 else "")
     before, first = weights_hash(job.encoder), 0
     with Writer(parts, lambda: prove_frozen(job.encoder, before)) as writer:
         for split in splits:
@@ -128,7 +129,7 @@ def read_missing(
                 images = split.opened(data, job.device, bad_file(parts, split))
                 for count in _read(job, images, parts, numbers, first, writer):
                     done += count
-                    progress.images("features of images", done, total)
+                    progress.images(what, done, total)
             first = end
 
 

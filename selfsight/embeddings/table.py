@@ -103,7 +103,7 @@ class Table:
 
     def columns(self) -> dict[str, Any]:
         """The columns that are there, by their names in a file."""
-        found = {"path": self.paths, "split": self.splits, "label": self.labels}
+        found: dict[str, Any] = {"path": self.paths, "split": self.splits, "label": self.labels}
         found["embedding"] = self.features
         if self.projection is not None:
             found |= {"x": self.projection[:, 0], "y": self.projection[:, 1]}

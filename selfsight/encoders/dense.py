@@ -102,7 +102,7 @@ def _model(backbone: nn.Module) -> Any:
 
 
 def _number(layer: int | str, names: list[str]) -> int:
-    if layer == LAST:
+    if str(layer).lower() == LAST:
         return len(names) - 1
     if layer in names:
         return names.index(str(layer))

@@ -518,6 +518,7 @@ MISTAKES = {
     "projection": (["--projection", "umap"], "--projection umap: must be tsne or pca"),
     "split": (["--split", "val"], "--split val: must be train or test"),
     "path": (["nowhere"], "nowhere: no such file or folder"),
+    "no images": (["."], "no images"),
     "paths": (["a", "b"], "'a' and 'b': give one path"),
     "key": (["dta.limit=3"], "Unknown key 'dta'"),
     "another's key": (["allow_overlap=true"], "Unknown key 'allow_overlap'"),
