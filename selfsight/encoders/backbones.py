@@ -193,6 +193,8 @@ def _build(
             try:
                 arguments = {"pretrained": False, "num_classes": 0, **options, **more}
                 backbone = timm.create_model(config.name, **arguments)
+                # for an export, which lets timm build the same once more
+                backbone.timm_arguments = {**options, **more}
                 break
             except Exception as error:  # timm's models raise anything
                 refused = [key for key in more if f"'{key}'" in str(error)]
