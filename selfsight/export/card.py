@@ -26,9 +26,12 @@ def plain(text: object) -> str:
     >>> plain("a_b <i>|x|\n[y](z)")
     'a\\_b &lt;i&gt;\\|x\\| \\[y\\](z)'
     """
-    line = printable(" ".join(str(text).split()))
-    line = line.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    line = _line(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     return _MARKUP.sub(r"\\\1", line)
+
+
+def _line(text: object) -> str:
+    return printable(" ".join(str(text).split()))
 
 
 def without_folders(name: str) -> str:
@@ -60,13 +63,13 @@ def card(
     head = {
         "library_name": first.library,
         "pipeline_tag": "image-feature-extraction",
-        "tags": ["selfsight", "image-feature-extraction", printable(method)],
-        **({"license": printable(license)} if license else {}),
-        **({"datasets": [printable(name) for name in datasets]} if datasets else {}),
+        "tags": ["selfsight", "image-feature-extraction", _line(method)],
+        **({"license": _line(license)} if license else {}),
+        **({"datasets": [_line(name) for name in datasets]} if datasets else {}),
     }
     height, width = subject.size
     parts = [
-        f"---\n{yaml.safe_dump(head, sort_keys=False, allow_unicode=True)}---",
+        f"---\n{yaml.safe_dump(head, sort_keys=False, allow_unicode=True, width=10_000)}---",
         f"# {plain(subject.model)}, pretrained by {plain(method)}",
         f"An image encoder: pixels (B, {subject.channels}, {height}, {width}) become features "
         f"(B, {subject.encoder.num_features}). Exported by Selfsight {__version__}."
