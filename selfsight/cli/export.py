@@ -54,6 +54,8 @@ def export(
 
 def _print(found: "Exported", dry_run: str | None) -> None:
     """What was written, and how well it agrees."""
+    from selfsight.export.card import number
+
     for name, numbers in found.differences.items():
         parts = {
             "same pixels": numbers.network,
@@ -61,7 +63,7 @@ def _print(found: "Exported", dry_run: str | None) -> None:
             "other sizes": numbers.other_sizes,
             "other sizes by the card's own code": numbers.exact_code,
         }
-        shown = "; ".join(f"{key} {v:.1e}" for key, v in parts.items() if v is not None)
+        shown = "; ".join(f"{key} {number(v)}" for key, v in parts.items() if v is not None)
         print(f"{name}: largest difference of the features over {numbers.images} images: {shown}")
     for name, size in found.files.items():
         print(f"  {size:>13,} bytes  {name}")

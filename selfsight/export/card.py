@@ -34,6 +34,17 @@ def _line(text: object) -> str:
     return printable(" ".join(str(text).split()))
 
 
+def number(difference: float | None) -> str:
+    """A difference of features as a text.
+
+    >>> number(0.00012345), number(0.0), number(None)
+    ('1.2e-04', '0', '-')
+    """
+    if difference is None:
+        return "-"
+    return f"{difference:.1e}" if difference else "0"
+
+
 def without_folders(name: str) -> str:
     """A name that a configuration holds, without paths of this machine.
 
@@ -156,7 +167,7 @@ def _agreement(subject: Subject, verified: Mapping[Target, Differences]) -> str:
     ]
     for target, found in verified.items():
         numbers = (found.network, found.exact_size, found.other_sizes, found.exact_code)
-        shown = " | ".join("-" if value is None else f"{value:.1e}" for value in numbers)
+        shown = " | ".join(number(value) for value in numbers)
         rows.append(f"| {target.title} | {shown} |")
     sizes = ", ".join(f"{w} x {h}" for h, w in geometry.exact_sizes(subject)[:3]) or "none"
     return (
@@ -171,9 +182,10 @@ def _pretraining(subject: Subject, method: str) -> str:
     described = subject.description
     trained, data = described.get("pretrained_on") or {}, described["data"]
     lines = [f"- method: {plain(method)}; seed {described['seed']}"]
-    source = plain(without_folders(str(data.get("source", "not known"))))
-    lines.append(f"- images: {source}" + ("" if not data.get("path") else ", own files"))
-    counts = [f"{trained[k]:,} {k}" for k in ("images", "epochs", "steps") if trained.get(k)]
+    source = without_folders(str(data.get("source", "auto")))
+    images = "own files" if source == "auto" else plain(source)
+    lines.append(f"- images: {images}")
+    counts = [f"{trained[key]:,} {key}" for key in ("images", "steps") if trained.get(key)]
     lines += [f"- extent: {', '.join(counts)}"] if counts else []
     cost = subject.cost
     if cost.get("seconds") is not None:
@@ -182,8 +194,8 @@ def _pretraining(subject: Subject, method: str) -> str:
     for key, what in (("weights_sha256", "started from weights"), ("teacher_sha256", "teacher")):
         if trained.get(key):
             lines.append(f"- {what} with SHA-256 `{plain(trained[key])}`")
-    if "weights_sha256" not in trained:
-        lines.append("- started from random weights")
+    if "weights_sha256" not in trained and not own.is_code(described["backbone"]["name"]):
+        lines.append("- started from random weights, drawn from the seed")
     lines.append(f"- SHA-256 of the encoder's weights: `{subject.sha256}`")
     return "\n".join(lines)
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from selfsight.errors import UserError
-from selfsight.export import code
+from selfsight.export import preparing
 from selfsight.export.subject import Subject
 from selfsight.export.target import Target
 from selfsight.export.to_torch import nothing_refused, program
@@ -82,6 +82,7 @@ from PIL import Image
 session = onnxruntime.InferenceSession(
     f"{{folder}}/model.onnx", providers=["CPUExecutionProvider"]
 )
+
 {prepare}
 
 
@@ -91,7 +92,7 @@ def features(pixels):  # (B, C, h, w) -> (B, D)
 
 
 def _code(subject: Subject) -> str:
-    return _CODE.format(prepare=code.with_numpy(subject))
+    return _CODE.format(prepare=preparing.with_numpy(subject))
 
 
 def _pillow(subject: Subject) -> bool:

@@ -8,10 +8,10 @@ transforms.
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import nn
 
-from selfsight.export import code
+from selfsight.export import preparing
 from selfsight.export.geometry import crop_fraction
 from selfsight.export.subject import Subject
 from selfsight.export.target import Target
@@ -84,7 +84,8 @@ def write(subject: Subject, folder: Path) -> None:
     write_json(folder / "preprocessor_config.json", processor)
     state = subject.encoder.backbone.state_dict()
     tensors = {name: value.detach().cpu().contiguous() for name, value in state.items()}
-    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    # as bytes: on a full disk safetensors raises an error of its own
+    (folder / "model.safetensors").write_bytes(save(tensors, {"format": "pt"}))
 
 
 _TIMM = """\
@@ -131,7 +132,7 @@ _IMPORTS = "import numpy as np\nfrom torch.nn.functional import interpolate\n"
 
 
 def _exact(subject: Subject) -> str:
-    return f"{_IMPORTS}\n{code.with_torch(subject)}\n" if subject.takes_pil else ""
+    return f"{_IMPORTS}\n{preparing.with_torch(subject)}\n" if subject.takes_pil else ""
 
 
 def _timm_code(subject: Subject) -> str:
@@ -147,7 +148,7 @@ def _filled(subject: Subject, whole: str, prepare: str) -> str:
     if subject.takes_pil:
         text = prepare.format(mode="L" if subject.channels == 1 else "RGB").rstrip()
         return whole.format(imports="", prepare=text)
-    return whole.format(imports=_IMPORTS, prepare=code.with_torch(subject))
+    return whole.format(imports=_IMPORTS, prepare=preparing.with_torch(subject))
 
 
 def _takes_pil(subject: Subject) -> bool:

@@ -1,12 +1,13 @@
 """A program of torch.export, model.pt2: it needs neither Selfsight nor timm."""
 
+import io
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from selfsight.errors import UserError
-from selfsight.export import code
+from selfsight.export import preparing
 from selfsight.export.subject import Subject
 from selfsight.export.target import Target
 
@@ -52,7 +53,9 @@ def program(subject: Subject) -> torch.export.ExportedProgram:
 
 def write(subject: Subject, folder: Path) -> None:
     """Raises: UserError, see `program`; OSError."""
-    torch.export.save(program(subject), folder / FILE)
+    buffer = io.BytesIO()  # on a full disk torch raises an error of its own
+    torch.export.save(program(subject), buffer)
+    (folder / FILE).write_bytes(buffer.getbuffer())
 
 
 def nothing_refused(subject: Subject) -> str:
@@ -66,6 +69,7 @@ import torch
 from torch.nn.functional import interpolate
 
 model = torch.export.load(f"{{folder}}/model.pt2").module()
+
 {prepare}
 
 
@@ -76,7 +80,7 @@ def features(pixels):  # (B, C, h, w) -> (B, D)
 
 
 def _code(subject: Subject) -> str:
-    return _CODE.format(prepare=code.with_torch(subject))
+    return _CODE.format(prepare=preparing.with_torch(subject))
 
 
 TORCH = Target(

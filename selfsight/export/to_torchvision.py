@@ -1,5 +1,6 @@
 """A state dict for the models of torchvision: its ResNets, and Vision Transformers of its class."""
 
+import io
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +8,7 @@ import torch
 from torch import nn
 
 from selfsight.encoders.foreign.adapt import adapt
-from selfsight.export import code
+from selfsight.export import preparing
 from selfsight.export.subject import Subject
 from selfsight.export.target import Target
 from selfsight.export.to_timm import refusal as no_timm
@@ -92,16 +93,20 @@ def write(subject: Subject, folder: Path) -> None:
         theirs = (_resnet if subject.model in RESNETS else _vit)(subject).state_dict()
     keys = adapt(theirs, "torchvision", own).keys
     state = {theirs_name: own[name].detach().cpu() for name, theirs_name in keys.items()}
-    torch.save({name: state[name] for name in theirs}, folder / "model.pth")
+    buffer = io.BytesIO()  # on a full disk torch raises an error of its own
+    torch.save({name: state[name] for name in theirs}, buffer)
+    (folder / "model.pth").write_bytes(buffer.getbuffer())
 
 
 _CODE = """\
 {imports}import torch
 import torchvision
 {more}
+
 {build}
 model.load_state_dict(torch.load(f"{{folder}}/model.pth", weights_only=True))
 model.eval()
+
 {prepare}
 
 
@@ -116,7 +121,7 @@ def _code(subject: Subject) -> str:
     more = "from torch.nn.functional import interpolate"
     if subject.takes_pil:
         more = "from torchvision.transforms import v2"
-    prepare = (code.with_torchvision if subject.takes_pil else code.with_torch)(subject)
+    prepare = (preparing.with_torchvision if subject.takes_pil else preparing.with_torch)(subject)
     if subject.model in RESNETS:
         build = f"model = torchvision.models.{subject.model}(weights=None)\n"
         build += "model.fc = torch.nn.Identity()  # features, no classes"

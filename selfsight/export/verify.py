@@ -132,7 +132,8 @@ def _run(
         text.write_text(code, encoding="utf-8")
         arrays = {str(n): np.asarray(image) for n, image in enumerate(images)}
         np.savez(given, pil=not isinstance(images[0], np.ndarray), **arrays)
-        program = [sys.executable, "-I", runner.__file__]
+        # -P: not with the folder of runner.py among those that Python imports from
+        program = [sys.executable, "-P", runner.__file__]
         done = subprocess.run(
             [*program, *map(str, (text, folder, given, output))], capture_output=True, text=True
         )

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from selfsight.encoders.encoder import _evaluation_view
-from selfsight.export import code, geometry, pictures
+from selfsight.export import geometry, pictures, preparing
 from selfsight.export.subject import Subject
 
 MEAN, STD = [0.3, 0.4, 0.5], [0.25, 0.24, 0.23]
@@ -81,7 +81,7 @@ def test_the_code_of_a_card_prepares_images_as_an_evaluation_does(size, image, r
     names: dict = {"np": np, "torch": torch, "Image": Image}
     exec("from torch.nn.functional import interpolate\n", names)
     exec("from torchvision.transforms import v2\n", names)
-    exec(getattr(code, f"with_{way}")(one), names)
+    exec(getattr(preparing, f"with_{way}")(one), names)
     drawn = pictures.draw([image], 3, 8)[0]
     found, expected = np.asarray(names["prepare"](drawn)), seen(drawn, one)
     levels = 2.01 if way == "numpy" and max(image) > 96 else 0.01
