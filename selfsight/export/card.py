@@ -114,8 +114,9 @@ def _loading(subject: Subject, target: Target, repository: str | None) -> str:
     better = target.exact(subject)
     if better:
         text += (
-            "\n\nImages of other sizes are resized by its own transform otherwise than in the "
-            "pretraining's evaluation. This `prepare` in its place does it in the same way:\n\n"
+            "\n\nThis transform resizes an image first and cuts it afterwards; Selfsight's "
+            "evaluations do it the other way round. For images that must be resized, the following "
+            "`prepare` in place of the one above gives the features of those evaluations:\n\n"
             f"```python\n{better}```"
         )
     return text

@@ -23,9 +23,13 @@ def head_of(card):
     return yaml.safe_load(head)
 
 
+VIT = {"embed_dim": 16, "depth": 1, "num_heads": 2}
+VIT = {"name": "vit_tiny_patch16_224", "options": VIT}
+
+
 @pytest.mark.parametrize(("to", "channels", "bits"), [("timm", 3, 8), ("onnx", 4, 16)])
 def test_its_code_runs_as_it_stands(tmp_path, monkeypatch, to, channels, bits):
-    run = encoder(tmp_path / "run", TINY, channels=channels, bits=bits)
+    run = encoder(tmp_path / "run", VIT, channels=channels, bits=bits)
     card = card_of(run, tmp_path, to)
     monkeypatch.chdir(tmp_path / "out")
     Image.new("RGB", (300, 200), (90, 120, 30)).save("photo.jpg")

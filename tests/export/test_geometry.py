@@ -35,7 +35,7 @@ SIZES = st.integers(8, 300) | st.tuples(st.integers(8, 200), st.integers(8, 200)
 
 
 @given(size=SIZES, kind=st.sampled_from(["small", "photographs"]))
-@settings(max_examples=60)
+@settings(max_examples=40)
 def test_timms_transform_shows_images_of_the_exact_size_alike(size, kind):
     one = subject(size, kind)
     transform = timm.data.create_transform(
@@ -74,7 +74,7 @@ def test_of_224_pixels_it_is_the_usual_256():
     resize=st.sampled_from(["crop", "squash"]),
     way=st.sampled_from(["torch", "numpy", "torchvision"]),
 )
-@settings(max_examples=60)
+@settings(max_examples=40)
 def test_the_code_of_a_card_prepares_images_as_an_evaluation_does(size, image, resize, way):
     """With torch and torchvision alike; Pillow rounds a few pixels of photographs otherwise."""
     one = subject(size, resize=resize)

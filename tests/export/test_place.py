@@ -1,6 +1,8 @@
 """The folder of an export: what it may replace, and that it is whole or not there."""
 
+import errno
 import json
+import os
 
 import pytest
 
@@ -95,3 +97,19 @@ def test_without_transformers_timm_alone_is_asked(tmp_path, monkeypatch):
     assert "transformers" not in (tmp_path / "out" / "README.md").read_text()
     with pytest.raises(UserError, match="needs transformers: pip install"):
         export(run, "transformers", tmp_path / "other")
+
+
+def test_a_full_disk_is_one_line(tmp_path, monkeypatch, command):
+    run = encoder(tmp_path / "run", TINY)
+    real = type(tmp_path).write_bytes
+
+    def full(path, data):
+        if len(data) > 10_000:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        return real(path, data)
+
+    monkeypatch.setattr(type(tmp_path), "write_bytes", full)
+    done = command("export", str(run), "--to", "timm", "-o", "out", cwd=tmp_path)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "No space left on device" in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
