@@ -12,11 +12,10 @@ from torch import Tensor, nn
 from selfsight import own, randomness
 from selfsight.batch import ImageSize, sides
 from selfsight.config import Config, added, near
+from selfsight.encoders.attempts import Arguments, attempts, must_know_its_size
 from selfsight.encoders.given import build_part
 from selfsight.encoders.stems import adapt_stem, skip_before, to_gray
 from selfsight.errors import UserError
-
-Arguments = dict[str, Any]
 
 _WEIGHTS = "weights come from a file: leave it out, and set weights=FILE to start from weights"
 # arguments of timm.create_model that are no options of an encoder, the value that changes nothing,
@@ -82,7 +81,13 @@ def build_backbone(
     largest = dict([max(sizes.items(), key=lambda item: math.prod(sides(item[1])))])
     options = _options(config, channels)
     build = functools.partial(_build, config, options, seed, channels, measured=width is None)
-    first, second = _attempts(config, *largest.values(), len(set(sizes.values())) > 1)
+    first, second = attempts(config, *largest.values(), len(set(sizes.values())) > 1)
+    if width is not None and "img_size" not in first and must_know_its_size(config.name):
+        try:  # which of both it was built with; on "meta", where no image takes memory
+            with torch.device("meta"):
+                build(first, largest, measured=True)
+        except UserError:
+            first = second
     try:
         taken, backbone = first, build(first, largest)
     except UserError as refused:
@@ -120,29 +125,6 @@ def _own(
                 f"{config.name} are backbone.options"
             )
     return build_part(part, config.options, sizes, seed, channels)
-
-
-def _attempts(
-    config: BackboneConfig, size: ImageSize, sizes_vary: bool
-) -> tuple[Arguments, Arguments]:
-    """What to ask of the model beyond its options; it may refuse each argument. The second is
-    for a model that does not work with the first.
-
-    The order follows the name, so that a model that works either way keeps the weights that it
-    always had; a name says nothing else, for many models are called vit and take any size.
-    """
-    plain: Arguments = {}
-    among = config.image_size or "img_size" in config.options
-    sized = plain if among else {"img_size": size}
-    transformer = "vit" in config.name or "deit" in config.name
-    if not (transformer or config.image_size):
-        return plain, sized
-    if config.options.get("global_pool", "token") != "token":
-        # the last normalisation stays on the tokens, where methods read them
-        plain = {"fc_norm": False, **plain}
-    if sizes_vary:
-        plain = {"dynamic_img_size": True, **plain}
-    return {**plain, **sized}, plain
 
 
 def _options(config: BackboneConfig, channels: int) -> Arguments:
@@ -193,6 +175,8 @@ def _build(
             try:
                 arguments = {"pretrained": False, "num_classes": 0, **options, **more}
                 backbone = timm.create_model(config.name, **arguments)
+                # for an export, which lets timm build the same once more
+                backbone.timm_arguments = {**options, **more}
                 break
             except Exception as error:  # timm's models raise anything
                 refused = [key for key in more if f"'{key}'" in str(error)]

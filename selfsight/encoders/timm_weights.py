@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from selfsight.batch import ImageSize
 from selfsight.blame import words
 from selfsight.config import near
 from selfsight.encoders.foreign.described import CONFIG, describe_transformers, read_json
@@ -38,6 +39,8 @@ class TimmWeights:
         mean, std: what its images were normalised with; None: not known.
         norm_eps: epsilon of its layer norms; None: that of timm's model.
         format: name in foreign.FORMATS of the layout of the file.
+        pooled: the argument global_pool that timm's config.json says; size: (height, width) of its
+            images. A run decides both itself, an evaluation of the folder takes them over.
     """
 
     name: str
@@ -47,11 +50,19 @@ class TimmWeights:
     options: dict[str, Any] = field(default_factory=dict)
     norm_eps: float | None = None
     format: str = "timm"
+    pooled: str | None = None
+    size: ImageSize | None = None
 
     def backbone(self) -> dict[str, Any]:
         """The keys of the section `backbone` that build the model."""
         eps = {} if self.norm_eps is None else {"norm_eps": self.norm_eps}
         return {"name": self.name, "options": self.options, **eps}
+
+    def whole(self) -> dict[str, Any]:
+        """The same of the model that gives the features of the folder itself."""
+        found = self.backbone()
+        pooled = {} if self.pooled is None else {"global_pool": self.pooled}
+        return {**found, "options": {**found["options"], **pooled}}
 
 
 def describes_itself(weights: str) -> bool:
@@ -104,7 +115,8 @@ def _described(config: Path, file: Path, weights: str, find: Find) -> TimmWeight
         cfg, given = about["pretrained_cfg"], about.get("model_args") or {}
         options = {key: value for key, value in given.items() if key not in _DECIDED}
         name = str(about["architecture"])
-        return TimmWeights(name, file, *_colours(cfg), _pooled(name, options))
+        own = {"pooled": given.get("global_pool"), "size": _size(cfg)}
+        return TimmWeights(name, file, *_colours(cfg), _pooled(name, options), **own)
     except UserError as error:
         raise UserError(f"weights={weights}: {error}") from None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -112,6 +124,14 @@ def _described(config: Path, file: Path, weights: str, find: Find) -> TimmWeight
             f"weights={weights}: '{config}': is not a description that timm or transformers wrote "
             f"({words(error)})"
         ) from None
+
+
+def _size(cfg: dict[str, Any]) -> ImageSize | None:
+    """Of the images, if the file says it: a number for a square."""
+    if "input_size" not in cfg:
+        return None
+    _, height, width = map(int, cfg["input_size"])
+    return height if height == width else (height, width)
 
 
 def _colours(cfg: dict[str, Any]) -> tuple[Colours, Colours]:

@@ -277,3 +277,22 @@ def test_pixels_of_any_channels_are_predicted(cls, channels):
     last = method.decoder.pixels if cls is MAE else method.decoder
     last.register_forward_hook(lambda *_: truth)
     assert method(x, seed=0).loss == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "size"),
+    [
+        ("eva02_tiny_patch14_224", {"depth": 1}, 28),
+        ("swin_tiny_patch4_window7_224", {"depths": [1, 1, 1, 1], "embed_dim": 48}, 64),
+        ("resnet18", {"layers": [1, 1, 1, 1]}, 64),
+    ],
+)
+def test_a_known_width_builds_the_same_model(name, options, size):
+    """As a finished run is read; a model that must know its size is then not built for another."""
+    config = BackboneConfig(name=name, options=options)
+    measured = build_backbone(config, size, seed=0)
+    known = build_backbone(config, size, seed=0, width=measured.num_features)
+    shapes = [{k: v.shape for k, v in m.state_dict().items()} for m in (measured, known)]
+    assert shapes[0] == shapes[1]
+    x = torch.ones(1, 3, size, size)
+    assert torch.equal(known.eval()(x), measured.eval()(x))

@@ -205,10 +205,12 @@ class _Foreign(layers.Config):
 def _foreign(path: Path, overrides: list[str], folder: Path) -> EvaluationTarget:
     tree = layers.fold({}, overrides, lambda low, top: layers.merge(low, with_names(top)))
     base: Tree = {}
+    size = None
     if describes_itself(str(path)):
         found = find_timm(str(path))
         if "name" not in tree.get("backbone", {}):
-            tree = layers.merge({"backbone": found.backbone(), "format": found.format}, tree)
+            tree = layers.merge({"backbone": found.whole(), "format": found.format}, tree)
+            size = found.size
         colours = {"mean": found.mean, "std": found.std}
         base = {"data": {key: list(value) for key, value in colours.items() if value}}
     keys = layers.validate(_Foreign, tree)
@@ -217,7 +219,7 @@ def _foreign(path: Path, overrides: list[str], folder: Path) -> EvaluationTarget
             f"'{path}': does not say which encoder it holds; add backbone.name=... (a timm model) "
             f"and, unless it is 224, image_size=..."
         )
-    size = keys.image_size or 224
+    size = keys.image_size or size or 224
     channels = keys.data.channels
     backbone = build_backbone(keys.backbone, size, keys.seed, channels=channels)
     first = {name: value.clone() for name, value in backbone.state_dict().items()}
