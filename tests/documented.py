@@ -14,7 +14,7 @@ from PIL import Image
 from selfsight import cli
 from selfsight import config as layers
 from selfsight.cli.app import app
-from selfsight.cli.data import data_config
+from selfsight.cli.images import data_config
 from selfsight.data.config import DataConfig
 from selfsight.data.pack import write as packing
 from selfsight.errors import UserError

@@ -2,6 +2,7 @@
 
 import html
 import io
+import json
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -17,6 +18,9 @@ from selfsight.train.log import read_metrics
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+    from selfsight.embeddings.embed import Embedded
+    from selfsight.export.export import Exported
 
 CURVES = {"loss": "loss", "knn": "kNN", "probe_top1": "online probe", "lr": "learning rate"}
 
@@ -101,6 +105,46 @@ class Run(os.PathLike[str]):
             axes.set_xlabel("epoch", fontsize=9)
             axes.grid(alpha=0.3)
         return figure
+
+    def report(self, output: str | os.PathLike[str] | None = None) -> Path:
+        """Write one offline HTML page about the run (extra `report`), and return its path.
+
+        Args:
+            output: the file (default: report.html in the run's folder).
+        """
+        from selfsight.front.report import write_report
+
+        with own.given(self.parts):
+            return write_report(self.path, None if output is None else Path(output))
+
+    def embed(
+        self, output: str | os.PathLike[str], images: str | None = None, **options: Any
+    ) -> "Embedded":
+        """Write features as a table that other tools read: .parquet, .npz or .csv.
+
+        Args:
+            images: a path of images as `data.path` takes it (default: the images of the run).
+            options: split, projection, neighbours, layers; see `selfsight.embeddings.embed`.
+        """
+        from selfsight.embeddings.embed import Options, embed
+
+        keys = [] if images is None else [f"data={json.dumps({'path': str(images)})}"]
+        with own.given(self.parts):
+            written = embed(self.path, Path(output), keys, Options(**options), quiet=True)
+        assert written is not None  # this is one process
+        return written
+
+    def export(self, to: str, folder: str | os.PathLike[str], **options: Any) -> "Exported":
+        """Write the encoder for another library, which must compute the same features.
+
+        Args:
+            to: timm, torchvision, transformers, onnx or torch.
+            options: license, datasets, pictures, push, ...; see `selfsight.export.export`.
+        """
+        from selfsight.export.export import export
+
+        with own.given(self.parts):
+            return export(self.path, to, Path(folder), **options)
 
     def _repr_html_(self) -> str:
         """A short table, for notebooks."""

@@ -154,6 +154,7 @@ def test_help_names_every_command_in_a_panel():
     assert list(dict.fromkeys(panels.values())) == [
         "Train",
         "Evaluate",
+        "Use an encoder",
         "Data",
         "Compare",
         "Other systems",

@@ -14,6 +14,7 @@ from torch.utils.data import Dataset
 import selfsight
 from selfsight import UserError
 from selfsight.data.sources.arrays import Digits
+from selfsight.embeddings.table import read_table
 from selfsight.encoders.artifact import read_network
 from selfsight.losses import nt_xent
 from selfsight.pretraining.config import compose
@@ -143,6 +144,25 @@ def test_a_method_a_module_and_a_data_set_of_ones_own():
         selfsight.load_encoder(run.path)
     again = selfsight.knn(str(run), backbone=module, data=Pixels(), folder="results")
     assert again[0].metrics == records["encoder"].metrics
+
+
+def test_a_run_of_ones_own_parts_is_shown_and_taken_away(here):
+    run = selfsight.pretrain(
+        "digits/simclr", run="runs/a", method=Mine, backbone=net(), data=Pixels(), **QUICK
+    )
+    page = run.report()
+    assert page.samefile(here / "runs/a/report.html")
+    assert "Map of the features" in page.read_text()
+    written = run.embed("features.npz", split="test", neighbours=2)
+    table = read_table(written.output)
+    assert table.features.shape == (written.rows, 8)
+    assert table.description["weights_sha256"] == (
+        read_network(run / "encoder.safetensors").weights_sha256()
+    )
+    done = run.export("torch", "exported", license="mit")
+    assert done.differences["torch"].network < 1e-4
+    with pytest.raises(UserError, match="code of your own|own code"):
+        run.export("timm", "other")
 
 
 def test_another_module_is_another_run():
