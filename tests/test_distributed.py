@@ -18,6 +18,7 @@ from selfsight.methods import METHODS
 from selfsight.methods.heads import BatchNorm
 from selfsight.methods.method import Batch, Method
 from selfsight.methods.queue import Queue
+from selfsight.recompute import compute_in_parts
 from selfsight.train.log import read_metrics
 from tests.channels import KINDS, NAMES
 from tests.conftest import TINY, TinyEncoder, heads, selfsight
@@ -69,11 +70,16 @@ SPECIAL_CHANNELS = {
 }
 
 
-def one_step(name: str, rank: int, world: int) -> dict[str, torch.Tensor]:
-    """Loss, gradients and the state after one step, in float64."""
+def one_step(name: str, rank: int, world: int, parts: int = 1) -> dict[str, torch.Tensor]:
+    """Loss, gradients and the state after one step, in float64.
+
+    Args:
+        parts: in which the encoder computes this rank's images.
+    """
     special = SPECIAL | SPECIAL_CHANNELS
     name, keys, prepare = special.get(name, (name, {}, lambda method: None))
     method = build(name, **keys).double()
+    compute_in_parts(method, method.backbone, parts)
     prepare(method)
     wrapped = method
     if world > 1:
@@ -123,6 +129,7 @@ def queue(rank: int, world: int) -> dict[str, torch.Tensor]:
     return states
 
 
+ENCODER_PARTS = (2, 4, 8)
 PARTS = {"batch norm": batch_norm, "queue": queue}  # of methods, alone
 
 
@@ -135,6 +142,11 @@ def worker(rank: int, world: int, folder: str) -> None:
         name: one_step(name, rank, world) for name in (*METHODS, *SPECIAL, *SPECIAL_CHANNELS)
     }
     results |= {name: part(rank, world) for name, part in PARTS.items()}
+    results |= {
+        f"{name}, {parts} parts": one_step(name, rank, world, parts)
+        for name in METHODS
+        for parts in ENCODER_PARTS
+    }
     torch.save(results, f"{folder}/rank{rank}.pt")
     dist.destroy_process_group()
 
@@ -155,6 +167,18 @@ def test_two_ranks_equal_one(name, two_ranks):
         for key, value in alone.items():
             # 2e-8: timm resizes positions in float32
             torch.testing.assert_close(both[key], value, rtol=1e-9, atol=2e-8, msg=key)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_an_encoder_in_parts_equals_the_whole_batch(name, two_ranks):
+    """On one rank and on two, in 2, 4 and 8 parts: loss, every gradient, and the state after it."""
+    whole = one_step(name, 0, 1)
+    for parts in ENCODER_PARTS:
+        ranks = (results[f"{name}, {parts} parts"] for results in two_ranks)
+        for found in (one_step(name, 0, 1, parts), *ranks):
+            assert found.keys() == whole.keys()
+            for key, value in whole.items():
+                torch.testing.assert_close(found[key], value, rtol=1e-9, atol=2e-8, msg=key)
 
 
 def test_queues_hold_the_keys_of_all_ranks_in_rank_order(two_ranks):

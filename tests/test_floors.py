@@ -31,7 +31,7 @@ FLOORS = [
     ["views", "data"],
     ["batch", "losses", "config", "own"],
     ["yaml_text"],
-    ["files", "metrics", "compiler"],
+    ["files", "metrics", "compiler", "recompute"],
     ["locks", "randomness", "distributed", "schedules", "blame"],
     ["processes", "errors"],
 ]

@@ -128,7 +128,10 @@ def subject_of(weights: str) -> str:
 _MEMORY = ("freq", "enable", "checkpoint_patterns", "dc_cfg")
 _LOGGED = "metrics.jsonl and the progress line"
 _LAST = "test images do not choose an epoch; the last one is measured"
-_REDUCED, _RELEASED = "saves memory only; accumulate=N also does", "memory is not released by hand"
+_REDUCED, _RELEASED = (
+    "saves memory only; encoder_parts=N also does",
+    "memory is not released by hand",
+)
 # type -> fate (of an evaluation), reason, its kwargs
 HOOKS: dict[str, tuple[Fate, str, tuple]] = {
     "auto_save_best": (REPLACED, _LAST, ()),

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from selfsight.methods.method import Backbone
+from selfsight.recompute import in_parts
 
 
 class Dense(NamedTuple):
@@ -35,7 +36,7 @@ def dense(backbone: Backbone, x: Tensor) -> Dense:
     model's last map. An encoder that is not timm's has none."""
     if not hasattr(backbone, "forward_features") or not hasattr(backbone, "forward_head"):
         return Dense(backbone(x), None)
-    found = backbone.forward_features(x)
+    found = in_parts(backbone, backbone.forward_features, x)
     image = backbone.forward_head(found, pre_logits=True)
     if found.ndim == 4:
         if getattr(backbone, "output_fmt", "NCHW") == "NCHW":

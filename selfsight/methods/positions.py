@@ -37,3 +37,11 @@ def fix_positions(backbone: Backbone) -> None:
     prefix = backbone.pos_embed.shape[1] - len(table)
     table = torch.cat([torch.zeros(prefix, table.shape[1]), table])[None]
     backbone.pos_embed = nn.Parameter(table.to(backbone.pos_embed), requires_grad=False)
+
+
+def kept_angles(rope: Tensor, keep: Tensor) -> Tensor:
+    """RoPE's angles of all patches (N, d), or of each block and head (L, heads, N, d) -> those of
+    the kept ones (B, 1, n, d), or (L, B, heads, n, d)."""
+    if rope.ndim == 2:
+        return rope[keep][:, None]
+    return rope[:, :, keep].transpose(1, 2)

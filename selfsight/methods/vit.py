@@ -9,21 +9,22 @@ from torch import Tensor, nn
 
 from selfsight.errors import UserError
 from selfsight.methods.method import Backbone
+from selfsight.methods.positions import kept_angles
+from selfsight.recompute import in_parts
 
 
 def require_vit(backbone: Backbone, method: str, pooled: bool = False) -> None:
     """Raises: UserError if the encoder is not a Vision Transformer whose tokens can be used.
 
     Args:
-        pooled: also refuse an encoder whose features are the class token, since the method does not
-            train it.
+        pooled: also refuse one whose features are the class token, which the method does not train.
     """
     from timm.layers import PatchEmbed
     from timm.models.eva import Eva
     from timm.models.vision_transformer import VisionTransformer
 
-    plain = isinstance(backbone, VisionTransformer | Eva)
-    plain = plain and isinstance(backbone.patch_embed, PatchEmbed) and backbone.attn_pool is None
+    plain = isinstance(backbone, VisionTransformer | Eva) and backbone.attn_pool is None
+    plain = plain and isinstance(backbone.patch_embed, PatchEmbed)
     if not plain or (backbone.pos_embed is None and getattr(backbone, "rope", None) is None):
         raise UserError(
             f"method.name={method}: works on the patches of a plain Vision Transformer; "
@@ -48,8 +49,8 @@ def require_vit(backbone: Backbone, method: str, pooled: bool = False) -> None:
 
 def patches(x: Tensor, backbone: Backbone) -> Tensor:
     """(B, C, H, W) -> (B, N, C P P): the pixels of each patch."""
-    height, width = backbone.patch_embed.patch_size
-    x = x.unfold(2, height, height).unfold(3, width, width)  # (B, C, rows, columns, P, P)
+    down, right = backbone.patch_embed.patch_size
+    x = x.unfold(2, down, down).unfold(3, right, right)  # (B, C, rows, columns, P, P)
     return x.permute(0, 2, 3, 4, 5, 1).flatten(3).flatten(1, 2)
 
 
@@ -80,30 +81,27 @@ def run(
         real: (B, n) bool, false for padding, to which no token attends.
         masked: (B, N) bool, the patches whose embedding is replaced by mask_token (D,).
     """
-    embedded = backbone.patch_embed(x)  # (B, N, D); (B, rows, columns, D) if sizes may vary
-    if masked is not None:
-        masked = masked.view(*embedded.shape[:-1], 1)
-        embedded = torch.where(masked, mask_token.to(embedded.dtype), embedded)
-    tokens, prefix = backbone._pos_embed(embedded), backbone.num_prefix_tokens
-    tokens, rope = tokens if isinstance(tokens, tuple) else (tokens, None)
-    if keep is not None:
-        tokens = torch.cat([tokens[:, :prefix], pick(tokens[:, prefix:], keep)], dim=1)
-        rope = None if rope is None else _kept(rope, keep)
-    more = {} if real is None else {"attn_mask": attention_mask(real, prefix).to(tokens.dtype)}
-    tokens = backbone.norm_pre(tokens)
-    for number, block in enumerate(backbone.blocks):
-        if rope is not None:  # each block has its own in a mixed one
-            more["rope"] = rope[number] if backbone.rope_mixed else rope
-        tokens = block(tokens, **more)
-    return backbone.norm(tokens)
 
+    def tokens_of(x, keep, real, masked) -> Tensor:  # of a part of the batch
+        embedded = backbone.patch_embed(x)  # (B, N, D); (B, rows, columns, D) if sizes may vary
+        if masked is not None:
+            here = masked.view(*embedded.shape[:-1], 1)
+            embedded = torch.where(here, mask_token.to(embedded.dtype), embedded)
+        tokens, prefix = backbone._pos_embed(embedded), backbone.num_prefix_tokens
+        tokens, rope = tokens if isinstance(tokens, tuple) else (tokens, None)
+        if keep is not None:
+            tokens = torch.cat([tokens[:, :prefix], pick(tokens[:, prefix:], keep)], dim=1)
+            rope = None if rope is None else kept_angles(rope, keep)
+        more = {} if real is None else {"attn_mask": real.to(tokens.dtype)}
+        tokens = backbone.norm_pre(tokens)
+        for number, block in enumerate(backbone.blocks):
+            if rope is not None:  # each block has its own in a mixed one
+                more["rope"] = rope[number] if backbone.rope_mixed else rope
+            tokens = block(tokens, **more)
+        return backbone.norm(tokens)
 
-def _kept(rope: Tensor, keep: Tensor) -> Tensor:
-    """Angles of all patches (N, d), or of each block and head (L, heads, N, d) -> those of the
-    kept ones (B, 1, n, d), or (L, B, heads, n, d)."""
-    if rope.ndim == 2:
-        return rope[keep][:, None]
-    return rope[:, :, keep].transpose(1, 2)
+    real = None if real is None else attention_mask(real, backbone.num_prefix_tokens)
+    return in_parts(backbone, tokens_of, x, keep, real, masked)
 
 
 def attention_mask(real: Tensor, prefix: int = 0) -> Tensor:

@@ -44,6 +44,7 @@ from selfsight.pretraining.config import RunConfig
 from selfsight.pretraining.images import training_images
 from selfsight.pretraining.own_parts import find_method, is_own, parts_of
 from selfsight.pretraining.said import announce, tell_bad
+from selfsight.recompute import check_parts
 from selfsight.train.engine import check_sync_batchnorm, fit
 from selfsight.train.folder import (
     BAD_IMAGES,
@@ -89,7 +90,7 @@ def pretrain(config: RunConfig, quiet: bool = False, hooks: Sequence[Hook] = ())
             job = distributed.by_all(lambda: assemble(config, device, images, hooks))
             distributed.by_first(lambda: _begin(job, data, extend))
             if first and not quiet:
-                announce(config, job.images, device)
+                announce(config, job.images, job.method, device)
             stack.enter_context(contextlib.nullcontext() if first else watched(folder))
             fit(**job.arguments(), quiet=quiet)
             distributed.by_first(lambda: _save(job))
@@ -203,6 +204,7 @@ def assemble(
     method, probe = build_method(config, images), None
     check_part(config, method)
     check_optimizer(config.optimizer)
+    check_parts(method.backbone, config.encoder_parts)
     if config.evaluate.probe and images.classes is not None:
         probe = OnlineProbe(method.backbone.num_features, len(images.classes))
     check = periodic_knn(config, images, device)

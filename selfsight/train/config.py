@@ -39,6 +39,9 @@ class TrainConfig(Config):
     start_epoch: int = may_change(0, ge=0)
     batch_size: int = Field(256, ge=2)  # images of a step, over all processes and accumulated parts
     accumulate: int = Field(1, ge=1)  # parts of a batch, computed one after the other
+    # parts in which the encoder computes a process's images, each once more in the backward pass:
+    # one part's activations are in memory at a time, and the loss sees the whole batch
+    encoder_parts: int = may_change(1, ge=1)
     clip_gradient: float | None = Field(None, gt=0)  # largest L2 norm of all gradients together
     # the encoder's batch statistics span all processes; several processes need GPUs for it
     sync_batchnorm: bool = False

@@ -19,6 +19,7 @@ from selfsight.batch import Batch
 from selfsight.compiler import can_compile
 from selfsight.errors import UserError
 from selfsight.methods.method import Method, Output
+from selfsight.recompute import compute_in_parts
 from selfsight.train.config import TrainConfig
 from selfsight.train.events import SILENT, Events
 from selfsight.train.hooks import Hook
@@ -56,6 +57,7 @@ def fit(
     Returns: seconds of training, including those before an interruption.
     Raises: Interrupted after SIGTERM or Ctrl-C; UserError for a loss that is not finite.
     """
+    compute_in_parts(method, method.backbone, config.encoder_parts)
     module = place(method, device, config.compile, config.sync_batchnorm)
     peak = scaled_lr(config.optimizer, config.batch_size)
     layers = layer_rates(method.backbone, config.optimizer.layer_decay)

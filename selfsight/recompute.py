@@ -1,0 +1,73 @@
+"""An encoder that computes a batch in parts and keeps no activations of them: each part is computed
+once more when its gradient is there.
+
+The outputs of all parts are one batch again, so heads, losses, queues and collectives see the whole
+batch. Gradients are those of the whole batch, since no part of such an encoder depends on another.
+Source: gradient caching (arXiv 2101.06983), here by PyTorch's activation checkpointing.
+"""
+
+import functools
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from selfsight.errors import UserError
+
+PARTS = "encoder_parts"  # attribute of an encoder that computes in parts
+
+
+def compute_in_parts(module: nn.Module, encoder: nn.Module, count: int) -> None:
+    """Let the encoder, and each copy of it in the module (a teacher), compute in parts from now on.
+
+    Args:
+        encoder: of SimCLR v2 with the layer of the projector that it keeps, which is a head here.
+        count: parts of a batch; 1 changes nothing.
+    Raises: as `check_parts`.
+    """
+    if count == 1:
+        return
+    check_parts(encoder, count)
+    for part in module.modules():
+        if type(part) is type(_inner(encoder)) and not hasattr(part, PARTS):
+            setattr(part, PARTS, count)
+            part.forward = functools.partial(in_parts, part, part.forward)
+
+
+def in_parts(encoder: nn.Module, work: Callable[..., Tensor], *inputs: Tensor | None) -> Tensor:
+    """`work` of the inputs, in as many parts as the encoder has been given.
+
+    Dropout and stochastic depth draw the same numbers when a part is computed again.
+    Args:
+        inputs: (B, ...) each, or None, which every part gets.
+    Returns: (B, ...).
+    """
+    count = getattr(encoder, PARTS, 1)
+    if count == 1:
+        return work(*inputs)
+    each = [[x] * count if x is None else list(x.tensor_split(count)) for x in inputs]
+    kept = [part for part in zip(*each, strict=True) if all(x is None or len(x) for x in part)]
+    if not torch.is_grad_enabled():
+        return torch.cat([work(*part) for part in kept])
+    return torch.cat([checkpoint(work, *part, use_reentrant=False) for part in kept])
+
+
+def check_parts(encoder: nn.Module, count: int) -> None:
+    """Raises: UserError for parts of an encoder whose batch normalisation would see one part."""
+    if count > 1 and depends_on_batch(encoder):
+        raise UserError(
+            f"encoder_parts={count}: the encoder has batch normalisation, whose statistics would "
+            f"be those of a part; choose an encoder without it (a ViT, convnext_tiny, "
+            f"resnet50_gn), or accumulate={count}, which is another objective where images are "
+            f"compared"
+        )
+
+
+def depends_on_batch(encoder: nn.Module) -> bool:
+    """Whether the encoder's output for an image depends on the others: batch normalisation."""
+    return any(hasattr(module, "running_mean") for module in _inner(encoder).modules())
+
+
+def _inner(encoder: nn.Module) -> nn.Module:
+    return getattr(encoder, "backbone", encoder)

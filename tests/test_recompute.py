@@ -1,0 +1,174 @@
+"""An encoder in parts: memory, random layers, what is refused, and the command."""
+
+import copy
+import functools
+import gc
+import weakref
+from collections.abc import Iterable
+
+import pytest
+import timm
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from selfsight import recompute
+from selfsight.encoders.artifact import read_network
+from selfsight.methods import METHODS
+from selfsight.methods.ema import EMA
+from selfsight.recompute import compute_in_parts
+from selfsight.testing import TinyEncoder, tiny_vit
+from tests.conftest import TINY, heads
+
+SIZE = 16
+
+
+class Peak(TorchDispatchMode):
+    """Counts the bytes of all tensors that operations make and that are alive at one time.
+
+    Args:
+        given: tensors that are not counted: inputs, weights, gradients.
+    """
+
+    def __init__(self, given: Iterable[Tensor]) -> None:
+        super().__init__()
+        self.now = self.most = 0
+        self._known = {tensor.untyped_storage()._cdata for tensor in given}
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        found = func(*args, **(kwargs or {}))
+        for value in tree_leaves(found):
+            if isinstance(value, Tensor):
+                self._count(value.untyped_storage())
+        return found
+
+    def _count(self, storage: torch.UntypedStorage) -> None:
+        key, size = storage._cdata, storage.nbytes()
+        if key not in self._known:
+            self._known.add(key)
+            self.now += size
+            self.most = max(self.most, self.now)
+            weakref.finalize(storage, self._free, key, size)
+
+    def _free(self, key: int, size: int) -> None:
+        self._known.discard(key)
+        self.now -= size
+
+
+def peak(parts: int, images: int = 512) -> int:
+    """Bytes that the encoder needs in a step beyond inputs, weights and gradients."""
+    torch.manual_seed(0)
+    encoder, x = tiny_vit(SIZE), torch.rand(images, 3, SIZE, SIZE)
+    compute_in_parts(encoder, encoder, parts)
+    weights = list(encoder.parameters())
+    for weight in weights:
+        weight.grad = torch.zeros_like(weight)
+    gc.collect()
+    with Peak([x, *weights, *(w.grad for w in weights)]) as found:
+        encoder(x).square().mean().backward()
+    return found.most
+
+
+def test_activations_of_one_part_are_in_memory():
+    """Within 5 % of the whole batch's memory divided by the parts; the features of the whole batch
+    are beside them."""
+    whole = peak(1)
+    for parts in (2, 4, 8):
+        features = 2 * 512 * 24 * 4  # and their gradient
+        assert peak(parts) - features == pytest.approx((whole - features) / parts, rel=0.05), parts
+
+
+def gradients(encoder: nn.Module, work) -> list[Tensor]:
+    torch.manual_seed(3)
+    x = torch.rand(6, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(1))
+    work(x).square().mean().backward()
+    found = [weight.grad.clone() for weight in encoder.parameters()]
+    encoder.zero_grad()
+    return found
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_random_layers_draw_the_same_again(kept, monkeypatch):
+    """As parts that keep their activations. Control: without the state of the generator the second
+    computation draws other numbers."""
+    options = {"img_size": SIZE, "patch_size": 4, "num_classes": 0, "embed_dim": 24, "depth": 2}
+    encoder = timm.create_model(
+        "vit_tiny_patch16_224", num_heads=2, drop_path_rate=0.5, proj_drop_rate=0.3, **options
+    ).train()
+    parts = lambda x: torch.cat([encoder(part) for part in x.tensor_split(3)])  # noqa: E731
+    wanted = gradients(encoder, parts)
+    compute_in_parts(encoder, encoder, 3)
+    if not kept:
+        used = recompute.checkpoint
+        forget = functools.partial(used, preserve_rng_state=False)
+        monkeypatch.setattr(recompute, "checkpoint", forget)
+    found = gradients(encoder, encoder)
+    equal = all(torch.allclose(a, b) for a, b in zip(found, wanted, strict=True))
+    assert equal == kept
+
+
+def test_more_parts_than_images_and_a_teacher():
+    encoder, x = tiny_vit(SIZE), torch.rand(3, 3, SIZE, SIZE)
+    teacher = EMA(encoder, nn.Linear(24, 5))
+    whole = encoder(x), teacher(x)
+    both = nn.ModuleList([encoder, teacher])
+    compute_in_parts(both, encoder, 8)
+    compute_in_parts(both, encoder, 8)  # once is enough
+    assert getattr(teacher[0], recompute.PARTS) == 8
+    for found, wanted in zip((encoder(x), teacher(x)), whole, strict=True):
+        torch.testing.assert_close(found, wanted)
+    assert copy.deepcopy(encoder)(x).shape == (3, 24)
+
+
+def test_accumulated_parts_are_another_objective_and_parts_of_the_encoder_are_not():
+    """Of SimCLR, whose loss compares the images: the control of all that is equal above."""
+    torch.manual_seed(0)
+    method = METHODS["simclr"](TinyEncoder(), METHODS["simclr"].Config(hidden_dim=16)).double()
+    views = torch.rand(2, 8, 3, SIZE, SIZE, dtype=torch.float64)
+    whole = method(*views).loss
+    halves = [method(*views[:, part]).loss for part in (slice(0, 4), slice(4, 8))]
+    compute_in_parts(method, method.backbone, 2)
+    torch.testing.assert_close(method(*views).loss, whole, rtol=1e-12, atol=0)
+    assert (sum(halves) / 2 - whole).abs() > 0.1
+
+
+QUICK = [*TINY, "batch_size=32", "max_steps=2", "precision=fp32"]
+
+
+def test_a_run_in_parts_is_the_same_run(command, tmp_path):
+    """It may even be continued with another number of parts."""
+    keys = ["pretrain", "digits/mae", *QUICK, *heads("mae")]
+    assert command(*keys, "--run", "a", cwd=tmp_path).returncode == 0
+    done = command(*keys, "encoder_parts=3", "--run", "b", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert command(*keys, "--run", "b", cwd=tmp_path).returncode == 0
+    a, b = (read_network(tmp_path / run / "encoder.safetensors").tensors for run in "ab")
+    for name, value in a.items():
+        torch.testing.assert_close(b[name], value, rtol=1e-4, atol=1e-5)
+
+
+def test_batch_normalisation_in_the_encoder_is_refused(command, tmp_path):
+    done = command("pretrain", "digits/simclr", *QUICK, "encoder_parts=2", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "encoder_parts=2: the encoder has batch normalisation" in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("simclr", "the loss of simclr compares the images of a batch with each other, here 16"),
+        ("byol", "batch normalisation in the heads of byol takes the images of a batch together"),
+        ("moco_v2", None),
+        ("mae", None),
+    ],
+)
+def test_what_accumulated_parts_change_is_said_with_the_remedy(name, said, command, tmp_path):
+    keys = [*QUICK, "accumulate=2", "max_steps=1", *heads(name)]
+    done = command("pretrain", f"digits/{name}", *keys, "--run", "a", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert ("another objective" in done.stderr) == (said is not None)
+    if said:
+        assert said in done.stderr
+        assert "encoder_parts=2 in its place" in done.stderr
