@@ -3,19 +3,17 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 from selfsight.batch import sides
-from selfsight.data.images import SMALL
 from selfsight.encoders.artifact import Network, encoder_file, is_ours
 from selfsight.encoders.encoder import Encoder
 from selfsight.encoders.shown import Resize
 from selfsight.errors import UserError
 from selfsight.evaluate.protocols import read_results
 from selfsight.evaluate.protocols.target import open_target
+from selfsight.export.seen import Pictures, pictures_of
 from selfsight.files import read_json
-
-Pictures = Literal["small", "photographs"]
 
 
 @dataclass(frozen=True)
@@ -26,6 +24,7 @@ class Subject:
         encoder: frozen, as `load_encoder` gives it; network: its weights and description.
         pictures: the images that the export is for. Of photographs, which have a side of more than
             96 pixels, an evaluation shows 0.875 of the shorter side; of small images all of it.
+        why: what decided on these.
         records: of results.json; cost: of the pretraining, as cost.json has it.
     """
 
@@ -34,6 +33,7 @@ class Subject:
     pictures: Pictures
     records: list[dict[str, Any]]
     cost: dict[str, Any]
+    why: str = ""
 
     @property
     def description(self) -> dict[str, Any]:
@@ -85,7 +85,7 @@ def open_subject(
 
     Args:
         keys: `backbone.name=FILE.py:NAME`, for an encoder of the user's own code.
-        pictures: default: small if the encoder sees at most 96 pixels, else photographs.
+        pictures: default: as the images of the run are (see `pictures_of`).
     Raises: UserError if the run is not finished, or if that is no encoder that Selfsight wrote.
     """
     if pictures not in (None, *get_args(Pictures)):
@@ -101,8 +101,7 @@ def open_subject(
     target = open_target(where, list(keys), None)
     network = target.encoder
     encoder = Encoder(network.build(), network.description)
-    if pictures is None:
-        pictures = "small" if max(sides(network.image_size)) <= SMALL else "photographs"
+    pictures, why = (pictures, f"--images {pictures}") if pictures else pictures_of(target)
     cost = target.home and target.home / "cost.json"
     costs = read_json(cost) if cost and cost.is_file() else {}
-    return Subject(encoder, network, pictures, read_results(target.folder), costs)
+    return Subject(encoder, network, pictures, read_results(target.folder), costs, why)
