@@ -5,7 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
+from pydantic import ConfigDict, Field
+
 from selfsight.batch import sides
+from selfsight.config import Config, validate
+from selfsight.data.config import DataConfig
 from selfsight.encoders.artifact import Network, encoder_file, is_ours
 from selfsight.encoders.encoder import Encoder
 from selfsight.encoders.shown import Resize
@@ -14,6 +18,28 @@ from selfsight.evaluate.protocols import read_results
 from selfsight.evaluate.protocols.target import open_target
 from selfsight.export.seen import Pictures, pictures_of
 from selfsight.files import read_json
+
+
+class _Method(Config):
+    model_config = ConfigDict(extra="ignore")
+    name: str
+
+
+class _Trained(Config):
+    model_config = ConfigDict(extra="ignore")
+    images: int | None = None
+    steps: int | None = None
+    weights_sha256: str | None = None
+    teacher_sha256: str | None = None
+
+
+class _Told(Config):
+    """What a model card and its code say of an encoder, beside what builds it."""
+
+    model_config = ConfigDict(extra="ignore")
+    method: _Method
+    data: DataConfig
+    pretrained_on: _Trained = Field(_Trained())
 
 
 @dataclass(frozen=True)
@@ -100,6 +126,11 @@ def open_subject(
         )
     target = open_target(where, list(keys), None)
     network = target.encoder
+    try:
+        validate(_Told, network.description)
+    except UserError as error:
+        reason = "; ".join(str(error).splitlines())[:500]
+        raise UserError(f"'{path}': its description is not valid: {reason}") from None
     encoder = Encoder(network.build(), network.description)
     pictures, why = (pictures, f"--images {pictures}") if pictures else pictures_of(target)
     cost = target.home and target.home / "cost.json"
