@@ -7,9 +7,9 @@ from typing import Any
 
 from scipy.stats import binomtest
 
-from selfsight.evaluate.protocols.results import main_metric, noise
+from selfsight.evaluate.protocols.results import VERSIONS, main_metric, noise
 from selfsight.report.page.panel import Panel, render
-from selfsight.report.page.subject import Subject
+from selfsight.report.page.subject import Subject, as_typed
 from selfsight.report.statistics import LEVEL
 
 # As results.json calls what was evaluated, and as a sentence does.
@@ -50,15 +50,19 @@ class Measured:
     """One protocol's accuracies: the encoder's first, then those of what it is compared with.
 
     Attributes:
-        title: of the protocol, with the labels that were used if not all.
+        title: of the protocol, with what differs from the usual: labels, keys, images, version.
         worse_than: what the encoder is clearly worse than; like: what it is neither better nor
             worse than, beyond what the draw of the test images explains.
+        elsewhere: whether it was measured on other images than the run's own; older: whether by an
+            earlier version of the protocol.
     """
 
     title: str
     scores: tuple[Score, ...]
     worse_than: tuple[str, ...]
     like: tuple[str, ...]
+    elsewhere: bool
+    older: bool
 
     @property
     def encoder(self) -> Score:
@@ -79,10 +83,11 @@ def wilson(value: float, images: int) -> tuple[float, float]:
 
 
 def measured(subject: Subject) -> list[Measured]:
-    """All protocols that the encoder was measured by, the highest accuracy first."""
+    """All that the encoder was measured by: on the run's own images before others, by a protocol as
+    it is now before an earlier version of it, and of equals the highest accuracy first."""
     records = [record for record in subject.results if record["evaluated"] == "encoder"]
     found = [_measured(subject, record) for record in records]
-    return sorted(found, key=lambda m: -m.encoder.value)
+    return sorted(found, key=lambda m: (m.elsewhere, m.older, -m.encoder.value))
 
 
 def _measured(subject: Subject, record: dict[str, Any]) -> Measured:
@@ -91,7 +96,14 @@ def _measured(subject: Subject, record: dict[str, Any]) -> Measured:
     scores = [encoder, *map(_score, floors)]
     found = [(score.evaluated, _compared(encoder, score, record)) for score in scores[1:]]
     worse, like = (tuple(name for name, sign in found if sign == x) for x in (-1, 0))
-    return Measured(_title(record), tuple(scores), worse, like)
+    elsewhere = any(key.startswith("data.") for key in subject.keys_of(record))
+    title = _title(subject, record)
+    return Measured(title, tuple(scores), worse, like, elsewhere, _is_older(record))
+
+
+def _is_older(record: dict[str, Any]) -> bool:
+    kind = record.get("kind", record["protocol"])
+    return record.get("version") != VERSIONS.get(kind)
 
 
 def _score(record: dict[str, Any]) -> Score:
@@ -112,16 +124,18 @@ def _compared(encoder: Score, other: Score, record: dict[str, Any]) -> int:
     return (low > 0) - (high < 0)
 
 
-def _title(record: dict[str, Any]) -> str:
+def _title(subject: Subject, record: dict[str, Any]) -> str:
     name = record["protocol"]
     kind = _TITLES.get(record.get("kind", name), name)
     title = kind if name in _TITLES else f"{kind}, protocol {name}"
-    settings = record.get("settings") or {}
-    if "labels" in settings:
-        title += f" with {settings['labels']:,} labels"
-    other = [key for key in settings if key not in ("labels", "step", "subset_sha256")]
-    other = [key for key in other if key not in ("fraction", "shots", "images")]
-    return title + "".join(f", {key}={settings[key]}" for key in other)
+    labels = (record.get("settings") or {}).get("labels")
+    if labels is not None:
+        title += f" with {labels:,} labels"
+    if _is_older(record):
+        title += f", version {record.get('version')} of the protocol"
+    of_labels = ("fraction", "shots", "images")
+    keys = {k: v for k, v in subject.keys_of(record).items() if k not in of_labels}
+    return title + "".join(f", {key}={as_typed(value)}" for key, value in keys.items())
 
 
 def sentence(subject: Subject) -> str:
