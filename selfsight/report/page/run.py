@@ -93,7 +93,7 @@ def _facts(subject: Subject) -> Iterator[tuple[str, str]]:
     if subject.metrics:
         last = subject.metrics[-1]
         epochs = f"{last['epoch']:,.0f}" if last["epoch"] >= 100 else f"{last['epoch']:.3g}"
-        yield "length", f"{epochs} epochs, {last['step']:,} steps"
+        yield "length", f"{epochs} epoch{'s'[: epochs != '1']}, {last['step']:,} steps"
     yield "seed", str(config.seed)
 
 

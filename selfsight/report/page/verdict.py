@@ -1,5 +1,6 @@
 """What the results of a run say, in one sentence, and as a table with intervals."""
 
+import math
 import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -7,7 +8,7 @@ from typing import Any
 
 from scipy.stats import binomtest
 
-from selfsight.evaluate.protocols.results import VERSIONS, main_metric, noise
+from selfsight.evaluate.protocols.results import VERSIONS, main_metric
 from selfsight.report.page.panel import Panel, render
 from selfsight.report.page.subject import Subject, as_typed
 from selfsight.report.statistics import LEVEL
@@ -118,10 +119,21 @@ def _compared(encoder: Score, other: Score, record: dict[str, Any]) -> int:
     if other.evaluated == "start" and gain:
         low, high = gain["low"], gain["high"]
     else:
-        difference = encoder.value - other.value
-        margin = noise(encoder.value, other.value, encoder.images)
-        low, high = difference - margin, difference + margin
+        low, high = newcombe(encoder, other)
     return (low > 0) - (high < 0)
+
+
+def newcombe(a: Score, b: Score) -> tuple[float, float]:
+    """The 95 % interval of the difference a - b, as if of independent test images.
+
+    Newcombe, Interval estimation for the difference between independent proportions, Stat. Med. 17
+    (1998), method 10: of the Wilson intervals, so that 1 of 1 against 0 of 1, or 40 of 40
+    against 36, proves nothing.
+    """
+    difference = a.value - b.value
+    low = math.hypot(a.value - a.low, b.high - b.value)
+    high = math.hypot(a.high - a.value, b.value - b.low)
+    return difference - low, difference + high
 
 
 def _title(subject: Subject, record: dict[str, Any]) -> str:

@@ -35,7 +35,7 @@ from selfsight.report.page.provenance import provenance_panel
 from selfsight.report.page.run import report, run_page
 from selfsight.report.page.scatter import _clusters, flat, map_panel, sprite
 from selfsight.report.page.subject import read_subject
-from selfsight.report.page.verdict import duration, measured, sentence, wilson
+from selfsight.report.page.verdict import Score, duration, measured, newcombe, sentence, wilson
 from selfsight.report.page.warn import warnings
 from tests.conftest import power_cuts
 from tests.report.page.conftest import EVIL, trained, write_images
@@ -265,6 +265,21 @@ def test_wilson_against_the_formula():
     middle = (p + z**2 / (2 * n)) / (1 + z**2 / n)
     half = z / (1 + z**2 / n) * (p * (1 - p) / n + z**2 / (4 * n**2)) ** 0.5
     assert wilson(p, n) == pytest.approx((middle - half, middle + half), abs=1e-9)
+
+
+def test_the_difference_of_few_images_proves_nothing():
+    def score(right, images):
+        return Score("encoder", right / images, *wilson(right / images, images), images)
+
+    # Newcombe 1998, table II, method 10: 56/70 - 48/80, 9/10 - 3/10, 10/10 - 0/10.
+    for a, b, expected in (
+        (score(56, 70), score(48, 80), (0.0524, 0.3339)),
+        (score(9, 10), score(3, 10), (0.1705, 0.8090)),
+        (score(10, 10), score(0, 10), (0.6075, 1.0)),
+    ):
+        assert newcombe(a, b) == pytest.approx(expected, abs=5e-5)
+    assert newcombe(score(1, 1), score(0, 1))[0] < 0
+    assert newcombe(score(40, 40), score(36, 40))[0] < 0  # Fisher's exact p is 0.12
 
 
 def test_confusion_counts_and_the_worst_classes():
