@@ -4,6 +4,7 @@ This file imports nothing that takes long, so that a signal is caught from the f
 """
 
 import functools
+import io
 import os
 import signal
 import sys
@@ -30,6 +31,7 @@ def register_all() -> None:
 def main() -> None:
     """Entry point. A user's mistake, a signal or a full disk gives one line on stderr and no
     traceback; the exit code is 2, after a signal 128 + its number."""
+    _print_any_name()
     try:
         with stopped_by_signals(_say_stopped):
             sys.exit(_run())
@@ -39,6 +41,13 @@ def main() -> None:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+
+
+def _print_any_name() -> None:
+    """The name of a file may be bytes that the terminal's encoding lacks: codes stand for them on
+    stdout too, as Python does it on stderr."""
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def _run() -> int:

@@ -25,7 +25,10 @@ def export(
     output: Annotated[Path, typer.Option("--output", "-o", help="folder of the export")] = ...,
     images: Annotated[
         str | None,
-        typer.Option(help="small (all of an image is shown) or photographs (its centre, 0.875)"),
+        typer.Option(
+            help="small (all of an image is shown) or photographs (its centre, 0.875); default: as "
+            "those of the run"
+        ),
     ] = None,
     license: Annotated[
         str | None, typer.Option(help="of the weights, for the model card: mit, apache-2.0, ...")
@@ -65,6 +68,8 @@ def _print(found: "Exported", dry_run: str | None) -> None:
         }
         shown = "; ".join(f"{key} {number(v)}" for key, v in parts.items() if v is not None)
         print(f"{name}: largest difference of the features over {numbers.images} images: {shown}")
+    kind = "small images" if found.pictures == "small" else "photographs"
+    print(f"Set up for {kind} ({found.why})")
     for name, size in found.files.items():
         print(f"  {size:>13,} bytes  {name}")
     print(f"Wrote {printable(str(found.folder))}")

@@ -11,7 +11,7 @@ import typer
 from selfsight.cli.app import USE, app
 from selfsight.cli.evaluation import Target
 from selfsight.cli.said import is_first_rank, say, this_command
-from selfsight.errors import UserError
+from selfsight.errors import UserError, printable
 from selfsight.processes import Stopped
 
 SHOWN = 5  # broken images that are named; the others are in the list
@@ -66,8 +66,11 @@ def embed(
         for line in written.broken[:SHOWN]:
             say(f"left out: {line.replace(chr(9), ': ')}")
         listed = embedding.broken_file(written.output)
-        say(f"{len(written.broken):,} broken images have no row; '{listed}' lists them")
-    print(f"Wrote {written.output}: {written.rows:,} images, {written.width:,} features each")
+        count = len(written.broken)
+        images_have = "image has" if count == 1 else "images have"
+        say(f"{count:,} broken {images_have} no row; '{listed}' lists them")
+    name = printable(str(written.output))
+    print(f"Wrote {name}: {written.rows:,} images, {written.width:,} features each")
 
 
 def overrides(arguments: list[str]) -> list[str]:

@@ -53,13 +53,14 @@ def search(
     check_sheet(output, images)
     found = searching.search(where, images, table, k, index, pick_device(device))
     check_sheet(output, found.table.paths)
+    # Files are written before anything is printed: a reader that closes the pipe ends the command.
+    lines = [] if output is None else shown.draw_answers(found, output)
     if as_json:
         print(json.dumps(searching.as_json(found), indent=2))
         shown.print_recall(found, stderr=True)
     else:
         shown.print_answers(found)
-    if output is not None:
-        shown.draw_answers(found, output, stderr=as_json)
+    shown.print_lines(lines, stderr=as_json)
 
 
 @app.command(rich_help_panel=USE)
@@ -94,17 +95,18 @@ def duplicates(
     with Progress() as progress:
         columns = images.features, threshold, images.splits, images.labels
         groups = finding.near_duplicates(*columns, chip, progress.work)
-    if output is not None:  # before anything is printed: a reader of the output may end it
+    lines = []
+    if output is not None:
         outputs.write_groups(output, images, groups, threshold)
+        lines.append(f"Wrote {output}")
     if keep is not None:
         count = outputs.write_kept(keep, images, groups)
-    shown.print_groups(images, groups, threshold)
-    if output is not None:
-        print(f"Wrote {output}")
-    if keep is not None:
-        print(f"Wrote {keep}: {count:,} images; use them with data.path={keep}")
+        use = f"use them with data.path={keep}" if count else "a higher --threshold keeps more"
+        lines.append(f"Wrote {keep}: {count:,} images; {use}")
     if sheet is not None:
-        shown.draw_groups(images, groups, sheet)
+        lines += shown.draw_groups(images, groups, sheet)
+    shown.print_groups(images, groups, threshold)
+    shown.print_lines(lines)
 
 
 @app.command(rich_help_panel=USE)
@@ -129,11 +131,12 @@ def cluster(
     outputs.check_folder_of_clusters(output)
     images = _read(table)
     found, made = clustering.clustered(images.features, k, hdbscan, seed, images.labels)
+    lines = []
     if output is not None:
         outputs.write_clusters(output, images, found, made)
+        lines = shown.draw_clusters(images, found, output)
     shown.print_clusters(images, found)
-    if output is not None:
-        shown.draw_clusters(images, found, output)
+    shown.print_lines(lines)
 
 
 def _read(path: Path) -> "Table":

@@ -144,7 +144,8 @@ def clustered(
         numbers = kmeans(features, made["k"], seed)
     found = described(features, numbers, labels)
     if len(found.clusters) < made.get("k", 0):
-        say(f"Only {len(found.clusters)} clusters: the table has no more different rows")
+        count = len(found.clusters)
+        say(f"Only {count} cluster{'s'[: count != 1]}: the table has no more different rows")
     return found, made
 
 

@@ -20,7 +20,7 @@ from selfsight.files import read_text
 ROWS = 1024  # in memory as text at a time
 TEXTS = ("path", "split", "label")
 _FORMULA = re.compile("[=+\\-@\t\r]")
-_ENCODING = {"encoding": "utf-8", "errors": "surrogateescape", "newline": ""}
+ENCODING = {"encoding": "utf-8", "errors": "surrogateescape", "newline": ""}
 
 
 def require() -> None:
@@ -40,7 +40,7 @@ def write(path: Path, columns: dict[str, Any], description: str | None) -> None:
     """Write a row at a time; numbers have the digits that float32 needs."""
     features = columns["embedding"]
     names = [name for name in columns if name != "embedding"]
-    with path.open("w", **_ENCODING) as file:
+    with path.open("w", **ENCODING) as file:
         writer = csv.writer(file)  # its lines end with \r\n, so that it quotes a name with either
         writer.writerow([*names, *(f"e{n}" for n in range(features.shape[1]))])
         for row in range(len(features)):
@@ -68,7 +68,7 @@ def safe(name: str, text: str) -> str:
 def read(path: Path) -> tuple[dict[str, Any], str | None]:
     """The columns of a table, and its description if one is beside it. Raises: any exception."""
     csv.field_size_limit(2**27)
-    with path.open(**_ENCODING) as file:
+    with path.open(**ENCODING) as file:
         rows = csv.reader(file)
         columns = _columns([name.removeprefix("\ufeff") for name in next(rows, [])], rows)
     return columns, read_description(path)

@@ -123,11 +123,13 @@ def _check_output(output: Path) -> None:
     format_of(output)
     if not output.absolute().parent.is_dir():
         raise UserError(f"'{output}': its folder does not exist; make it")
-    if os.path.lexists(output) and not is_table(output):
-        raise UserError(
-            f"'{output}': exists and is no table that this command wrote; remove it, or choose "
-            f"another name"
-        )
+    beside = format_of(output).description_file(output)
+    for file in (output,) if beside is None else (output, beside):
+        if os.path.lexists(file) and not is_table(output):
+            raise UserError(
+                f"'{file}': exists and is no table that this command wrote; remove it, or choose "
+                f"another name"
+            )
 
 
 def _check_names(output: Path, splits: list[Split]) -> None:
@@ -217,6 +219,7 @@ def _finish(
         places,
         {**about, "rows": len(rows), "broken": len(broken)},
     )
+    _check_output(output)  # again: reading may have taken hours, and the features are not lost
     listed = broken_file(output)
     listed.unlink(missing_ok=True)
     if broken:

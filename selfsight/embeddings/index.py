@@ -54,7 +54,8 @@ class Index:
         return len(self._unit)
 
     def search(self, queries: Features, k: int) -> tuple[Tensor, Tensor]:
-        """The k rows that are most like each query; of equal ones the first rows come first.
+        """The k rows that are most like each query, equally similar ones by their number. Which
+        of more than k equally similar rows are among them is not defined.
 
         Args:
             queries: (M, D); k: from 1 to N.

@@ -2,12 +2,11 @@
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 
 from selfsight.embeddings.table import Neighbours
 from selfsight.errors import UserError
 from selfsight.evaluate.features import as_tensor
-from selfsight.evaluate.knn import neighbours
+from selfsight.evaluate.knn import neighbours, unit_rows
 
 PROJECTIONS = ("tsne", "pca")
 MOST = 30_000  # rows: t-SNE, in one thread so that equal rows give equal places, takes minutes
@@ -72,7 +71,7 @@ def project(features: np.ndarray, method: str, seed: int) -> np.ndarray:
     check_projection(method, len(features))
     # One thread: sums of several are in no fixed order, and equal tables must be equal bytes.
     with threadpool_limits(1):
-        unit = F.normalize(as_tensor(features).float(), dim=1).numpy()
+        unit = unit_rows(features).numpy()
         components = min(KEPT if method == "tsne" else 2, *unit.shape)
         x = PCA(components, svd_solver="covariance_eigh").fit_transform(unit)
         plane = np.pad(x[:, :2], ((0, 0), (0, max(0, 2 - components))))

@@ -6,27 +6,26 @@ features: a path gets "./" before it, another text an apostrophe.
 """
 
 import csv
-import io
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from selfsight.embeddings.cluster import Clustering
-from selfsight.embeddings.csv_file import safe
+from selfsight.embeddings.csv_file import ENCODING, safe
 from selfsight.embeddings.duplicates import Group, kept, training_rows
 from selfsight.embeddings.table import Table
 from selfsight.errors import UserError, some
-from selfsight.files import write_json, write_text
+from selfsight.files import write_atomically, write_json, write_text
 
 GROUPS = ("group", "lowest", "different_labels", "leak", "row", "path", "split", "label")
 CLUSTERS = ("path", "cluster", "similarity")
 JSON = '{\n  "near_duplicates": {'
 KEPT = "# The training images without near-duplicates, one of each group\n"
-FILES = ("clusters.json", "clusters.csv")
+FILES = {"clusters.csv": ",".join(CLUSTERS), "clusters.json": '{\n  "method": '}  # how they begin
 SHEET = re.compile(r"cluster-(noise|\d{4,})\.png")
 
 
@@ -58,7 +57,7 @@ def _begins(path: Path, start: str) -> bool:
 def write_groups(path: Path, table: Table, groups: Sequence[Group], threshold: float) -> None:
     """Every group: .csv with a line for each image, or .json with an object for each group."""
     if path.suffix.lower() == ".csv":
-        write_text(path, _groups_as_csv(table, groups))
+        _write_csv(path, GROUPS, _group_lines(table, groups))
         return
     found = [
         {
@@ -72,16 +71,23 @@ def write_groups(path: Path, table: Table, groups: Sequence[Group], threshold: f
     write_json(path, {"near_duplicates": head, "groups": found})
 
 
-def _groups_as_csv(table: Table, groups: Sequence[Group]) -> str:
-    file = io.StringIO()
-    writer = csv.DictWriter(file, GROUPS, restval="", lineterminator="\n")
-    writer.writeheader()
+def _group_lines(table: Table, groups: Sequence[Group]) -> Iterator[list[Any]]:
     for number, group in enumerate(groups):
         head = {"group": number, "lowest": f"{group.lowest:.6f}"}
         head["different_labels"] = int(group.mixed)
         for row, leak in _rows(group):
-            writer.writerow({**head, "leak": int(leak), **_cells(about(table, row))})
-    return file.getvalue()
+            cells = {**head, "leak": int(leak), **_cells(about(table, row))}
+            yield [cells.get(name, "") for name in GROUPS]
+
+
+def _write_csv(path: Path, titles: Sequence[str], lines: Iterable[Sequence[Any]]) -> None:
+    """Lines end with \\r\\n, so that a name that holds one of these is quoted."""
+
+    def write(temporary: Path) -> None:
+        with temporary.open("w", **ENCODING) as file:
+            csv.writer(file).writerows([titles, *lines])
+
+    write_atomically(path, write)
 
 
 def _rows(group: Group) -> Iterator[tuple[int, bool]]:
@@ -135,12 +141,17 @@ def write_kept(path: Path, table: Table, groups: list[Group]) -> int:
 
 
 def check_folder_of_clusters(folder: Path | None) -> None:
-    """Raises: UserError for a folder that holds something else."""
+    """Raises: UserError for a file, or a folder that holds something else."""
     if folder is None or not folder.exists():
         return
-    others = [p.name for p in folder.iterdir() if p.name not in FILES and not SHEET.match(p.name)]
-    found = [name for name in FILES if (folder / name).exists()]
-    if others or (not found and any(folder.iterdir())):
+    if not folder.is_dir():
+        raise UserError(f"'{folder}': is a file; give a new folder")
+    there = list(folder.iterdir())
+    own = [p for p in there if p.name in FILES and _begins(p, FILES[p.name])]
+    # A sheet alone may be another's: it is one of a clustering only beside its table.
+    sheets = [p for p in there if own and SHEET.fullmatch(p.name)]
+    others = {p.name for p in there} - {p.name for p in own + sheets}
+    if others:
         raise UserError(
             f"'{folder}': holds other files ({some(sorted(others))}); give a new folder"
         )
@@ -159,12 +170,9 @@ def write_clusters(folder: Path, table: Table, found: Clustering, made: dict[str
     similarity = np.empty(len(table), np.float32)
     for cluster in found.clusters:
         similarity[cluster.rows] = cluster.similarities
-    file = io.StringIO()
-    writer = csv.writer(file, lineterminator="\n")
-    writer.writerow(CLUSTERS)
     numbers = zip(table.paths, found.numbers.tolist(), similarity.tolist(), strict=True)
-    writer.writerows([safe("path", path), n, f"{s:.6f}"] for path, n, s in numbers)
-    write_text(folder / "clusters.csv", file.getvalue())
+    lines = ([safe("path", path), n, f"{s:.6f}"] for path, n, s in numbers)
+    _write_csv(folder / "clusters.csv", CLUSTERS, lines)
     clusters = [
         {"cluster": c.number, "images": len(c), "label": c.label, "purity": c.purity}
         for c in found.clusters

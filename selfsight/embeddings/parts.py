@@ -22,6 +22,7 @@ from selfsight.processes import Stopped
 from selfsight.train.log import say
 
 FEATURES, MARKS, STAMP = "features.f32", "marks", "images.json"
+BROKEN = "broken-{}.txt"  # the broken images of a split
 MARK = np.dtype([("crc", "<u4"), ("complete", "<u4")])
 ROWS = 8192  # that are copied at a time
 EVERY = 2.0  # seconds between two times that batches are marked; but
@@ -52,8 +53,9 @@ class Parts:
         before = None if found is None else found["stamp"]
         if stamp is not None and before is not None and stamp != before:
             say(f"'{self.folder}': the images have changed since; their features are read again")
-            for name in (MARKS, FEATURES):
-                (self.folder / name).unlink(missing_ok=True)
+            for name in (MARKS, FEATURES, BROKEN.format("*")):
+                for old in self.folder.glob(name):
+                    old.unlink()
         write_json(file, sealed({"stamp": before if stamp is None else stamp}))
         sizes = {FEATURES: 4 * self.rows * self.width, MARKS: MARK.itemsize * len(self.spans)}
         for name, size in sizes.items():

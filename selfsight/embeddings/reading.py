@@ -15,7 +15,7 @@ from selfsight.batch import ImageSize, sides
 from selfsight.data.config import DataConfig
 from selfsight.data.images import Images
 from selfsight.embeddings.images import EmbedConfig, Split, batches, stamp_of
-from selfsight.embeddings.parts import Parts, Writer, folder_beside
+from selfsight.embeddings.parts import BROKEN, Parts, Writer, folder_beside
 from selfsight.encoders.artifact import weights_hash
 from selfsight.encoders.dense import LayerFeatures, Layers
 from selfsight.encoders.shown import Resize
@@ -102,7 +102,7 @@ def open_parts(
 
 def bad_file(parts: Parts, split: Split) -> Path:
     """The list of the broken images of a split, which all processes share."""
-    return parts.folder / f"broken-{split.name}.txt"
+    return parts.folder / BROKEN.format(split.name)
 
 
 def read_missing(

@@ -178,7 +178,8 @@ def write_table(path: str | Path, table: Table) -> None:
 def is_table(path: Path) -> bool:
     """Whether a file is a table that `write_table` made: such a file may be replaced by another."""
     try:
-        return format_of(path).read_description(path) is not None
+        text = format_of(path).read_description(path)
+        return text is not None and "weights_sha256" in parse_json(text, path)
     except Exception:  # as in `read_table`
         return False
 

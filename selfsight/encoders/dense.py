@@ -1,6 +1,7 @@
 """Maps of an encoder's inner layers: what it says of each place of an image."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -37,7 +38,8 @@ def chosen_layers(backbone: nn.Module, layers: Layers) -> list[int]:
     Raises: UserError for a layer that the model does not have, or for none.
     """
     names = layer_names(backbone)
-    asked = [layers] if isinstance(layers, (int, str)) else list(layers)
+    several = isinstance(layers, Iterable) and not isinstance(layers, str)
+    asked = list(layers) if several else [layers]
     if not asked:
         raise UserError('layers: names no layer; give a number such as -1, a name, or "last"')
     return [_number(layer, names) for layer in asked]
@@ -107,7 +109,7 @@ def _number(layer: int | str, names: list[str]) -> int:
     if layer in names:
         return names.index(str(layer))
     try:
-        number = int(layer) if isinstance(layer, (int, str)) else len(names)
+        number = int(layer) if isinstance(layer, (Integral, str)) else len(names)
     except ValueError:
         number = len(names)
     if not -len(names) <= number < len(names):

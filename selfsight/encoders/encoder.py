@@ -110,6 +110,8 @@ class Encoder(nn.Module):
     ) -> Any | None:
         """What `work` makes of the next images, prepared; None after the last. Nothing else of the
         batch outlives the call."""
+        if count < 1:
+            raise UserError(f"batch_size={count}: must be 1 or more")
         views = [
             _evaluation_view(self._pixels(image), self.description)
             for image in islice(pictures, count)

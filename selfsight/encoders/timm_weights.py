@@ -17,6 +17,7 @@ from selfsight.config import near
 from selfsight.encoders.foreign.described import CONFIG, describe_transformers, read_json
 from selfsight.encoders.foreign.formats import FORMATS
 from selfsight.encoders.foreign.read import FILES, INDEX, shards
+from selfsight.encoders.shown import Resize
 from selfsight.encoders.transformers_models import backbone_for
 from selfsight.errors import UserError
 
@@ -40,7 +41,8 @@ class TimmWeights:
         norm_eps: epsilon of its layer norms; None: that of timm's model.
         format: name in foreign.FORMATS of the layout of the file.
         pooled: the argument global_pool that timm's config.json says; size: (height, width) of its
-            images. A run decides both itself, an evaluation of the folder takes them over.
+            images; resize: how timm brings them to it. A run decides these itself, an evaluation of
+            the folder takes them over.
     """
 
     name: str
@@ -52,6 +54,7 @@ class TimmWeights:
     format: str = "timm"
     pooled: str | None = None
     size: ImageSize | None = None
+    resize: Resize = "crop"
 
     def backbone(self) -> dict[str, Any]:
         """The keys of the section `backbone` that build the model."""
@@ -115,7 +118,8 @@ def _described(config: Path, file: Path, weights: str, find: Find) -> TimmWeight
         cfg, given = about["pretrained_cfg"], about.get("model_args") or {}
         options = {key: value for key, value in given.items() if key not in _DECIDED}
         name = str(about["architecture"])
-        own = {"pooled": given.get("global_pool"), "size": _size(cfg)}
+        resize = "squash" if cfg.get("crop_mode") == "squash" else "crop"
+        own = {"pooled": given.get("global_pool"), "size": _size(cfg), "resize": resize}
         return TimmWeights(name, file, *_colours(cfg), _pooled(name, options), **own)
     except UserError as error:
         raise UserError(f"weights={weights}: {error}") from None

@@ -7,6 +7,7 @@ from torch import Tensor
 from selfsight.evaluate.features import Features, as_tensor, exact_products
 
 QUERIES, BANK = 1024, 16384  # rows of one chunk: 64 MiB of similarities at a time
+LONGEST, SHORTEST = 1e18, 1e-12  # rows beyond these are scaled before their length is measured
 
 
 @torch.no_grad()
@@ -64,7 +65,15 @@ def unit_rows(x: Features, device: torch.device | None = None) -> Tensor:
 
 
 def _unit(x: Tensor, device: torch.device) -> Tensor:
-    return F.normalize(x.to(device).float(), dim=1)
+    x = x.to(device).float()
+    length = x.norm(dim=1)
+    unit = F.normalize(x, dim=1)
+    # Their squares leave the range of float32, so that the length found is not theirs.
+    odd = (length > LONGEST) | (length < SHORTEST)
+    if odd.any():
+        largest = x[odd].abs().amax(1, keepdim=True)
+        unit[odd] = F.normalize(x[odd] / largest.clamp_min(torch.finfo().tiny), dim=1)
+    return unit
 
 
 def knn_accuracy(

@@ -4,6 +4,7 @@ measured. Every statement has its number; what was not measured is said to be so
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -55,6 +56,18 @@ def without_folders(name: str) -> str:
     return re.split(r"[/\\]", name)[-1] if is_path else name
 
 
+def of_source(data: Mapping[str, Any]) -> str:
+    """What a card calls the images of these keys `data.*`, without paths of this machine.
+
+    >>> of_source({"source": "auto", "path": "/home/me/photos"}), of_source({"source": "digits"})
+    ('own files', 'digits')
+    """
+    source = str(data.get("source", "images that are not known"))
+    if source == "auto":
+        return "own files" if data.get("path") else "digits"
+    return without_folders(source)
+
+
 def card(
     subject: Subject,
     verified: Mapping[Target, Differences],
@@ -92,7 +105,7 @@ def card(
         "## Agreement with the pretrained encoder",
         _agreement(subject, verified),
         "## Results",
-        results(subject, plain, without_folders),
+        results(subject, plain, of_source),
         "## Pretraining",
         _pretraining(subject, method),
     ]
@@ -114,22 +127,35 @@ def _loading(subject: Subject, target: Target, repository: str | None) -> str:
     better = target.exact(subject)
     if better:
         text += (
-            "\n\nThis transform resizes an image first and cuts it afterwards; Selfsight's "
-            "evaluations do it the other way round. For images that must be resized, the following "
-            "`prepare` in place of the one above gives the features of those evaluations:\n\n"
+            f"\n\nThis transform {_difference(subject)}. For images that must be resized, the "
+            "following `prepare` in place of the one above gives the features of those "
+            "evaluations:\n\n"
             f"```python\n{better}```"
         )
     return text
 
 
+def _difference(subject: Subject) -> str:
+    """What a library's transform does otherwise."""
+    if subject.resize == "squash":
+        return "resizes with Pillow, whose pixels differ a little from Selfsight's evaluations"
+    return (
+        "resizes an image first and cuts it afterwards; Selfsight's evaluations do it the other "
+        "way round"
+    )
+
+
 def _usage(subject: Subject, target: Target) -> str:
     """Code that gives the features of one image."""
     stack = "np.stack" if target.name == "onnx" else "torch.stack"
-    imports, given = "from PIL import Image\n\n", 'Image.open("photo.jpg")'
+    imports = "from PIL import Image, ImageOps\n\n"
+    given = 'ImageOps.exif_transpose(Image.open("photo.jpg"))'
     if not subject.takes_pil:
         shape, kind = (256, 256, subject.channels), "uint8" if subject.bits == 8 else "uint16"
         imports, given = "", f"np.zeros({shape}, np.{kind})"
-    return f"```python\n{imports}features({stack}([prepare({given})]))  # (1, D)\n```"
+    return (
+        f"```python\n{imports}image = {given}\nfeatures({stack}([prepare(image)]))  # (1, D)\n```"
+    )
 
 
 def _images(subject: Subject) -> str:
@@ -138,6 +164,11 @@ def _images(subject: Subject) -> str:
         subject.channels, f"images of {subject.channels} channels"
     )
     lines = [f"The encoder takes {kind} {bits}, upright, without transparency."]
+    if subject.takes_pil:
+        lines.append(
+            "Selfsight turns a photograph by its EXIF orientation and puts a transparent image on "
+            "white; `prepare` does neither."
+        )
     if subject.resize == "squash":
         lines.append("The whole image is resized, whatever its shape.")
     else:
@@ -183,13 +214,11 @@ def _pretraining(subject: Subject, method: str) -> str:
     described = subject.description
     trained, data = described.get("pretrained_on") or {}, described["data"]
     lines = [f"- method: {plain(method)}; seed {described['seed']}"]
-    source = without_folders(str(data.get("source", "auto")))
-    images = "own files" if source == "auto" else plain(source)
-    lines.append(f"- images: {images}")
+    lines.append(f"- images: {plain(of_source(data))}")
     counts = [f"{trained[key]:,} {key}" for key in ("images", "steps") if trained.get(key)]
     lines += [f"- extent: {', '.join(counts)}"] if counts else []
     cost = subject.cost
-    if cost.get("seconds") is not None:
+    if isinstance(cost.get("seconds"), (int, float)):
         where = f" on {plain(cost['device'])}" if cost.get("device") else ""
         lines.append(f"- cost: {cost['seconds']:,.0f} seconds{where}")
     for key, what in (("weights_sha256", "started from weights"), ("teacher_sha256", "teacher")):

@@ -12,7 +12,8 @@ from selfsight.config import near
 from selfsight.errors import UserError
 from selfsight.export import card, hub
 from selfsight.export.place import check_place, complete, write_record
-from selfsight.export.subject import Pictures, Subject, open_subject
+from selfsight.export.seen import Pictures
+from selfsight.export.subject import Subject, open_subject
 from selfsight.export.target import Target
 from selfsight.export.to_onnx import ONNX
 from selfsight.export.to_timm import TIMM, TRANSFORMERS
@@ -31,12 +32,15 @@ class Exported:
     Attributes:
         folder: with its files; files: name -> bytes.
         differences: name of each library that loaded it -> what its features differ by.
+        pictures: which images it is set up for; why: what decided that.
         address: of the repository on the hub, if it was pushed.
     """
 
     folder: Path
     files: dict[str, int]
     differences: dict[str, Differences]
+    pictures: Pictures
+    why: str
     address: str | None = None
 
 
@@ -60,7 +64,8 @@ def export(
         folder: that is written; an earlier export of the same encoder is replaced.
         keys: `backbone.name=FILE.py:NAME`, for an encoder of the user's own code.
         pictures: which images timm's transform is set up for: small (all of an image is shown) or
-            photographs (0.875 of it); default: small if the encoder sees at most 96 pixels.
+            photographs (0.875 of it); default: as the run's own images are, or, if they are not
+            on this machine, small if the encoder sees at most 96 pixels.
         license, datasets: identifiers of the Hugging Face hub, for the model card.
         push: ORG/NAME, where the export goes on the hub; private: of a new repository there;
             dry_run: do not push.
@@ -91,7 +96,8 @@ def export(
     address = None
     if push is not None and not dry_run:
         address = hub.push(folder, files, push, private)
-    return Exported(folder, files, {t.name: found[t] for t in found}, address)
+    differences = {t.name: found[t] for t in found}
+    return Exported(folder, files, differences, subject.pictures, subject.why, address)
 
 
 def _target(name: str) -> Target:

@@ -40,7 +40,7 @@ def wilson(share: float, count: int) -> tuple[float, float]:
     return float(interval.low), float(interval.high)
 
 
-def results(subject: Subject, plain: Escape, without_folders: Callable[[str], str]) -> str:
+def results(subject: Subject, plain: Escape, of_source: Callable[[dict[str, Any]], str]) -> str:
     """The tables, one an evaluation, as Markdown."""
     ours = [
         record
@@ -49,7 +49,7 @@ def results(subject: Subject, plain: Escape, without_folders: Callable[[str], st
     ]
     if not ours:
         return NOTHING
-    parts = [_one(subject, record, plain, without_folders) for record in ours]
+    parts = [_one(subject, record, plain, of_source) for record in ours]
     parts.append(
         "The 95 % intervals are Wilson's, over the test images of one seed: they say nothing of "
         "other seeds. ± is the standard deviation over draws of the labels."
@@ -58,14 +58,16 @@ def results(subject: Subject, plain: Escape, without_folders: Callable[[str], st
 
 
 def _one(
-    subject: Subject, record: dict[str, Any], plain: Escape, without_folders: Callable[[str], str]
+    subject: Subject,
+    record: dict[str, Any],
+    plain: Escape,
+    of_source: Callable[[dict[str, Any]], str],
 ) -> str:
     data = record["data"]
-    source = without_folders(str(data.get("source", "not known")))
     settings = _settings(record.get("settings") or {})
     title = (
         f"**{plain(record['protocol'])}** (version {plain(record.get('version'))}, seed "
-        f"{plain(record.get('seed'))}{plain(settings)}) on {plain(source)}: "
+        f"{plain(record.get('seed'))}{plain(settings)}) on {plain(of_source(data))}: "
         f"{_count(data.get('train'))} training images, {_count(data.get('test'))} test images"
     )
     same = [r for r in subject.records if _what(r) == _what(record)]

@@ -20,13 +20,16 @@ def check_place(folder: Path, layout: str, sha256: str) -> None:
 
     Args:
         layout: of the files that will be written; sha256: of the encoder's weights.
-    Raises: UserError for a file, and for a folder with anything but an earlier export of the same
-        encoder in this layout, as it was written.
+    Raises: UserError for a file, for a folder that cannot be exchanged for a new one, and for one
+        with anything but an earlier export of the same encoder in this layout, as it was written.
     """
     if not os.path.lexists(folder):
         return
     if not folder.is_dir():
         raise UserError(f"'{folder}': is a file; name a folder that does not exist yet")
+    kept = "the folder of this process" if folder.samefile(".") else "a mounted folder"
+    if folder.samefile(".") or os.path.ismount(folder.resolve()):
+        raise UserError(f"'{folder}': is {kept}, which cannot be replaced; name a folder inside it")
     names = sorted(path.name for path in folder.iterdir())
     if not names:
         return

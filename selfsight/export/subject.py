@@ -3,19 +3,43 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
+
+from pydantic import ConfigDict, Field
 
 from selfsight.batch import sides
-from selfsight.data.images import SMALL
+from selfsight.config import Config, validate
+from selfsight.data.config import DataConfig
 from selfsight.encoders.artifact import Network, encoder_file, is_ours
 from selfsight.encoders.encoder import Encoder
 from selfsight.encoders.shown import Resize
 from selfsight.errors import UserError
 from selfsight.evaluate.protocols import read_results
 from selfsight.evaluate.protocols.target import open_target
+from selfsight.export.seen import Pictures, pictures_of
 from selfsight.files import read_json
 
-Pictures = Literal["small", "photographs"]
+
+class _Method(Config):
+    model_config = ConfigDict(extra="ignore")
+    name: str
+
+
+class _Trained(Config):
+    model_config = ConfigDict(extra="ignore")
+    images: int | None = None
+    steps: int | None = None
+    weights_sha256: str | None = None
+    teacher_sha256: str | None = None
+
+
+class _Told(Config):
+    """What a model card and its code say of an encoder, beside what builds it."""
+
+    model_config = ConfigDict(extra="ignore")
+    method: _Method
+    data: DataConfig
+    pretrained_on: _Trained = Field(_Trained())
 
 
 @dataclass(frozen=True)
@@ -26,6 +50,7 @@ class Subject:
         encoder: frozen, as `load_encoder` gives it; network: its weights and description.
         pictures: the images that the export is for. Of photographs, which have a side of more than
             96 pixels, an evaluation shows 0.875 of the shorter side; of small images all of it.
+        why: what decided on these.
         records: of results.json; cost: of the pretraining, as cost.json has it.
     """
 
@@ -34,6 +59,7 @@ class Subject:
     pictures: Pictures
     records: list[dict[str, Any]]
     cost: dict[str, Any]
+    why: str = ""
 
     @property
     def description(self) -> dict[str, Any]:
@@ -85,7 +111,7 @@ def open_subject(
 
     Args:
         keys: `backbone.name=FILE.py:NAME`, for an encoder of the user's own code.
-        pictures: default: small if the encoder sees at most 96 pixels, else photographs.
+        pictures: default: as the images of the run are (see `pictures_of`).
     Raises: UserError if the run is not finished, or if that is no encoder that Selfsight wrote.
     """
     if pictures not in (None, *get_args(Pictures)):
@@ -100,9 +126,13 @@ def open_subject(
         )
     target = open_target(where, list(keys), None)
     network = target.encoder
+    try:
+        validate(_Told, network.description)
+    except UserError as error:
+        reason = "; ".join(str(error).splitlines())[:500]
+        raise UserError(f"'{path}': its description is not valid: {reason}") from None
     encoder = Encoder(network.build(), network.description)
-    if pictures is None:
-        pictures = "small" if max(sides(network.image_size)) <= SMALL else "photographs"
+    pictures, why = (pictures, f"--images {pictures}") if pictures else pictures_of(target)
     cost = target.home and target.home / "cost.json"
     costs = read_json(cost) if cost and cost.is_file() else {}
-    return Subject(encoder, network, pictures, read_results(target.folder), costs)
+    return Subject(encoder, network, pictures, read_results(target.folder), costs, why)

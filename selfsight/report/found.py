@@ -52,16 +52,21 @@ def _print_unwrapped(titles: Sequence[str], rows: list[list[str]]) -> None:
     Console(width=WIDEST).print(table(titles, rows))
 
 
-def draw_answers(found: Found, output: Path, stderr: bool = False) -> None:
+def print_lines(lines: Sequence[str], stderr: bool = False) -> None:
+    """Print what was written, which the functions that draw give."""
+    for line in lines:
+        console(stderr).print(line, soft_wrap=True)
+
+
+def draw_answers(found: Found, output: Path) -> list[str]:
     """A contact sheet: each query, and its neighbours with similarity, label and name.
 
-    Args:
-        stderr: say there that it is written.
+    Returns: lines for `print_lines`: that it is written, and how many images are missing.
     """
     lines = [[_query(found.table, answer), *_neighbours(found, answer)] for answer in found.answers]
     pictures = Pictures(found.table)
     draw_tiles(pictures, lines, output, first_apart=True)
-    _written(output, pictures, stderr)
+    return _written(output, pictures)
 
 
 def _query(images: Table, answer: Answer) -> Tile:
@@ -84,14 +89,12 @@ def _caption(images: Table, row: int) -> list[str]:
     return [" ".join(filter(None, words)), Path(images.paths[row]).name]
 
 
-def _written(output: Path, pictures: Pictures, stderr: bool = False) -> None:
-    say = partial(console(stderr).print, soft_wrap=True)
-    if pictures.missing:
-        say(
-            f"{pictures.missing:,} images on '{output}' are gray: their files cannot be opened "
-            f"from here"
-        )
-    say(f"Wrote {output}")
+def _written(output: Path, pictures: Pictures) -> list[str]:
+    gray = (
+        f"{pictures.missing:,} images on '{output}' are gray: their files cannot be opened from "
+        f"here"
+    )
+    return [*([gray] if pictures.missing else []), f"Wrote {output}"]
 
 
 def print_groups(images: Table, groups: Sequence[Group], threshold: float) -> None:
@@ -130,11 +133,13 @@ def _leaks_first(group: Group) -> list[int]:
     return [*group.leaks.tolist(), *np.setdiff1d(group.rows, group.leaks).tolist()]
 
 
-def draw_groups(images: Table, groups: Sequence[Group], output: Path) -> None:
-    """A contact sheet of the first groups, at most 8 images of each; small groups share a line."""
+def draw_groups(images: Table, groups: Sequence[Group], output: Path) -> list[str]:
+    """A contact sheet of the first groups, at most 8 images of each; small groups share a line.
+
+    Returns: as `draw_answers`.
+    """
     if not groups:
-        console().print(f"No near-duplicates: '{output}' is not written", soft_wrap=True)
-        return
+        return [f"No near-duplicates: '{output}' is not written"]
     lines: list[list[Tile]] = [[]]
     for number, group in enumerate(groups):
         rows = _leaks_first(group)[:ACROSS]
@@ -145,7 +150,7 @@ def draw_groups(images: Table, groups: Sequence[Group], output: Path) -> None:
         lines[-1] += [Tile(row, [f"group {number}", *_caption(images, row)]) for row in rows]
     pictures = Pictures(images)
     draw_tiles(pictures, lines, output, first_apart=False)
-    _written(output, pictures)
+    return _written(output, pictures)
 
 
 def print_clusters(images: Table, found: Clustering) -> None:
@@ -166,8 +171,11 @@ def print_clusters(images: Table, found: Clustering) -> None:
         say("The images have no labels, so purity, NMI and ARI are not known")
 
 
-def draw_clusters(images: Table, found: Clustering, folder: Path) -> None:
-    """A contact sheet of each cluster in the folder, those nearest to the centre first."""
+def draw_clusters(images: Table, found: Clustering, folder: Path) -> list[str]:
+    """A contact sheet of each cluster in the folder, those nearest to the centre first.
+
+    Returns: as `draw_answers`.
+    """
     pictures = Pictures(images)
     for cluster in found.clusters:
         shown = cluster.rows[: NEAREST * ACROSS].tolist()
@@ -177,4 +185,4 @@ def draw_clusters(images: Table, found: Clustering, folder: Path) -> None:
         ]
         lines = [tiles[start : start + ACROSS] for start in range(0, len(tiles), ACROSS)]
         draw_tiles(pictures, lines, folder / sheet_name(cluster.number), first_apart=False)
-    _written(folder, pictures)
+    return _written(folder, pictures)

@@ -7,7 +7,6 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from selfsight.data.decode import decode
 from selfsight.data.images import center_box, cut
 from selfsight.files import write_atomically
 from selfsight.pretraining.config import RunConfig
@@ -41,7 +40,7 @@ def view_pictures(
     scale, shift = (torch.tensor(v).view(-1, 1, 1) for v in reversed(loader.normalization))
     pictures = []
     for row, i in enumerate(indices.tolist()):
-        image = decode(loader.images.source, i, loader.images.patience)
+        _, image = loader.images.decode(i)
         original = _original(image, side, all(v.shape[2] == v.shape[3] for v in views))
         shown = [(view[row].cpu() * scale + shift).clamp(0, 1) for view in views]
         pictures.append([as_picture(x) for x in (original, *shown)])

@@ -74,7 +74,7 @@ class Pace:
     """What some real steps of a configuration took.
 
     Attributes:
-        rate: images a second; steps: that were measured.
+        rate: images a second; steps: that it was measured over.
         slowest: the part of a step that took longest, as `selfsight profile` names it.
         waiting: the share of a step in which the device waits for images.
     """

@@ -28,7 +28,7 @@ from selfsight.suggest.look import look_at_images, look_at_machine
 from selfsight.suggest.recipe import argument, recipe_text
 from selfsight.train.log import say
 
-STEPS = 10  # that are measured
+STEPS = 20  # that are measured, the first half of them for the rate
 LONGEST = 60.0  # seconds for them, of each setup
 SMALLEST = 8  # images of a batch that is halved since it does not fit into memory
 
@@ -56,7 +56,7 @@ class Suggestion:
     """What was written.
 
     Attributes:
-        file: of the recipe; run: the folder that a run of it has by default.
+        file: of the recipe; run: the folder that a run of it has by default, named after the file.
         code: an argument for the user's own code, which a recipe alone must not run; or "".
         warnings: what to know before training, a sentence each.
     """
@@ -72,15 +72,16 @@ class Suggestion:
 
 
 def pace_of(config: RunConfig) -> Pace:
-    """Train STEPS steps that count, and keep nothing."""
+    """Train STEPS steps that count, fewer if they take LONGEST, and keep nothing."""
     # without an end, and without what is not done in every step
     free = {"epochs": 10**6, "max_steps": None, "save_best": False}
+    free["log_every"] = 10**6  # so few steps are not judged: a collapse would be reported
     free["evaluate"] = config.evaluate.model_copy(update={"every_epochs": 0})
     never = {"every_epochs": 0, "every_steps": 0}
     free["checkpoint"] = config.checkpoint.model_copy(update=never)
     found = profile(config.model_copy(update=free), LONGEST, STEPS)
     waiting = found.seconds["waiting for data"] / sum(found.seconds.values())
-    return Pace(found.rate, found.undisturbed + found.steps, found.slowest, waiting)
+    return Pace(found.rate, found.undisturbed, found.slowest, waiting)
 
 
 def suggest(
@@ -116,7 +117,7 @@ def suggest(
     length = plan_length(setup, images, pace.rate, minutes)
     warned = advice.warnings(images, machine, setup, pace)
     code = argument("data.source", data.source) if own.is_code(data.source) else ""
-    made = Suggestion(file, f"runs/{name}", code, images, setup, length, pace, warned)
+    made = Suggestion(file, f"runs/{file.stem}", code, images, setup, length, pace, warned)
     text = _text(made, machine, asked, name)
     _validated(text)
     write_text(file, text)

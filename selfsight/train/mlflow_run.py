@@ -1,5 +1,6 @@
 """MLflow: one run for each run folder, see `trackers.py`."""
 
+import contextlib
 import logging
 import os
 import re
@@ -10,12 +11,17 @@ from typing import Any
 
 from selfsight.config import Config, Tree, flatten
 from selfsight.files import write_text
+from selfsight.locks import locked
 from selfsight.train.log import read_metrics, say
 from selfsight.train.trackers import METRICS, need, numbers, reason, refused, stored_id
 
 MLFLOW_ID = "mlflow_id.txt"
 SEND_EVERY = 10.0  # seconds: MLflow gets the metrics of this time together
-TRY_AGAIN = 300.0  # seconds after a failure; the library itself has then tried for minutes
+TRY_AGAIN = 300.0  # seconds after a failure
+# What the library waits for a server, and a step of the training with it; its own are minutes.
+# Variables that the user has set are kept.
+PATIENCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
+SQLITE = "sqlite:///"  # a path follows
 MOST_METRICS, MOST_PARAMS = 1_000, 100  # of one request to MLflow
 LONGEST_VALUE, LONGEST_KEY = 500, 250  # characters of a parameter that every MLflow takes
 
@@ -39,6 +45,8 @@ class Mlflow:
     def __init__(self, config: MlflowConfig, folder: Path, settings: Tree) -> None:
         # else the library would report its use to its makers, which nobody has asked for
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+        for variable, value in PATIENCE.items():
+            os.environ.setdefault(variable, value)
         client = need("mlflow.tracking", "log.mlflow").MlflowClient
         for name in ("mlflow", "alembic"):  # they tell of each table that they make
             logging.getLogger(name).setLevel(logging.WARNING)
@@ -47,7 +55,7 @@ class Mlflow:
         self._waiting: list[tuple[int, dict[str, Any]]] = []
         self._next, self._failed = 0.0, False
         with refused("log.mlflow", "set log.mlflow.tracking_uri to a store that answers"):
-            self._client = client(tracking_uri=uri)
+            self._client = _opened(client, uri)
             self._id = self._known(folder) or self._made(config, folder, settings)
             history = self._client.get_metric_history(self._id, "epoch")
             self._last = max((metric.step for metric in history), default=0)
@@ -134,6 +142,19 @@ class Mlflow:
             self._client.set_terminated(self._id, status)
         except Exception as error:  # as above
             say(f"log.mlflow: {reason(error)}; the run is still marked as running there")
+
+
+def _opened(client: Any, uri: str) -> Any:
+    """A client of the store. Runs that start at once on a new SQLite file would make its tables
+    together, which damages it; one waits for the other, but not on Windows."""
+    file = Path(uri.removeprefix(SQLITE))
+    alone = uri.startswith(SQLITE) and file.parent.is_dir()
+    name = f".{file.name}.lock"
+    with locked(file.parent, name, wait=True) if alone else contextlib.nullcontext():
+        opened = client(tracking_uri=uri)
+        if alone:
+            opened.get_experiment_by_name("Default")  # it makes the rest of the tables
+    return opened
 
 
 def _metrics(records: list[tuple[int, dict[str, Any]]]) -> list[Any]:

@@ -3,6 +3,7 @@ learned anything."""
 
 import csv
 import json
+import os
 import re
 import shlex
 import shutil
@@ -19,6 +20,7 @@ from selfsight.data.config import DataConfig
 from selfsight.data.sources.open import open_source
 from selfsight.embeddings.embed import Options, embed
 from selfsight.embeddings.table import Table, read_table, write_table
+from selfsight.report import found as found_module
 from selfsight.report import tiles
 from tests.conftest import ROOT, TINY, shared_data
 
@@ -261,6 +263,57 @@ def test_names_are_harmless_in_csv_and_on_the_terminal(folder, command):
         assert next(row["path"] for row in csv.DictReader(file)) == "./=1+1.jpg"
 
 
+CALLS = {
+    "print_answers": ["search", "run", "0", "--in", "photos.npz", "-o", "new/a.png"],
+    "print_groups": [
+        *("duplicates", "photos.npz", "-o", "new/g.csv"),
+        *("--keep", "new/k.jsonl", "--sheet", "new/s.png"),
+    ],
+    "print_clusters": ["cluster", "photos.npz", "-k", "1", "-o", "new"],
+}
+
+
+@pytest.mark.parametrize("prints", CALLS)
+def test_files_are_written_before_a_closed_pipe_ends_the_command(
+    folder, command, monkeypatch, prints
+):
+    there = list[str]()
+    monkeypatch.setattr(
+        found_module, prints, lambda *_: there.extend(p.name for p in (folder / "new").iterdir())
+    )
+    done = command(*CALLS[prints], cwd=folder)
+    assert done.returncode == 0, done.stderr
+    files = [Path(word).name for word in CALLS[prints] if word.startswith("new/")]
+    assert sorted(there) == sorted(files or ["clusters.csv", "clusters.json", "cluster-0000.png"])
+
+
+def test_a_name_with_a_carriage_return_is_one_cell(folder, command):
+    paths = ["a\rb.jpg", "c.jpg"]
+    write_table(folder / "odd.npz", Table(paths, np.ones((2, 2), np.float32)))
+    command("duplicates", "odd.npz", "-o", "odd.csv", cwd=folder)
+    command("cluster", "odd.npz", "-k", "1", "-o", "odd", cwd=folder)
+    for name in ("odd.csv", "odd/clusters.csv"):
+        with (folder / name).open(newline="") as file:
+            assert [row["path"] for row in csv.DictReader(file)] == paths
+
+
+def test_a_name_that_is_no_text_is_printed(folder, command):
+    paths = [os.fsdecode(b"caf\xe9.jpg"), "c.jpg"]
+    write_table(folder / "odd.npz", Table(paths, np.ones((2, 2), np.float32)))
+    done = command("duplicates", "odd.npz", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    assert "caf\\udce9.jpg" in done.stdout
+
+
+def test_a_list_without_images_is_not_recommended(folder, command):
+    both = Table(["a", "b"], np.ones((2, 2), np.float32), ["train", "test"])
+    for name in both.paths:
+        (folder / name).touch()
+    write_table(folder / "both.npz", both)
+    done = command("duplicates", "both.npz", "--keep", "k.jsonl", cwd=folder)
+    assert "Wrote k.jsonl: 0 images; a higher --threshold keeps more" in done.stdout
+
+
 # Clusters -----------------------------------------------------------------------------------------
 
 
@@ -286,6 +339,18 @@ def test_clusters_of_digits_agree_with_their_labels(folder, command):
     assert sheets == sorted(
         f"cluster-{n:04}.png" if n >= 0 else "cluster-noise.png" for n in numbers
     )
+
+
+@pytest.mark.parametrize("name", ["clusters.csv", "clusters.json", "cluster-0000.png"])
+def test_the_users_own_clusters_are_not_replaced(folder, command, name):
+    mine = folder / "mine" / name
+    mine.parent.mkdir()
+    mine.write_text("path,mine\n")
+    done = command("cluster", "photos.npz", "-k", "1", "-o", "mine", cwd=folder)
+    assert (done.returncode, mine.read_text()) == (2, "path,mine\n")
+    assert f"'mine': holds other files ({name})" in done.stderr
+    done = command("cluster", "photos.npz", "-k", "1", "-o", f"mine/{name}", cwd=folder)
+    assert f"'mine/{name}': is a file" in done.stderr
 
 
 def test_without_labels_nothing_is_compared(folder, command):

@@ -24,10 +24,12 @@ from selfsight.data import identity as identity_module
 from selfsight.data.config import DataConfig
 from selfsight.data.images import Images
 from selfsight.data.sources.open import open_source
+from selfsight.embeddings import embed as embed_module
 from selfsight.embeddings import nearest as nearest_module
 from selfsight.embeddings import parts as parts_module
 from selfsight.embeddings import reading
 from selfsight.embeddings.embed import Options, embed
+from selfsight.embeddings.images import Split
 from selfsight.embeddings.nearest import nearest, project
 from selfsight.embeddings.table import read_table
 from selfsight.encoders.artifact import Network
@@ -295,6 +297,17 @@ def test_images_that_changed_since_are_read_again(
     np.testing.assert_array_equal(read_table(tmp_path / "f.npz").features, both.numpy())
 
 
+def test_images_that_were_repaired_do_not_count_as_broken(tmp_path):
+    parts = parts_module.Parts(tmp_path, np.array([[0, 2]]), 3)
+    parts.prepare("one")
+    listed = reading.bad_file(parts, Split("train", None, {}))
+    listed.write_text("a.png\tbroken\n")
+    parts.prepare("one")
+    assert listed.exists()
+    parts.prepare("two")
+    assert not listed.exists()
+
+
 def test_parts_that_were_damaged_are_made_again(
     run, tmp_path, monkeypatch, small_batches, saved_at_once
 ):
@@ -475,6 +488,16 @@ def test_of_equal_rows_none_is_its_own_neighbour():
     np.testing.assert_allclose(found.distances, 0, atol=1e-6)
 
 
+@pytest.mark.parametrize("size", [1e25, 1e-25])
+def test_rows_of_any_length_have_their_neighbours(size):
+    x = np.random.default_rng(0).standard_normal((30, 8)).astype(np.float32)
+    usual, odd = nearest(x, 5), nearest(x * np.float32(size), 5)
+    np.testing.assert_array_equal(odd.ids, usual.ids)
+    np.testing.assert_allclose(odd.distances, usual.distances, atol=1e-6)
+    zeros = nearest(np.zeros((4, 2), np.float32), 3)
+    np.testing.assert_array_equal(zeros.distances, 1)
+
+
 @pytest.mark.parametrize("method", ["pca", "tsne"])
 def test_a_projection_keeps_groups_together_and_is_the_same_again(method):
     rng = np.random.default_rng(0)
@@ -543,6 +566,34 @@ def test_a_file_of_the_users_is_not_replaced(run, tmp_path, command):
     assert done.returncode == 2
     assert "'f.csv': exists and is no table that this command wrote" in done.stderr
     assert (tmp_path / "f.csv").read_text() == "path,label\na,b\n"
+
+
+@pytest.mark.parametrize("table", [None, "path,label\na,b\n"])
+def test_a_file_where_the_description_goes_is_not_replaced(run, tmp_path, command, table):
+    (tmp_path / "f.csv.json").write_text('{"mine": 1}')
+    if table is not None:
+        (tmp_path / "f.csv").write_text(table)
+    done = command("embed", str(run), *KEYS, "-o", "f.csv", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "exists and is no table that this command wrote" in done.stderr
+    assert (tmp_path / "f.csv.json").read_text() == '{"mine": 1}'
+
+
+def test_a_file_that_appeared_during_the_work_is_not_replaced(run, tmp_path, monkeypatch):
+    output, read = tmp_path / "f.npz", embed_module.read_missing
+
+    def slow(*arguments) -> None:
+        read(*arguments)
+        output.write_text("mine")
+
+    monkeypatch.setattr(embed_module, "read_missing", slow)
+    with pytest.raises(UserError, match="exists and is no table"):
+        embed(run, output, KEYS, Options(split="test"), quiet=True)
+    assert output.read_text() == "mine"
+    output.unlink()
+    monkeypatch.setattr(embed_module, "read_missing", read)
+    monkeypatch.setattr(reading, "_read", None)  # nothing is read again
+    assert embed(run, output, KEYS, Options(split="test"), quiet=True).rows == 360
 
 
 def test_a_name_that_parquet_cannot_hold_is_refused_before_the_work(run, tmp_path, command):

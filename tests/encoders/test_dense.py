@@ -123,11 +123,16 @@ def test_features_of_layers_are_their_means_one_after_the_other():
     assert (both.num_features, both.layers) == (16 + 32, ["stages.1", "stages.3"])
 
 
-@pytest.mark.parametrize("layers", [9, -4, "blocks.7", "", [0, 3], [], [1.5]])
+@pytest.mark.parametrize("layers", [9, -4, "blocks.7", "", [0, 3], [], [1.5], 1.5, None])
 def test_unknown_layers_are_one_line(layers):
     with pytest.raises(UserError, match=r"^layers.*give a number") as found:
         chosen_layers(model("vit"), layers)
     assert "\n" not in str(found.value)
+
+
+def test_numbers_of_numpy_name_layers():
+    assert chosen_layers(model("vit"), np.int64(-1)) == [2]
+    assert chosen_layers(model("vit"), np.arange(2)) == [0, 1]
 
 
 def test_a_model_without_layers_is_one_line():
@@ -165,6 +170,13 @@ def test_dense_of_no_picture_has_the_shape_of_others(encoder):
     none, some = (encoder.dense(images, ["act1", "layer3"]) for images in ([], pixels()))
     assert [m.shape[1:] for m in none] == [m.shape[1:] for m in some]
     assert [len(m) for m in none] == [0, 0]
+
+
+@pytest.mark.parametrize("size", [0, -1])
+def test_a_batch_has_an_image(encoder, size):
+    for use in (encoder.embed, encoder.dense):
+        with pytest.raises(UserError, match=r"^batch_size=.*1 or more"):
+            use(pixels(2), batch_size=size)
 
 
 def test_embed_keeps_no_batch(encoder):

@@ -31,6 +31,7 @@ def encoder(
     seed: int = 0,
     source: str = "digits",
     range: tuple[float, float] | None = None,
+    path: Path | None = None,
 ) -> Path:
     """A folder with encoder.safetensors, whose batch norms have seen images."""
     config = BackboneConfig(**backbone)
@@ -48,7 +49,8 @@ def encoder(
         network = EncoderWithProjection(network, head)
     network.eval()
     mean, std = (MEAN, STD) if channels == 3 else ((0.4,) * channels, (0.3,) * channels)
-    data = DataConfig(source=source, channels=channels, bits=bits, mean=mean, std=std, range=range)
+    where = {"source": source, "path": path and str(path)}
+    data = DataConfig(**where, channels=channels, bits=bits, mean=mean, std=std, range=range)
     trained = {"images": 1437, "epochs": 5, "steps": 110}
     about = describe(network, config, {"name": "simclr"}, data, size, seed, "fp32", trained, resize)
     folder.mkdir(parents=True, exist_ok=True)

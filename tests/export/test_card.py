@@ -3,10 +3,13 @@
 import math
 import re
 
+import numpy as np
 import pytest
+import torch
 import yaml
 from PIL import Image
 
+from selfsight.encoders.encoder import load_encoder
 from selfsight.export.card import plain, without_folders
 from selfsight.export.export import export
 from selfsight.export.measured import NOTHING, wilson
@@ -125,6 +128,31 @@ def test_names_are_text(tmp_path):
 )
 def test_names_lose_their_folders(name, shown):
     assert without_folders(name) == shown
+
+
+def test_own_images_are_called_so(tmp_path):
+    run = encoder(tmp_path / "run", TINY)
+    data = {"source": "auto", "path": "/data/mine", "train": 8, "test": 4}
+    with_results(run, record(run, data=data))
+    assert "on own files: 8 training images" in card_of(run, tmp_path)
+
+
+def test_a_photograph_is_turned_upright(tmp_path):
+    """As by `embed`: phones store them turned, and say so."""
+    run = encoder(tmp_path / "run", TINY, 112)
+    card = card_of(run, tmp_path)
+    pixels = np.random.default_rng(0).integers(0, 256, (9, 7, 3), dtype=np.uint8)
+    turned = Image.Exif()
+    turned[0x112] = 6
+    Image.fromarray(pixels).resize((300, 200)).save(tmp_path / "photo.jpg", exif=turned)
+    names = {"folder": str(tmp_path / "out")}
+    blocks = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
+    loading, usage, exact = (block.replace('folder = "."', "") for block in blocks[:3])
+    usage = usage.replace("photo.jpg", str(tmp_path / "photo.jpg"))
+    for block in (loading, exact, usage.replace("features(", "found = features(")):
+        exec(block, names)
+    expected = load_encoder(run).embed(tmp_path / "photo.jpg")
+    assert torch.allclose(names["found"], expected, atol=1e-5)
 
 
 def test_markup_is_escaped():

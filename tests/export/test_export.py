@@ -1,6 +1,7 @@
 """What an export computes, loaded by its library without Selfsight's code."""
 
 import dataclasses
+import logging
 import shutil
 import sys
 
@@ -15,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoImageProcessor, AutoModel
 
 import selfsight
+from selfsight.encoders.artifact import read_network, save_encoder
 from selfsight.encoders.encoder import load_encoder
 from selfsight.errors import UserError
 from selfsight.evaluate.protocols.target import open_target
@@ -152,15 +154,16 @@ def test_a_classifier_may_be_put_on_it(tmp_path):
     assert torch.equal(model.layer4[0].conv2.weight, own.layer4[0].conv2.weight)
 
 
-@pytest.mark.parametrize("pool", ["token", "avg"])
-def test_selfsight_reads_the_folder_again(tmp_path, monkeypatch, pool):
+@pytest.mark.parametrize(("pool", "resize"), [("token", "crop"), ("avg", "squash")])
+def test_selfsight_reads_the_folder_again(tmp_path, monkeypatch, pool, resize):
     """`selfsight knn FOLDER` measures equal features, without keys; a run starts from it."""
     monkeypatch.chdir(tmp_path)
     vit = {**VIT, "options": {"depth": 2, "global_pool": pool, "reg_tokens": 2}}
-    run = encoder(tmp_path / "run", vit, 48)
+    run = encoder(tmp_path / "run", vit, 48, resize=resize)
     export(run, "timm", tmp_path / "out")
     x = torch.randn(3, 3, 48, 48)
     target = open_target("out", [], None)
+    assert target.encoder.resize == resize
     assert (target.encoder.image_size, target.base["data"]["mean"]) == (48, list(MEAN))
     with torch.no_grad():
         expected = load_encoder(run)(x)
@@ -304,6 +307,35 @@ def test_a_diverged_encoder_is_not_exported(tmp_path):
         export(run, "timm", tmp_path / "out")
 
 
+SAID = [
+    ({"data": {"range": ["a", "b"]}}, r"data.range=\['a', 'b'\]: give"),
+    ({"data": {"bits": "8"}}, "data.bits=8: input should be 8 or 16"),
+    ({"method": {}}, "Missing key 'method.name'"),
+    ({"pretrained_on": {"images": "many"}}, "pretrained_on.images=many"),
+]
+
+
+@pytest.mark.parametrize(("said", "reason"), SAID)
+def test_a_description_that_no_card_can_say_is_refused(tmp_path, said, reason):
+    """It may be a stranger's; the card and its code are made of it."""
+    run = encoder(tmp_path / "run", TINY)
+    network = read_network(run / "encoder.safetensors")
+    about = {k: v for k, v in network.description.items() if k != "weights_sha256"}
+    save_encoder(run, network.build(), {**about, **said})
+    with pytest.raises(UserError, match=reason):
+        export(run, "timm", tmp_path / "out")
+
+
+def test_the_exporter_of_onnx_prints_nothing(tmp_path, capfd, caplog):
+    """It warns of parts of attention that it leaves as they are."""
+    vit = {"embed_dim": 24, "depth": 1, "num_heads": 2, "global_pool": "token"}
+    run = encoder(tmp_path / "run", {"name": "vit_small_patch16_dinov3", "options": vit})
+    capfd.readouterr()
+    export(run, "onnx", tmp_path / "out")
+    warned = [one.message for one in caplog.records if one.levelno >= logging.WARNING]
+    assert (warned, *capfd.readouterr()) == ([], "", "")
+
+
 def test_bad_input(tmp_path, monkeypatch, command):
     run = encoder(tmp_path / "run", TINY)
     (tmp_path / "begun").mkdir()
@@ -324,6 +356,7 @@ def test_bad_input(tmp_path, monkeypatch, command):
     assert "the run is not finished" in said("begun", "--to", "timm", "-o", "out")
     assert "no encoder that Selfsight wrote" in said("other.pth", "--to", "timm", "-o", "out")
     assert "'file': is a file; name a folder" in said("run", "--to", "timm", "-o", "file")
+    assert "'.': is the folder of this process" in said("run", "--to", "timm", "-o", ".")
     assert "'run': holds other files than an export" in said("run", "--to", "timm", "-o", "run")
     odd = said("run", "--to", "timm", "-o", "out", "--images", "big")
     assert "--images big: is neither small nor photographs" in odd

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+from pathlib import Path
 
 import pytest
 
@@ -52,6 +53,18 @@ def test_anything_else_is_refused(tmp_path, change, reason):
     change(out)
     with pytest.raises(UserError, match=reason):
         check_place(out, "timm", "a" * 64)
+
+
+def test_a_folder_that_cannot_be_exchanged_is_refused(tmp_path, monkeypatch):
+    """The shell would stay in the removed one."""
+    monkeypatch.chdir(tmp_path)
+    for name in (".", tmp_path):
+        with pytest.raises(UserError, match="is the folder of this process, which cannot be"):
+            check_place(Path(name), "timm", "a" * 64)
+    (tmp_path / "disk").mkdir()
+    monkeypatch.setattr("os.path.ismount", lambda path: path == tmp_path.resolve() / "disk")
+    with pytest.raises(UserError, match="'disk': is a mounted folder, which cannot be replaced"):
+        check_place(Path("disk"), "timm", "a" * 64)
 
 
 def test_what_fails_leaves_the_old_export(tmp_path):

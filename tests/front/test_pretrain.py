@@ -161,7 +161,7 @@ def test_a_run_of_ones_own_parts_is_shown_and_taken_away(here):
     )
     done = run.export("torch", "exported", license="mit")
     assert done.differences["torch"].network < 1e-4
-    with pytest.raises(UserError, match="code of your own|own code"):
+    with pytest.raises(UserError, match=r"code of your own|own code"):
         run.export("timm", "other")
 
 

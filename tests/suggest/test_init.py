@@ -365,3 +365,10 @@ def composed_from(line: str):
     assert (program, word) == ("selfsight", "pretrain")
     run = keys.pop() if "--run" in keys else None
     return compose(what, [key for key in keys if key != "--run"], run).config
+
+
+def test_another_file_is_another_run(tmp_path, monkeypatch):
+    """Two plans for the same images would else share one folder, which the second cannot use."""
+    monkeypatch.chdir(tmp_path)
+    made = planned(*class_folders(tmp_path / "photos"), Path("slow.yaml"))
+    assert made.run == "runs/slow" == compose("slow.yaml").config.run

@@ -4,6 +4,8 @@ import json
 import os
 import shutil
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 
 import pytest
@@ -203,6 +205,39 @@ def test_a_store_that_fails_while_training_is_said_once_and_gets_all_later(
     ((_, metrics),) = mlflow_runs(mlflow_store).values()
     assert [step for step, _ in metrics["loss"]] == [1, 2, 3, 4]
     assert capsys.readouterr().err == ""
+
+
+def test_one_run_at_a_time_makes_the_tables_of_a_new_database(tmp_path):
+    """Two at once leave a database that no later run can open."""
+    inside, most = [], []
+
+    class Client:
+        def __init__(self, tracking_uri):
+            inside.append(tracking_uri)
+            time.sleep(0.05)
+            most.append(len(inside))
+
+        def get_experiment_by_name(self, name):
+            inside.pop()
+
+    uri = f"sqlite:///{tmp_path / 'one.db'}"
+    with ThreadPoolExecutor(3) as pool:
+        list(pool.map(lambda _: mlflow_run._opened(Client, uri), range(3)))
+    assert most == [1, 1, 1]
+
+
+def test_a_dead_server_is_a_line_within_seconds(tmp_path, monkeypatch):
+    """The library would try for four minutes, without a word."""
+    pytest.importorskip("mlflow")
+    for variable in mlflow_run.PATIENCE:
+        monkeypatch.setenv(variable, "9")  # so that what is set in the test is taken away again
+        monkeypatch.delenv(variable)
+    config = MlflowConfig(tracking_uri="http://127.0.0.1:9")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR", "0")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_BACKOFF_JITTER", "0")
+    with pytest.raises(UserError, match=r"log.mlflow: .*Max retries"):
+        Mlflow(config, tmp_path, {})
+    assert {name: os.environ[name] for name in mlflow_run.PATIENCE} == mlflow_run.PATIENCE
 
 
 def test_what_never_arrives_is_counted(mlflow_store, tmp_path, capsys):

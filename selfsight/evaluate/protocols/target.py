@@ -205,12 +205,12 @@ class _Foreign(layers.Config):
 def _foreign(path: Path, overrides: list[str], folder: Path) -> EvaluationTarget:
     tree = layers.fold({}, overrides, lambda low, top: layers.merge(low, with_names(top)))
     base: Tree = {}
-    size = None
+    size, resize = None, "crop"
     if describes_itself(str(path)):
         found = find_timm(str(path))
         if "name" not in tree.get("backbone", {}):
             tree = layers.merge({"backbone": found.whole(), "format": found.format}, tree)
-            size = found.size
+            size, resize = found.size, found.resize
         colours = {"mean": found.mean, "std": found.std}
         base = {"data": {key: list(value) for key, value in colours.items() if value}}
     keys = layers.validate(_Foreign, tree)
@@ -229,6 +229,7 @@ def _foreign(path: Path, overrides: list[str], folder: Path) -> EvaluationTarget
         "num_features": backbone.num_features,
         "backbone_features": backbone.num_features,
         "image_size": size,
+        "resize": resize,
         "channels": channels,
         "seed": keys.seed,
         "data": {},

@@ -1,6 +1,5 @@
 """Where a run comes from: its configuration, versions, hashes, and the commands that repeat it."""
 
-import json
 import shlex
 from collections.abc import Iterator
 from typing import Any
@@ -12,7 +11,7 @@ from selfsight.files import Damaged, read_json
 from selfsight.pretraining.config import Composed, RunConfig, compose
 from selfsight.pretraining.recipes import SHIPPED
 from selfsight.report.page.panel import Panel, render
-from selfsight.report.page.subject import Subject
+from selfsight.report.page.subject import Subject, as_typed
 from selfsight.train.config import with_names
 from selfsight.train.folder import DATA
 from selfsight.yaml_text import read_yaml
@@ -24,7 +23,9 @@ FILLED_IN = ("run", "weights_sha256", "code")  # keys that no user types
 def provenance_panel(subject: Subject) -> Panel:
     """Commands, versions, hashes and every value of the configuration."""
     composed, recipe = _nearest_recipe(subject.config)
-    rows = [(key, _text(value), origin) for key, value, origin in origins(subject.config, composed)]
+    rows = [
+        (key, as_typed(value), origin) for key, value, origin in origins(subject.config, composed)
+    ]
     about = (
         f"config.yaml holds values and not who set them: a value that the shipped recipe {recipe}, "
         f"the nearest, also has is said to be set by it, and another one by the run."
@@ -121,7 +122,7 @@ def _pretrain(subject: Subject, composed: Composed | None, recipe: str | None) -
     known = {key: value for key, value, _ in composed.rows()}
     own = dict(layers.flatten(subject.config.tree()))
     keys = [
-        f"{key}={_text(value)}"
+        f"{key}={as_typed(value)}"
         for key, value in own.items()
         if key not in FILLED_IN and known.get(key, ...) != value
     ]
@@ -139,23 +140,15 @@ def _pretrain(subject: Subject, composed: Composed | None, recipe: str | None) -
 
 
 def _evaluate(subject: Subject, record: dict[str, Any]) -> str:
-    kind, settings = record.get("kind", record["protocol"]), record.get("settings") or {}
+    kind = record.get("kind", record["protocol"])
     words = [f"selfsight {kind}", shlex.quote(str(subject.run))]
     if record["protocol"] != kind:
         words.append(f"--protocol {shlex.quote(record['protocol'])}")
-    made = ("labels", "subset_sha256", "step")  # by the evaluation
-    keys = {key: value for key, value in settings.items() if key not in made}
-    described = subject.described.get("data") or {}
-    for key in ("source", "path", "test_path"):
-        value = record["data"].get(key)
-        if described and value != described.get(key):
-            keys[f"data.{key}"] = value
-    return " ".join([*words, *(shlex.quote(f"{k}={_text(v)}") for k, v in keys.items())])
-
-
-def _text(value: Any) -> str:
-    """As it is typed on a command line."""
-    return value if isinstance(value, str) else json.dumps(value)
+    keys = subject.keys_of(record)
+    overlap = record.get("overlap") or {}
+    if overlap.get("allowed") and (overlap.get("paths") or overlap.get("contents")):
+        keys["allow_overlap"] = True
+    return " ".join([*words, *(shlex.quote(f"{k}={as_typed(v)}") for k, v in keys.items())])
 
 
 # Environment and hashes ---------------------------------------------------------------------------

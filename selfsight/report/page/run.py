@@ -92,7 +92,8 @@ def _facts(subject: Subject) -> Iterator[tuple[str, str]]:
     yield "trained on", f"{images}{config.data.path or config.data.source}"
     if subject.metrics:
         last = subject.metrics[-1]
-        yield "length", f"{last['epoch']:.3g} epochs, {last['step']:,} steps"
+        epochs = f"{last['epoch']:,.0f}" if last["epoch"] >= 100 else f"{last['epoch']:.3g}"
+        yield "length", f"{epochs} epoch{'s'[: epochs != '1']}, {last['step']:,} steps"
     yield "seed", str(config.seed)
 
 

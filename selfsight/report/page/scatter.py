@@ -25,6 +25,7 @@ from selfsight.report.page.subject import Subject
 SEED = 0
 LEAST = 10  # images of a map
 DIMENSIONS = 50  # that PCA leaves for t-SNE
+EQUAL = 1e-7  # features of length 1 that differ by less in each dimension differ by rounding
 CLUSTERS = 10  # of images without classes
 NAMED = 20  # classes with a name in the legend
 SHOWN = 96  # pixels of a thumbnail on the screen
@@ -58,6 +59,8 @@ def map_panel(subject: Subject) -> Panel | None:
         places, clusters = flat(features), _clusters(features, len(seen.classes) or CLUSTERS)
     colourings = _colourings(seen, rows, clusters)
     sheet, columns, (width, height) = sprite(seen, rows)
+    # Both sides: a thumbnail's own shape is rounded, and its place in the sheet must not be.
+    sheet_size = f"{columns * width}px {math.ceil(len(rows) / columns) * height}px"
     data = {
         "x": np.round(places[:, 0], 3),
         "y": np.round(places[:, 1], 3),
@@ -69,15 +72,15 @@ def map_panel(subject: Subject) -> Panel | None:
     }
     html = render(
         "map.html",
-        chart=embed("map", [_drawn(data, columns * width, (width, height))], "wide"),
+        chart=embed("map", [_drawn(data, sheet_size, (width, height))], "wide"),
         colourings=colourings,
         sheet=Markup(sheet),
-        sheet_width=columns * width,
+        sheet_size=sheet_size,
         width=width,
         height=height,
         small=max(sides(seen.size)) <= SHOWN // 2,
     )
-    part = f"{len(rows):,} of {len(seen.images):,}" if len(rows) < len(seen.images) else "All"
+    part = f"{len(rows):,} of {seen.total:,}" if len(rows) < seen.total else "All"
     note = (
         f"{part} {seen.split} images; near points are images with similar features (PCA to at most "
         f"{DIMENSIONS} dimensions, then t-SNE, seed {SEED}). Distances between far groups mean "
@@ -87,7 +90,9 @@ def map_panel(subject: Subject) -> Panel | None:
 
 
 def flat(features: np.ndarray) -> np.ndarray:
-    """(N, D) of length 1 -> (N, 2): the same for the same features."""
+    """(N, D) of length 1 -> (N, 2): the same for the same features, all 0 if all are equal."""
+    if np.ptp(features, axis=0).max() < EQUAL:  # of a collapsed run; t-SNE would divide by 0
+        return np.zeros((len(features), 2), features.dtype)
     count = min(DIMENSIONS, *features.shape)
     reduced = PCA(count, random_state=SEED).fit_transform(features)
     spread = min(30.0, (len(features) - 1) / 3)
@@ -96,7 +101,7 @@ def flat(features: np.ndarray) -> np.ndarray:
 
 def _clusters(features: np.ndarray, count: int) -> np.ndarray:
     """(N,) the k-means cluster of each image, numbered by size, the largest first."""
-    count = min(count, len(features) // 2)
+    count = min(count, len(features) // 2, len(np.unique(features, axis=0)))
     found = KMeans(count, n_init=4, random_state=SEED).fit_predict(features)
     order = np.argsort(-np.bincount(found, minlength=count), kind="stable")
     return np.argsort(order, kind="stable")[found]
@@ -164,7 +169,7 @@ def _sheet(pictures: list[np.ndarray], columns: int, side: int) -> np.ndarray:
     return sheet
 
 
-def _drawn(data: dict[str, object], sheet_width: int, shown: tuple[int, int]) -> figure:
+def _drawn(data: dict[str, object], sheet_size: str, shown: tuple[int, int]) -> figure:
     """The points; one under the pointer shows its part of the sheet, the value of --sprite."""
     found = chart(520, tools="pan,box_zoom,tap,reset", name="map")
     found.axis.visible = False
@@ -183,7 +188,7 @@ def _drawn(data: dict[str, object], sheet_width: int, shown: tuple[int, int]) ->
         hover_line_color="#808080",
         name="points",
     )
-    tip = _TIP.format(width=shown[0], height=shown[1], sheet=sheet_width)
+    tip = _TIP.format(width=shown[0], height=shown[1], sheet=sheet_size)
     found.add_tools(HoverTool(renderers=[points], tooltips=tip, limit=1, visible=False))
     return found
 
@@ -192,7 +197,7 @@ def _drawn(data: dict[str, object], sheet_width: int, shown: tuple[int, int]) ->
 _TIP = """
 <div style="max-width:220px;overflow-wrap:anywhere">
 <div class="thumbnail" style="width:{width}px;height:{height}px;background-image:var(--sprite);
-background-size:{sheet}px auto;background-position:@left{{0}}px @top{{0}}px;
+background-size:{sheet};background-position:@left{{0}}px @top{{0}}px;
 image-rendering:var(--sprite-rendering)"></div>
 <div style="font-weight:600">@about</div><div style="opacity:0.75">@name</div></div>
 """

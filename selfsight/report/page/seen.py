@@ -41,6 +41,7 @@ class Seen:
     Attributes:
         split: "test", or "training" where both are the same images of the training split.
         why: why it is not the test split; "" if it is.
+        total: how many images the split has, of which `images` are all or some.
         images, bank: of them.
         features: (M, D) of the images.
         place, similarity: (M, n) the nearest in the bank, nearest first, and their cosine
@@ -53,6 +54,7 @@ class Seen:
 
     split: str
     why: str
+    total: int
     images: Images
     bank: Images
     features: Tensor
@@ -127,10 +129,14 @@ def look(target: EvaluationTarget, records: list[dict[str, Any]], overrides: lis
 
 
 def _as_measured(target: EvaluationTarget, records: list[dict[str, Any]]) -> EvaluationTarget:
-    """The target with the images that knn was measured on, where they are not those of the run."""
+    """The target with the images that knn was measured on, where they are not those of the run, and
+    resized as there."""
     found = [record for record in records if record.get("kind", record["protocol"]) == "knn"]
     if not found:
         return target
+    resize = (found[-1].get("settings") or {}).get("resize")
+    if resize is not None:
+        target = replace(target, base={**target.base, "resize": resize})
     data = {k: v for k, v in found[-1]["data"].items() if k not in ("train", "test")}
     described = target.encoder.description["data"]
     if all(described.get(k) == v for k, v in data.items() if k not in LOADING_KEYS):
@@ -148,6 +154,7 @@ def _look_at_test(target: EvaluationTarget, overrides: list[str]) -> Seen:
         return Seen(
             "test",
             "",
+            len(test),
             test,
             train,
             features.test,
@@ -164,7 +171,7 @@ def _look_at_test(target: EvaluationTarget, overrides: list[str]) -> Seen:
 def _look_at_training(target: EvaluationTarget, overrides: list[str], why: str) -> Seen:
     config = compose_cached(KnnConfig, target.base, overrides)
     with _device(config.device) as device:
-        images, data = _training_images(config, target, device)
+        images, total, data = _training_images(config, target, device)
         size = config.image_size or target.encoder.image_size
         resize = config.resize or target.encoder.resize
         network = target.encoder.build().to(device=device, memory_format=torch.channels_last)
@@ -179,6 +186,7 @@ def _look_at_training(target: EvaluationTarget, overrides: list[str], why: str) 
     return Seen(
         "training",
         why,
+        total,
         images,
         images,
         features,
@@ -204,12 +212,13 @@ def _device(name: str) -> Iterator[torch.device]:
 
 def _training_images(
     config: KnnConfig, target: EvaluationTarget, device: torch.device
-) -> tuple[Images, Any]:
-    """At most MOST images of the training split; a broken one is replaced by the next."""
+) -> tuple[Images, int, Any]:
+    """At most MOST images of the training split, of how many, and the keys that they were read by;
+    a broken one is replaced by the next."""
     source = open_source(config.data, "train", cache_beside(Path(target.folder)))
     data = settled(config.data, source)
     images = Images(source, data, device, BadImages(None, len(source), 1.0), lazy=True)
-    return images.part(_drawn(len(images), MOST)), data
+    return images.part(_drawn(len(images), MOST)), len(images), data
 
 
 def _without_itself(similarity: Tensor, place: Tensor) -> tuple[Tensor, Tensor]:

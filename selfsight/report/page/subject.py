@@ -1,13 +1,18 @@
 """All that a page about a run is made of, read once."""
 
+import json
+import os
+import shlex
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from selfsight import config as layers
 from selfsight.data.bad import read_bad
-from selfsight.data.config import DataConfig
-from selfsight.encoders.artifact import DESCRIPTION, FILE, Network
+from selfsight.data.config import LOADING_KEYS, DataConfig
+from selfsight.data.source import cache_beside
+from selfsight.data.sources.open import open_source, relocated
+from selfsight.encoders.artifact import DESCRIPTION, FILE, STARTED_IN, Network
 from selfsight.encoders.description import read_description
 from selfsight.errors import UserError
 from selfsight.evaluate.protocols import read_results
@@ -18,6 +23,7 @@ from selfsight.pretraining.config import RunConfig, read_run_config
 from selfsight.report.page.seen import Seen, look
 from selfsight.train.folder import BAD_IMAGES, CONFIG
 from selfsight.train.log import read_metrics
+from selfsight.train.precision import pick_device, pick_precision
 from selfsight.train.session import is_cost
 
 
@@ -28,8 +34,8 @@ class Subject:
     Attributes:
         run: its folder; where: the folder or file that was named.
         config: as in its config.yaml.
-        images: the keys of the training images; relative paths are those of the folder that the run
-            was started in.
+        images: the keys of the training images, or of those that an override names where these are
+            gone; relative paths are those of the folder that the run was started in.
         head: the comments at the head of config.yaml: versions, revision, device.
         described: encoder.json; {} before the first step.
         metrics: the records of metrics.jsonl.
@@ -76,6 +82,29 @@ class Subject:
         ]
         return found[-1] if found else None
 
+    def keys_of(self, record: dict[str, Any]) -> dict[str, Any]:
+        """The keys that make the evaluation of a record another than the usual one of this run:
+        its labels, its seed, changes of the protocol, other images."""
+        settings = dict(record.get("settings") or {})
+        found = dict(settings.pop("changed", None) or {})
+        made = ("labels", "subset_sha256", "step")  # by the evaluation
+        found |= {key: value for key, value in settings.items() if key not in made}
+        own_seed = self.described.get("seed", self.config.seed)
+        if record.get("seed", own_seed) != own_seed:
+            found["seed"] = record["seed"]
+        own, used = self._here(self.described.get("data") or {}), self._here(record["data"])
+        for key in own.keys() & used.keys() - set(LOADING_KEYS):
+            if used[key] != own[key]:
+                found[f"data.{key}"] = record["data"][key]
+        return dict(sorted(found.items()))
+
+    def _here(self, data: dict[str, Any]) -> dict[str, Any]:
+        """The keys of the data with paths from the folder that the run was started in."""
+        start = self.described.get(STARTED_IN)
+        if not isinstance(start, str):
+            return data
+        return relocated(data, lambda path: os.path.join(start, path))
+
 
 def read_subject(where: str | Path, overrides: list[str] | None = None) -> Subject:
     """Everything about a run.
@@ -87,7 +116,7 @@ def read_subject(where: str | Path, overrides: list[str] | None = None) -> Subje
         and that cannot be read.
     """
     overrides = overrides or []
-    compose_cached(KnnConfig, {}, overrides)  # a wrong key is an error, not a missing panel
+    _check(overrides)
     run = run_folder(where)
     config = read_run_config(run)
     about = run / DESCRIPTION
@@ -99,17 +128,20 @@ def read_subject(where: str | Path, overrides: list[str] | None = None) -> Subje
         left_out.append(f"{_PICTURES} are left out: {_first_line(error)}")
     results, others = _results(run, described.get("weights_sha256"), target)
     seen, images = None, config.data
+    named = any(key.startswith("data.") for key in overrides)
     if target is not None:
         images = layers.validate(DataConfig, target.base["data"])
         try:
             seen = look(target, results, overrides)
         except (UserError, OSError) as error:
-            if any(key.startswith("data.") for key in overrides):
+            if named:
                 raise  # they were named for this page
             left_out.append(
                 f"{_PICTURES} are left out: {_first_line(error)}. Where the images are elsewhere "
-                f"now, name them: selfsight report {run} data.path=FOLDER"
+                f"now, name them: selfsight report {shlex.quote(str(run))} data.path=FOLDER"
             )
+        if seen is not None and named and not _can_be_opened(images, run):
+            images = layers.validate(DataConfig, seen.data)  # they were moved to there
     finished = (run / FILE).is_file()
     return Subject(
         run=run,
@@ -130,6 +162,23 @@ def read_subject(where: str | Path, overrides: list[str] | None = None) -> Subje
     )
 
 
+def _check(overrides: list[str]) -> None:
+    """A wrong key, or a device that is not there, is an error and not a missing panel.
+
+    Raises: UserError.
+    """
+    config = compose_cached(KnnConfig, {}, overrides)
+    pick_precision(config.precision, pick_device(config.device))
+
+
+def _can_be_opened(data: DataConfig, run: Path) -> bool:
+    try:
+        open_source(data, "train", cache_beside(run))
+    except UserError:
+        return False
+    return True
+
+
 _PICTURES = "The map, the neighbours and the mistakes"
 
 
@@ -148,6 +197,15 @@ def run_folder(where: str | Path) -> Path:
             )
         raise UserError(f"'{where}' is not a run folder (no {CONFIG} in it)")
     return folder
+
+
+def as_typed(value: Any) -> str:
+    """A value as it is typed on a command line.
+
+    >>> as_typed("knn"), as_typed([1, 2]), as_typed(None)
+    ('knn', '[1, 2]', 'null')
+    """
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def _target(run: Path, overrides: list[str]) -> EvaluationTarget:

@@ -1,5 +1,6 @@
 """What the results of a run say, in one sentence, and as a table with intervals."""
 
+import math
 import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -7,9 +8,9 @@ from typing import Any
 
 from scipy.stats import binomtest
 
-from selfsight.evaluate.protocols.results import main_metric, noise
+from selfsight.evaluate.protocols.results import VERSIONS, main_metric
 from selfsight.report.page.panel import Panel, render
-from selfsight.report.page.subject import Subject
+from selfsight.report.page.subject import Subject, as_typed
 from selfsight.report.statistics import LEVEL
 
 # As results.json calls what was evaluated, and as a sentence does.
@@ -50,15 +51,19 @@ class Measured:
     """One protocol's accuracies: the encoder's first, then those of what it is compared with.
 
     Attributes:
-        title: of the protocol, with the labels that were used if not all.
+        title: of the protocol, with what differs from the usual: labels, keys, images, version.
         worse_than: what the encoder is clearly worse than; like: what it is neither better nor
             worse than, beyond what the draw of the test images explains.
+        elsewhere: whether it was measured on other images than the run's own; older: whether by an
+            earlier version of the protocol.
     """
 
     title: str
     scores: tuple[Score, ...]
     worse_than: tuple[str, ...]
     like: tuple[str, ...]
+    elsewhere: bool
+    older: bool
 
     @property
     def encoder(self) -> Score:
@@ -79,10 +84,11 @@ def wilson(value: float, images: int) -> tuple[float, float]:
 
 
 def measured(subject: Subject) -> list[Measured]:
-    """All protocols that the encoder was measured by, the highest accuracy first."""
+    """All that the encoder was measured by: on the run's own images before others, by a protocol as
+    it is now before an earlier version of it, and of equals the highest accuracy first."""
     records = [record for record in subject.results if record["evaluated"] == "encoder"]
     found = [_measured(subject, record) for record in records]
-    return sorted(found, key=lambda m: -m.encoder.value)
+    return sorted(found, key=lambda m: (m.elsewhere, m.older, -m.encoder.value))
 
 
 def _measured(subject: Subject, record: dict[str, Any]) -> Measured:
@@ -91,7 +97,14 @@ def _measured(subject: Subject, record: dict[str, Any]) -> Measured:
     scores = [encoder, *map(_score, floors)]
     found = [(score.evaluated, _compared(encoder, score, record)) for score in scores[1:]]
     worse, like = (tuple(name for name, sign in found if sign == x) for x in (-1, 0))
-    return Measured(_title(record), tuple(scores), worse, like)
+    elsewhere = any(key.startswith("data.") for key in subject.keys_of(record))
+    title = _title(subject, record)
+    return Measured(title, tuple(scores), worse, like, elsewhere, _is_older(record))
+
+
+def _is_older(record: dict[str, Any]) -> bool:
+    kind = record.get("kind", record["protocol"])
+    return record.get("version") != VERSIONS.get(kind)
 
 
 def _score(record: dict[str, Any]) -> Score:
@@ -106,22 +119,35 @@ def _compared(encoder: Score, other: Score, record: dict[str, Any]) -> int:
     if other.evaluated == "start" and gain:
         low, high = gain["low"], gain["high"]
     else:
-        difference = encoder.value - other.value
-        margin = noise(encoder.value, other.value, encoder.images)
-        low, high = difference - margin, difference + margin
+        low, high = newcombe(encoder, other)
     return (low > 0) - (high < 0)
 
 
-def _title(record: dict[str, Any]) -> str:
+def newcombe(a: Score, b: Score) -> tuple[float, float]:
+    """The 95 % interval of the difference a - b, as if of independent test images.
+
+    Newcombe, Interval estimation for the difference between independent proportions, Stat. Med. 17
+    (1998), method 10: of the Wilson intervals, so that 1 of 1 against 0 of 1, or 40 of 40
+    against 36, proves nothing.
+    """
+    difference = a.value - b.value
+    low = math.hypot(a.value - a.low, b.high - b.value)
+    high = math.hypot(a.high - a.value, b.value - b.low)
+    return difference - low, difference + high
+
+
+def _title(subject: Subject, record: dict[str, Any]) -> str:
     name = record["protocol"]
     kind = _TITLES.get(record.get("kind", name), name)
     title = kind if name in _TITLES else f"{kind}, protocol {name}"
-    settings = record.get("settings") or {}
-    if "labels" in settings:
-        title += f" with {settings['labels']:,} labels"
-    other = [key for key in settings if key not in ("labels", "step", "subset_sha256")]
-    other = [key for key in other if key not in ("fraction", "shots", "images")]
-    return title + "".join(f", {key}={settings[key]}" for key in other)
+    labels = (record.get("settings") or {}).get("labels")
+    if labels is not None:
+        title += f" with {labels:,} labels"
+    if _is_older(record):
+        title += f", version {record.get('version')} of the protocol"
+    of_labels = ("fraction", "shots", "images")
+    keys = {k: v for k, v in subject.keys_of(record).items() if k not in of_labels}
+    return title + "".join(f", {key}={as_typed(value)}" for key, value in keys.items())
 
 
 def sentence(subject: Subject) -> str:

@@ -1,12 +1,18 @@
 """Images beside the views that the method trains on."""
 
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
 import numpy as np
 import torch
 
+from selfsight.data.images import Images
+from selfsight.pretraining.config import RunConfig
 from selfsight.pretraining.job import training_images
 from selfsight.report.page.panel import Panel, picture, render
 from selfsight.report.page.subject import Subject
 from selfsight.report.sheet import view_pictures
+from selfsight.train.folder import BAD_IMAGES
 from selfsight.train.loader import make_loader
 
 IMAGES = 6
@@ -22,11 +28,9 @@ def views_panel(subject: Subject) -> Panel:
     here = {"data": subject.images, "run": str(subject.run)}  # the run may have been moved
     config = subject.config.model_copy(update=here)
     groups = sum(group.count for group in config.views)
-    images = training_images(config, torch.device("cpu"))
-    rows = min(IMAGES, len(images))
-    loader = make_loader(config.model_copy(update={"batch_size": rows, "accumulate": 1}), images)
-    epochs = max(1, min(4, COLUMNS // groups))
-    pictures, _ = view_pictures(loader, rows, epochs)
+    with TemporaryDirectory() as place:  # a broken image is replaced as in training, unrecorded
+        bad = Path(place) / BAD_IMAGES
+        pictures, epochs = _drawn(config, training_images(config, torch.device("cpu"), bad))
     shown = [
         {
             "image": _img(line[0], f"training image {n + 1}"),
@@ -47,6 +51,14 @@ def views_panel(subject: Subject) -> Panel:
         f"{spread}{more}.{bands}"
     )
     return Panel("views", "Views", render("views.html", rows=shown), note)
+
+
+def _drawn(config: RunConfig, images: Images) -> tuple[list[list[np.ndarray]], int]:
+    """Each image before its views, and of how many epochs these are."""
+    rows = min(IMAGES, len(images))
+    loader = make_loader(config.model_copy(update={"batch_size": rows, "accumulate": 1}), images)
+    epochs = max(1, min(4, COLUMNS // sum(group.count for group in config.views)))
+    return view_pictures(loader, rows, epochs)[0], epochs
 
 
 def _img(pixels: np.ndarray, alt: str) -> str:

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from selfsight.errors import UserError
 from selfsight.files import Damaged, read_json
 from selfsight.methods import METHODS
-from selfsight.report.page.subject import Subject
+from selfsight.report.page.subject import Subject, as_typed
 from selfsight.report.page.verdict import measured, percent
 from selfsight.train.collapse import CollapseJudge
 
@@ -98,9 +98,22 @@ def _missing(subject: Subject) -> Iterator[str]:
     if not kinds and subject.network is not None:
         yield "There are no results of this encoder."
     yield from subject.left_out
-    if subject.seen is not None and subject.seen.why:
+    yield from _shown(subject)
+
+
+def _shown(subject: Subject) -> Iterator[str]:
+    """Which images are shown, if not all test images of the run's own data."""
+    if subject.seen is None:
+        return
+    keys = subject.keys_of({"data": subject.seen.data})
+    if keys:
+        said = ", ".join(f"{key}={as_typed(value)}" for key, value in keys.items())
+        yield f"The images shown are those of {said}."
+    if subject.seen.why:
         reason = subject.seen.why.split("; ")[0]  # without what to type, which is for evaluations
-        yield f"The images shown are those of the training split: {reason}."
+        shown, total = len(subject.seen.images), subject.seen.total
+        which = f"{shown:,} of the {total:,}" if shown < total else "those"
+        yield f"The images shown are {which} of the training split: {reason}."
 
 
 def _broken(subject: Subject) -> Iterator[str]:

@@ -8,6 +8,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -24,6 +25,7 @@ from selfsight.evaluate.protocols.target import open_target
 from selfsight.pretraining.config import compose
 from selfsight.pretraining.job import pretrain
 from selfsight.report.page import page as pages
+from selfsight.report.page import seen as seen_images
 from selfsight.report.page.confusion import kept_classes, matrix, worst_classes
 from selfsight.report.page.curves import MOST, curves_panel
 from selfsight.report.page.nearest import MISTAKES, QUERIES, chosen
@@ -31,11 +33,12 @@ from selfsight.report.page.page import LIMIT, Page, assemble
 from selfsight.report.page.panel import Panel, fragment
 from selfsight.report.page.provenance import provenance_panel
 from selfsight.report.page.run import report, run_page
+from selfsight.report.page.scatter import _clusters, flat, map_panel, sprite
 from selfsight.report.page.subject import read_subject
-from selfsight.report.page.verdict import duration, measured, sentence, wilson
+from selfsight.report.page.verdict import Score, duration, measured, newcombe, sentence, wilson
 from selfsight.report.page.warn import warnings
 from tests.conftest import power_cuts
-from tests.report.page.conftest import EVIL, trained
+from tests.report.page.conftest import EVIL, trained, write_images
 
 CPU = ["device=cpu"]
 
@@ -264,6 +267,21 @@ def test_wilson_against_the_formula():
     assert wilson(p, n) == pytest.approx((middle - half, middle + half), abs=1e-9)
 
 
+def test_the_difference_of_few_images_proves_nothing():
+    def score(right, images):
+        return Score("encoder", right / images, *wilson(right / images, images), images)
+
+    # Newcombe 1998, table II, method 10: 56/70 - 48/80, 9/10 - 3/10, 10/10 - 0/10.
+    for a, b, expected in (
+        (score(56, 70), score(48, 80), (0.0524, 0.3339)),
+        (score(9, 10), score(3, 10), (0.1705, 0.8090)),
+        (score(10, 10), score(0, 10), (0.6075, 1.0)),
+    ):
+        assert newcombe(a, b) == pytest.approx(expected, abs=5e-5)
+    assert newcombe(score(1, 1), score(0, 1))[0] < 0
+    assert newcombe(score(40, 40), score(36, 40))[0] < 0  # Fisher's exact p is 0.12
+
+
 def test_confusion_counts_and_the_worst_classes():
     truth, predicted = np.array([0, 0, 0, 1, 1, 2]), np.array([1, 1, 2, 1, 0, 2])
     counts = matrix(truth, predicted, 4)
@@ -295,6 +313,74 @@ def test_queries_are_mistakes_first(digits):
     wrong = ~seen.right[rows]
     assert wrong.tolist() == sorted(wrong.tolist(), reverse=True)
     assert wrong.sum() == min(MISTAKES, (~seen.right).sum())
+
+
+def test_results_on_other_images_of_older_versions_and_seeds_are_told_apart(copy):
+    """The verdict is about the run's own images, whatever is higher elsewhere."""
+    encoder = next(r for r in read_results(copy) if r["evaluated"] == "encoder")
+
+    def record(accuracy, **other):
+        return {**encoder, "metrics": {"k20": accuracy}, **other}
+
+    others = {**encoder["data"], "path": "easy.npz"}
+    changed = {"changed": {"epochs": 1, "views.0.flip": 0.2}}
+    trained_by = {"protocol": "finetune", "kind": "finetune", "metrics": {"top1": 0.2}}
+    records = [
+        record(0.5),
+        record(0.9, data=others, overlap={"paths": 3, "contents": 0, "allowed": True}),
+        record(0.8, version=1),
+        record(0.4, seed=3, settings={"resize": "squash"}),
+        record(0.2, **trained_by, version=1, settings=changed, seed=4),
+    ]
+    (copy / "results.json").write_text(json.dumps(records))
+    subject = read_subject(copy, CPU)
+    assert [m.title for m in measured(subject)] == [
+        "kNN (k = 20)",
+        "kNN (k = 20), resize=squash, seed=3",
+        "fine-tuning, epochs=1, seed=4, views.0.flip=0.2",
+        "kNN (k = 20), version 1 of the protocol",
+        "kNN (k = 20), data.path=easy.npz",
+    ]
+    assert sentence(subject).startswith("kNN (k = 20) on this encoder gets 50.0")
+    page = html.unescape(str(provenance_panel(subject).html))
+    assert set(re.findall(f"<code>(selfsight (?:knn|finetune) .*){copy}(.*)</code>", page)) == {
+        ("selfsight knn ", ""),
+        ("selfsight knn ", " data.path=easy.npz allow_overlap=true"),
+        ("selfsight knn ", " resize=squash seed=3"),
+        ("selfsight finetune ", " epochs=1 seed=4 views.0.flip=0.2"),
+    }
+
+
+def test_images_are_resized_as_by_the_newest_knn(copy):
+    protocols.knn(copy, [*CPU, "resize=squash", "image_size=16"])
+    assert read_subject(copy, CPU).seen.resize == "squash"
+
+
+@pytest.mark.parametrize("epoch", [(0.0123, "0.0123"), (12.5, "12.5"), (1000.0, "1,000")])
+def test_the_length_of_a_long_run_is_written_out(copy, epoch):
+    record = {"step": 10, "epoch": epoch[0], "loss": 1.0, "seconds": 1.0}
+    (copy / "metrics.jsonl").write_text(json.dumps(record))
+    facts = dict(run_page(replace(read_subject(copy, CPU), seen=None)).facts)
+    assert facts["length"] == f"{epoch[1]} epochs, 10 steps"
+
+
+def test_equal_features_have_a_map():
+    """Those of a collapsed run: t-SNE divides by their variance."""
+    features = np.full((30, 16), 0.25, np.float32)
+    assert (flat(features) == 0).all()
+    assert (_clusters(features, 10) == 0).all()
+
+
+def test_thumbnails_that_are_not_square_are_where_the_sheet_has_them(digits):
+    """The sheet is enlarged to whole thumbnails in both directions."""
+    subject = read_subject(digits, CPU)
+    subject = replace(subject, seen=replace(subject.seen, size=(16, 9)))
+    text = html.unescape(str(map_panel(subject).html))
+    _, columns, (width, height) = sprite(subject.seen, subject.seen.sample())
+    assert width < height
+    lines = -(-len(subject.seen.images) // columns)
+    size = f"background-size:{columns * width}px {lines * height}px"
+    assert text.count(size) == 2  # of the tooltip, and of the image that was picked
 
 
 def test_durations():
@@ -343,9 +429,30 @@ def test_images_that_were_moved_are_named(hostile, tmp_path):
         assert page.verdict.count("36 test images")
         keys = [*CPU, f"data.path={moved / 'list.csv'}"]
         found = run_page(read_subject(run, keys))
-        assert "neighbours" in [panel.name for panel in found.panels]
+        assert {"neighbours", "views"} <= {panel.name for panel in found.panels}
+        assert any(f"data.path={moved / 'list.csv'}" in line for line in found.warnings)
     finally:
         moved.rename(hostile.parent / "a'<i>")
+
+
+def test_a_broken_image_is_replaced_among_the_views_and_not_recorded(tmp_path):
+    listed = write_images(tmp_path / "images", 0, 60)
+    files = sorted(listed.parent.glob("*.png"))
+    for file in files[::2]:
+        file.write_bytes(b"no image")
+    keys = [f"data.path={listed}", "data.max_bad=0.6", "batch_size=20", "views.0.size=16"]
+    run = trained(tmp_path / "run", *keys, steps=3)
+    recorded = (run / "bad_images.txt").read_bytes()
+    page = run_page(read_subject(run, CPU))
+    assert "views" in [panel.name for panel in page.panels]
+    assert (run / "bad_images.txt").read_bytes() == recorded
+
+
+def test_of_many_training_images_the_page_says_how_many_are_shown(unlabelled, monkeypatch):
+    monkeypatch.setattr(seen_images, "MOST", 30)
+    page = run_page(read_subject(unlabelled, CPU))
+    assert any("are 30 of the 80 of the training split" in line for line in page.warnings)
+    assert page.panels[1].note.startswith("30 of 80 training images")
 
 
 # The command --------------------------------------------------------------------------------------
@@ -426,6 +533,8 @@ def test_a_configuration_far_from_every_recipe_is_made_from_its_own_file(unlabel
 def test_no_text_of_a_user_leaves_a_traceback(copy, command):
     with pytest.raises(UserError, match=r"data\.nonsense"):
         read_subject(copy, ["data.nonsense=1"])
+    with pytest.raises(UserError, match="cuda:99"):
+        read_subject(copy, ["device=cuda:99"])
     with pytest.raises(UserError, match="nowhere"):
         read_subject(copy, ["data.path=nowhere"])
     (copy / "results.json").write_text("{")
