@@ -172,3 +172,5 @@ def test_what_accumulated_parts_change_is_said_with_the_remedy(name, said, comma
     if said:
         assert said in done.stderr
         assert "encoder_parts=2 in its place" in done.stderr
+        done = command("pretrain", f"digits/{name}", *keys, "accumulate=1", "run=b", cwd=tmp_path)
+        assert "another objective" not in done.stderr

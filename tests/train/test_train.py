@@ -319,18 +319,6 @@ def test_accumulation_equals_the_whole_batch(tmp_path, monkeypatch):
         torch.testing.assert_close(a, b)
 
 
-def test_a_loss_that_compares_images_says_what_accumulation_makes_of_it(tmp_path, capsys):
-    keys = [*TINY, "max_steps=1", "batch_size=8", "evaluate.every_epochs=0"]
-    for method, told in (("simclr", True), ("byol", False)):
-        made = [*keys, *heads(method)]
-        for parts in (1, 2):
-            where = str(tmp_path / f"{method}{parts}")
-            jobs.pretrain(compose(f"digits/{method}", [*made, f"accumulate={parts}"], where).config)
-            text = capsys.readouterr().err
-            assert ("compares the images of a batch" in text) == (told and parts > 1)
-            assert ("4 of 8 at a time" in text) == (told and parts > 1)
-
-
 def test_one_image_at_a_time_is_refused_before_the_first_step(tmp_path):
     keys = [*TINY, *heads("simclr"), "max_steps=1", "batch_size=8", "accumulate=8"]
     with pytest.raises(UserError, match=r"accumulate=8: each of 1 processes .* one image at a"):
