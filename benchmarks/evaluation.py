@@ -37,13 +37,13 @@ from benchmarks.common import MEAN, STD, arguments, machine, pictures, start
 from selfsight.batch import Normalization
 from selfsight.data.config import DataConfig
 from selfsight.data.images import Images
-from selfsight.data.source import Part
+from selfsight.data.labels import hold_out
+from selfsight.data.source import Subset
 from selfsight.data.sources.open import open_source
 from selfsight.encoders.backbones import BackboneConfig, build_backbone
 from selfsight.evaluate import linear
 from selfsight.evaluate.features import extract, read_features
 from selfsight.evaluate.knn import neighbours
-from selfsight.evaluate.subsets import hold_out
 
 CPU = torch.device("cpu")
 IMAGENET = 1_281_167, 50_000  # training and validation images
@@ -56,7 +56,7 @@ class Pictures(Dataset):
     def __init__(self, decoded: list) -> None:
         self.decoded = decoded
         self.transform = transforms.Compose(
-            [transforms.ToTensor(), transforms.Normalize(normalization=Normalization(MEAN, STD))]
+            [transforms.ToTensor(), transforms.Normalize(MEAN, STD)]
         )
 
     def __len__(self) -> int:
@@ -79,7 +79,7 @@ def features(options: argparse.Namespace) -> str:
     plain = build_backbone(BackboneConfig(name="resnet18", small_images=True), 32, seed=0)
     network.to(memory_format=torch.channels_last)
     config = DataConfig(path=options.data)
-    source = Part(open_source(config, "train"), np.arange(options.images))
+    source = Subset(open_source(config, "train"), np.arange(options.images))
     images = Images(source, config, CPU)
     workers = {"num_workers": 2, "persistent_workers": True}
     data = DataLoader(Pictures(pictures(options.data, options.images)), options.batch, **workers)

@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from benchmarks.common import arguments, machine, pictures, report, start
 from selfsight.data.images import Images
-from selfsight.data.source import Part
+from selfsight.data.source import Subset
 from selfsight.data.sources.open import open_source
 from selfsight.pretraining.build import build_method
 from selfsight.pretraining.config import compose
@@ -89,7 +89,7 @@ def selfsights(data: str, images: int, steps: int) -> Iterator[float]:
     overrides = [f"data.path={data}", f"batch_size={BATCH}", "log_every=1", "device=cpu"]
     overrides += [f"max_steps={steps + 1}", "evaluate.every_epochs=0", "checkpoint.every_epochs=0"]
     config = compose("cifar10/simclr", overrides).config
-    source = Part(open_source(config.data, "train"), torch.arange(images).numpy())
+    source = Subset(open_source(config.data, "train"), torch.arange(images).numpy())
     loader = make_loader(config, Images(source, config.data, CPU))
     method = build_method(config)
     while True:
