@@ -141,7 +141,8 @@ def _check_split(
     split = Split(name, whole, source, np.zeros((n, 2), np.int32), np.zeros((n, 16), np.uint8))
     split.moments, lock = [None] * n, Lock()
     # What is reported are the values as they are stored: with a range that is given, and not found,
-    # colours of 16 bits are read with all bits. The pixels themselves are decoded as in training.
+    # colours of 16 bits are read with all bits, and no value is refused for being outside of it
+    # (`strict`). The pixels themselves are decoded as in training, which does refuse.
     whole = decoding(source)._replace(range=(0, 65535), strict=False)
 
     def block(start: int) -> list[tuple[str, str]]:

@@ -39,8 +39,8 @@ def pictures_of(target: EvaluationTarget) -> tuple[Pictures, str]:
 
 
 def _longest_sides(target: EvaluationTarget) -> list[int]:
-    """Pixels of the longer side of a few images that the run was trained on; [] if they are not
-    to be had: nothing is downloaded for it, and no code is run that an encoder's file names."""
+    """Pixels of the longer side of a few images that the run was trained on; [] if they cannot be
+    read here: nothing is downloaded, and no code is run that an encoder's file names."""
     try:
         config = target.pretraining_data if target.home else None
         if config is None or not _is_local(config):

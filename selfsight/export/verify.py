@@ -64,7 +64,8 @@ def verify(subject: Subject, target: Target, folder: Path) -> Differences:
     with exact_products(), torch.no_grad():
         same = subject.encoder(torch.from_numpy(pixels)).float().cpu().numpy()
     chain = np.abs(found[-1] - expected).max(1) / size
-    network = max(float(np.abs(part - same[: len(part)]).max()) for part in found) / size
+    parts = [np.abs(part - same[: len(part)]).max() for part in found]
+    network = float(np.max(parts)) / size  # Python's max would lose what is no number
     exactly = None
     if better:
         _, found = _run(target, f"{code}\n{better}", folder, images)

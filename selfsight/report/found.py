@@ -178,10 +178,11 @@ def draw_clusters(images: Table, found: Clustering, folder: Path) -> list[str]:
     """
     pictures = Pictures(images)
     for cluster in found.clusters:
-        shown = cluster.rows[: NEAREST * ACROSS].tolist()
+        first = slice(NEAREST * ACROSS)
+        shown = zip(cluster.rows[first], cluster.similarities[first], strict=True)
         tiles = [
-            Tile(row, [f"{similarity:.4f}", *_caption(images, row)])
-            for row, similarity in zip(shown, cluster.similarities.tolist(), strict=False)
+            Tile(int(row), [f"{similarity:.4f}", *_caption(images, int(row))])
+            for row, similarity in shown
         ]
         lines = [tiles[start : start + ACROSS] for start in range(0, len(tiles), ACROSS)]
         draw_tiles(pictures, lines, folder / sheet_name(cluster.number), first_apart=False)

@@ -21,8 +21,10 @@ from selfsight.encoders.encoder import load_encoder
 from selfsight.errors import UserError
 from selfsight.evaluate.protocols.target import open_target
 from selfsight.export import export as exporting
-from selfsight.export import to_timm
+from selfsight.export import geometry, pictures, to_timm
 from selfsight.export.export import export
+from selfsight.export.subject import open_subject
+from selfsight.export.verify import verify
 from selfsight.pretraining.build import build_method
 from selfsight.pretraining.config import compose
 from tests.conftest import ROOT
@@ -123,6 +125,33 @@ def test_features_are_the_encoders(runs, tmp_path, request, name, to):
         content = path.read_bytes()
         for folder in (str(tmp_path), str(ROOT), sys.prefix, "site-packages"):
             assert folder.encode() not in content, path
+
+
+@pytest.mark.parametrize("images", [1, 2, 16])
+def test_features_that_are_no_number_are_found_in_every_batch(runs, tmp_path, images, monkeypatch):
+    """Also where no image has the size that needs no resizing."""
+    monkeypatch.setattr(geometry, "exact_sizes", lambda subject: [])
+    monkeypatch.setattr(
+        pictures, "draw", lambda sizes, *_: photos(*[(SIZE, SIZE)] * 2 * len(sizes))
+    )
+    subject = open_subject(runs["vit"])
+    broken = f"""
+import torch
+from torchvision.transforms import v2
+from selfsight.encoders.encoder import load_encoder
+
+encoder = load_encoder(folder)
+prepare = v2.Compose([v2.ToImage(), v2.ToDtype(torch.float32, scale=True)])
+
+
+def features(pixels):
+    return encoder(pixels) * (torch.nan if len(pixels) == {images} else 1)
+"""
+    target = dataclasses.replace(
+        exporting.TARGETS["timm"], code=lambda subject: broken, exact=lambda subject: ""
+    )
+    with pytest.raises(UserError, match=r"differ by nan .*\(network\)"):
+        verify(subject, target, runs["vit"])
 
 
 def test_the_transforms_of_timm_and_transformers_are_right(runs, tmp_path):

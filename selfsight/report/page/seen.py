@@ -4,6 +4,7 @@ predictions."""
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import takewhile, zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -95,12 +96,8 @@ class Seen:
     def names(self, images: Images, rows: np.ndarray) -> list[str]:
         """The names of some images, without the folder that all of them are in."""
         found = [images.source.name(int(i)) for i in rows]
-        folders = [name.split("/")[:-1] for name in found]
-        shared = 0
-        for level in zip(*folders, strict=False):
-            if len(set(level)) > 1:
-                break
-            shared += 1
+        levels = zip_longest(*(name.split("/")[:-1] for name in found))
+        shared = len(list(takewhile(lambda level: len(set(level)) == 1, levels)))
         return ["/".join(name.split("/")[shared:]) for name in found]
 
 
