@@ -29,8 +29,9 @@ def compute_in_parts(module: nn.Module, encoder: nn.Module, count: int) -> None:
     if count == 1:
         return
     check_parts(encoder, count)
+    inner = _shape(_inner(encoder))
     for part in module.modules():
-        if type(part) is type(_inner(encoder)) and not hasattr(part, PARTS):
+        if _shape(part) == inner and not hasattr(part, PARTS):
             setattr(part, PARTS, count)
             part.forward = functools.partial(in_parts, part, part.forward)
 
@@ -70,4 +71,10 @@ def depends_on_batch(encoder: nn.Module) -> bool:
 
 
 def _inner(encoder: nn.Module) -> nn.Module:
-    return getattr(encoder, "backbone", encoder)
+    inner = getattr(encoder, "backbone", encoder)
+    return inner if isinstance(inner, nn.Module) else encoder
+
+
+def _shape(module: nn.Module) -> tuple[type, dict[str, torch.Size]]:
+    """What a copy has in common with it: by its class alone, a head may be an nn.Sequential too."""
+    return type(module), {name: value.shape for name, value in module.state_dict().items()}

@@ -19,7 +19,7 @@ from selfsight.methods import METHODS
 from selfsight.methods.ema import EMA
 from selfsight.recompute import compute_in_parts
 from selfsight.testing import TinyEncoder, tiny_vit
-from tests.conftest import TINY, heads
+from tests.conftest import TINY, heads, small_heads
 
 SIZE = 16
 
@@ -119,6 +119,25 @@ def test_more_parts_than_images_and_a_teacher():
     for found, wanted in zip((encoder(x), teacher(x)), whole, strict=True):
         torch.testing.assert_close(found, wanted)
     assert copy.deepcopy(encoder)(x).shape == (3, 24)
+
+
+@pytest.mark.parametrize("name", ["simclr", "byol", "moco_v3"])
+def test_heads_of_the_encoders_class_see_the_whole_batch(name):
+    """An encoder of one's own may be an nn.Sequential, as heads are, whose batch norm must not be
+    that of a part; a part of it may be one, too."""
+    torch.manual_seed(0)
+    inside = nn.Sequential(nn.Conv2d(3, 8, 4, 4), nn.GELU())
+    encoder = nn.Sequential(inside, nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    encoder.num_features = 8
+    config = METHODS[name].Config(**small_heads(name))
+    whole = METHODS[name](encoder, config).double().train()
+    parts = copy.deepcopy(whole)
+    compute_in_parts(parts, parts.backbone, 4)
+    views = torch.rand(2, 8, 3, SIZE, SIZE, dtype=torch.float64)
+    losses = [method(*views).loss for method in (whole, parts)]
+    torch.testing.assert_close(*losses, rtol=1e-12, atol=0)
+    split = [key for key, module in parts.named_modules() if hasattr(module, recompute.PARTS)]
+    assert split == (["backbone"] if name == "simclr" else ["backbone", "teacher.0"])
 
 
 def test_accumulated_parts_are_another_objective_and_parts_of_the_encoder_are_not():
