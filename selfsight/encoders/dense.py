@@ -20,7 +20,7 @@ def layer_names(backbone: nn.Module) -> list[str]:
 
     Raises: UserError for a model that has none, which is one that is not timm's.
     """
-    model: Any = _model(backbone)
+    model: Any = model_inside(backbone)
     if not hasattr(model, "forward_intermediates") or not getattr(model, "feature_info", None):
         raise UserError(
             f"layers: {type(model).__name__} gives no maps of its layers; timm's models that have "
@@ -63,7 +63,7 @@ def layer_maps(
     """
     numbers = chosen_layers(backbone, layers)
     each = sorted(set(numbers))
-    maps = _model(backbone).forward_intermediates(
+    maps = model_inside(backbone).forward_intermediates(
         x, each, norm=norm, stop_early=True, output_fmt="NCHW", intermediates_only=True
     )
     found = dict(zip(each, maps, strict=True))
@@ -98,7 +98,7 @@ class LayerFeatures(nn.Module):
         return torch.cat([each.float().mean((2, 3)) for each in maps], 1)
 
 
-def _model(backbone: nn.Module) -> Any:
+def model_inside(backbone: nn.Module) -> Any:
     """The model inside, of an encoder that keeps a part of its head."""
     return backbone.backbone if isinstance(backbone, EncoderWithProjection) else backbone
 

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from selfsight.encoders.dense import layer_maps
-from selfsight.methods.heads import EncoderWithProjection
+from selfsight.encoders.dense import layer_maps, model_inside
 from selfsight.methods.method import Backbone
 
 COMPONENTS = 3  # of the features: red, green and blue
@@ -41,7 +40,7 @@ def vision_transformer(encoder: nn.Module) -> Backbone | None:
     from timm.models.eva import Eva
     from timm.models.vision_transformer import VisionTransformer
 
-    inner = encoder.backbone if isinstance(encoder, EncoderWithProjection) else encoder
+    inner = model_inside(encoder)
     known = isinstance(inner, VisionTransformer | Eva) and type(inner).__module__.startswith("timm")
     return inner if known and isinstance(inner.patch_embed, PatchEmbed) else None
 
