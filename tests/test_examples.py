@@ -21,6 +21,7 @@ MODULES = [
     "embeddings.search",
     "encoders.dense",
     "errors",
+    "evaluate.interval",
     "losses",
     "methods.heads",
     "methods.paper",

@@ -1,13 +1,12 @@
 """The results of a model card: what results.json says of the encoder, and of what it is compared
 with."""
 
-import json
 import os
 from collections.abc import Callable
 from typing import Any
 
-from scipy.stats import binomtest
-
+from selfsight.evaluate.interval import wilson
+from selfsight.evaluate.protocols.results import measured_as
 from selfsight.export.subject import Subject
 
 # By their names in results.json: the title, and whether it is a share of the test images, counted
@@ -28,16 +27,6 @@ NAMES = {
 }
 NOTHING = "Nothing was measured: no evaluation of this encoder was found."
 Escape = Callable[[object], str]
-
-
-def wilson(share: float, count: int) -> tuple[float, float]:
-    """The 95 % interval of Wilson for a share of `count` test images that is right.
-
-    >>> tuple(round(end, 4) for end in wilson(0.5, 100))
-    (0.4038, 0.5962)
-    """
-    interval = binomtest(round(share * count), count).proportion_ci(0.95, method="wilson")
-    return float(interval.low), float(interval.high)
 
 
 def results(subject: Subject, plain: Escape, of_source: Callable[[dict[str, Any]], str]) -> str:
@@ -70,19 +59,12 @@ def _one(
         f"{plain(record.get('seed'))}{plain(settings)}) on {plain(of_source(data))}: "
         f"{_count(data.get('train'))} training images, {_count(data.get('test'))} test images"
     )
-    same = [r for r in subject.records if _what(r) == _what(record)]
     rows = ["| features | metric | test accuracy, % | 95 % interval |", "|---|---|---|---|"]
     for name in NAMES:
-        found = [record] if name == "encoder" else [r for r in same if r["evaluated"] == name]
-        rows += [line for r in found[-1:] for line in _rows(r, plain)]
+        same = record if name == "encoder" else measured_as(record, subject.records, name)
+        rows += _rows(same, plain) if same else []
     lines = [title, "\n".join(rows), _cost(record), _overlap(record, plain)]
     return "\n\n".join(line for line in lines if line)
-
-
-def _what(record: dict[str, Any]) -> str:
-    """What two records must share so that their numbers may stand side by side."""
-    keys = ("protocol", "version", "settings", "seed", "data")
-    return json.dumps([record.get(key) for key in keys], sort_keys=True)
 
 
 def _rows(record: dict[str, Any], plain: Escape) -> list[str]:

@@ -10,9 +10,10 @@ import yaml
 from PIL import Image
 
 from selfsight.encoders.encoder import load_encoder
+from selfsight.evaluate.interval import wilson
 from selfsight.export.card import plain, without_folders
 from selfsight.export.export import export
-from selfsight.export.measured import NOTHING, wilson
+from selfsight.export.measured import NOTHING
 from tests.export.made import TINY, encoder, record, with_results
 
 

@@ -122,6 +122,19 @@ def _what(record: dict[str, Any]) -> str:
     return json.dumps([record.get(k) for k in keys], sort_keys=True)
 
 
+def measured_as(
+    record: dict[str, Any], records: list[dict[str, Any]], evaluated: str
+) -> dict[str, Any] | None:
+    """The newest record of `evaluated` whose number may stand beside that of `record`."""
+    keys = ("protocol", "version", "settings", "seed", "data")
+    found = [
+        other
+        for other in records
+        if other["evaluated"] == evaluated and all(other.get(k) == record.get(k) for k in keys)
+    ]
+    return found[-1] if found else None
+
+
 def main_metric(record: dict[str, Any]) -> float:
     """The accuracy that a record is judged by."""
     return record["metrics"][MAIN.get(record.get("kind", record["protocol"]), "top1")]

@@ -71,17 +71,6 @@ class Subject:
         """Of the run's folder."""
         return self.run.absolute().name
 
-    def of(self, evaluated: str, beside: dict[str, Any]) -> dict[str, Any] | None:
-        """The newest record of `evaluated` that was measured as the record `beside`."""
-        keys = ("protocol", "version", "settings", "seed", "data")
-        found = [
-            record
-            for record in self.results
-            if record["evaluated"] == evaluated
-            and all(record.get(key) == beside.get(key) for key in keys)
-        ]
-        return found[-1] if found else None
-
     def keys_of(self, record: dict[str, Any]) -> dict[str, Any]:
         """The keys that make the evaluation of a record another than the usual one of this run:
         its labels, its seed, changes of the protocol, other images."""

@@ -6,12 +6,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from scipy.stats import binomtest
-
-from selfsight.evaluate.protocols.results import VERSIONS, main_metric
+from selfsight.evaluate.interval import wilson
+from selfsight.evaluate.protocols.results import VERSIONS, main_metric, measured_as
 from selfsight.report.page.panel import Panel, render
 from selfsight.report.page.subject import Subject, as_typed
-from selfsight.report.statistics import LEVEL
 
 # As results.json calls what was evaluated, and as a sentence does.
 FLOORS = {"start": "the encoder that it started from", "untrained": "untrained", "pixels": "pixels"}
@@ -70,19 +68,6 @@ class Measured:
         return self.scores[0]
 
 
-def wilson(value: float, images: int) -> tuple[float, float]:
-    """The 95 % interval of the accuracy on other test images from where these are from.
-
-    Wilson, Probable Inference, J. Am. Statist. Assoc. 22 (1927): it treats the images as
-    independent draws, and says nothing about other seeds of the pretraining.
-
-    >>> wilson(0.9, 100)
-    (0.8256..., 0.9447...)
-    """
-    found = binomtest(round(value * images), images).proportion_ci(LEVEL, method="wilson")
-    return float(found.low), float(found.high)
-
-
 def measured(subject: Subject) -> list[Measured]:
     """All that the encoder was measured by: on the run's own images before others, by a protocol as
     it is now before an earlier version of it, and of equals the highest accuracy first."""
@@ -93,7 +78,7 @@ def measured(subject: Subject) -> list[Measured]:
 
 def _measured(subject: Subject, record: dict[str, Any]) -> Measured:
     encoder = _score(record)
-    floors = [x for name in FLOORS if (x := subject.of(name, record)) is not None]
+    floors = [x for name in FLOORS if (x := measured_as(record, subject.results, name))]
     scores = [encoder, *map(_score, floors)]
     found = [(score.evaluated, _compared(encoder, score, record)) for score in scores[1:]]
     worse, like = (tuple(name for name, sign in found if sign == x) for x in (-1, 0))

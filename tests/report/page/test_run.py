@@ -19,6 +19,7 @@ from sklearn.datasets import load_digits
 
 from selfsight.errors import UserError
 from selfsight.evaluate import protocols
+from selfsight.evaluate.interval import wilson
 from selfsight.evaluate.protocols import read_results
 from selfsight.evaluate.protocols.opened import open_features
 from selfsight.evaluate.protocols.target import open_target
@@ -35,7 +36,7 @@ from selfsight.report.page.provenance import provenance_panel
 from selfsight.report.page.run import report, run_page
 from selfsight.report.page.scatter import _clusters, flat, map_panel, sprite
 from selfsight.report.page.subject import read_subject
-from selfsight.report.page.verdict import Score, duration, measured, newcombe, sentence, wilson
+from selfsight.report.page.verdict import Score, duration, measured, newcombe, sentence
 from selfsight.report.page.warn import warnings
 from tests.conftest import power_cuts
 from tests.report.page.conftest import EVIL, trained, write_images
