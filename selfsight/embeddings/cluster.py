@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from selfsight.embeddings.index import unit_features
+from selfsight.embeddings.index import check_k, unit_features
 from selfsight.errors import UserError
 from selfsight.evaluate.features import Features
 from selfsight.train.log import say
@@ -81,8 +81,7 @@ def kmeans(features: Features, k: int, seed: int = 0) -> np.ndarray:
     True
     """
     unit = unit_features(features).cpu().numpy()
-    if not 1 <= k <= len(unit):
-        raise UserError(f"k={k}: the table has {len(unit):,} rows; use a k from 1 to {len(unit)}")
+    check_k(k, len(unit))
     from sklearn.cluster import KMeans, MiniBatchKMeans  # takes a second
     from sklearn.exceptions import ConvergenceWarning
 
