@@ -12,6 +12,7 @@ PROJECTIONS = ("tsne", "pca")
 MOST = 30_000  # rows: t-SNE, in one thread so that equal rows give equal places, takes minutes
 KEPT = 50  # principal components that t-SNE is given
 PERPLEXITY = 30
+EQUAL = 1e-7  # features of length 1 that differ by less in each dimension differ by rounding
 
 
 def check_neighbours(k: int, rows: int) -> None:
@@ -58,7 +59,7 @@ def nearest(features: np.ndarray, k: int, device: torch.device | None = None) ->
 
 
 def project(features: np.ndarray, method: str, seed: int) -> np.ndarray:
-    """(N, 2) float32 places of rows scaled to length 1.
+    """(N, 2) float32 places of rows scaled to length 1; all 0 if all rows are equal.
 
     Args:
         features: (N, D); method: pca, or tsne: t-SNE (van der Maaten and Hinton, JMLR 2008) of the
@@ -72,6 +73,8 @@ def project(features: np.ndarray, method: str, seed: int) -> np.ndarray:
     # One thread: sums of several are in no fixed order, and equal tables must be equal bytes.
     with threadpool_limits(1):
         unit = unit_rows(features).numpy()
+        if np.ptp(unit, axis=0).max() < EQUAL:  # of a collapsed encoder: nothing to divide by
+            return np.zeros((len(unit), 2), np.float32)
         components = min(KEPT if method == "tsne" else 2, *unit.shape)
         x = PCA(components, svd_solver="covariance_eigh").fit_transform(unit)
         plane = np.pad(x[:, :2], ((0, 0), (0, max(0, 2 - components))))

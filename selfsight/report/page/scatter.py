@@ -11,12 +11,10 @@ from bokeh.models import ColumnDataSource, HoverTool
 from bokeh.plotting import figure
 from markupsafe import Markup
 from PIL import Image
-from sklearn.cluster import KMeans
-from sklearn.decomposition import PCA
-from sklearn.manifold import TSNE
-from threadpoolctl import threadpool_limits
 
 from selfsight.batch import sides
+from selfsight.embeddings.cluster import kmeans
+from selfsight.embeddings.nearest import KEPT, project
 from selfsight.report.page.charts import BAD, GOOD, chart, colour, embed
 from selfsight.report.page.panel import Panel, as_uri, clean, render, webp
 from selfsight.report.page.seen import Seen
@@ -24,8 +22,6 @@ from selfsight.report.page.subject import Subject
 
 SEED = 0
 LEAST = 10  # images of a map
-DIMENSIONS = 50  # that PCA leaves for t-SNE
-EQUAL = 1e-7  # features of length 1 that differ by less in each dimension differ by rounding
 CLUSTERS = 10  # of images without classes
 NAMED = 20  # classes with a name in the legend
 SHOWN = 96  # pixels of a thumbnail on the screen
@@ -55,8 +51,8 @@ def map_panel(subject: Subject) -> Panel | None:
         return None
     rows = seen.sample()
     features = F.normalize(seen.features[torch.from_numpy(rows)].float().cpu(), dim=1).numpy()
-    with threadpool_limits(1):  # sums in one order, so the same run gives the same map
-        places, clusters = flat(features), _clusters(features, len(seen.classes) or CLUSTERS)
+    places = project(features, "tsne", SEED)
+    clusters = _clusters(features, len(seen.classes) or CLUSTERS)
     colourings = _colourings(seen, rows, clusters)
     sheet, columns, (width, height) = sprite(seen, rows)
     # Both sides: a thumbnail's own shape is rounded, and its place in the sheet must not be.
@@ -83,27 +79,16 @@ def map_panel(subject: Subject) -> Panel | None:
     part = f"{len(rows):,} of {seen.total:,}" if len(rows) < seen.total else "All"
     note = (
         f"{part} {seen.split} images; near points are images with similar features (PCA to at most "
-        f"{DIMENSIONS} dimensions, then t-SNE, seed {SEED}). Distances between far groups mean "
+        f"{KEPT} dimensions, then t-SNE, seed {SEED}). Distances between far groups mean "
         f"nothing. Point at one, or tap it, to see it."
     )
     return Panel("map", "Map of the features", html, note)
 
 
-def flat(features: np.ndarray) -> np.ndarray:
-    """(N, D) of length 1 -> (N, 2): the same for the same features, all 0 if all are equal."""
-    if np.ptp(features, axis=0).max() < EQUAL:  # of a collapsed run; t-SNE would divide by 0
-        return np.zeros((len(features), 2), features.dtype)
-    count = min(DIMENSIONS, *features.shape)
-    reduced = PCA(count, random_state=SEED).fit_transform(features)
-    spread = min(30.0, (len(features) - 1) / 3)
-    return TSNE(2, perplexity=spread, init="pca", random_state=SEED).fit_transform(reduced)
-
-
 def _clusters(features: np.ndarray, count: int) -> np.ndarray:
     """(N,) the k-means cluster of each image, numbered by size, the largest first."""
-    count = min(count, len(features) // 2, len(np.unique(features, axis=0)))
-    found = KMeans(count, n_init=4, random_state=SEED).fit_predict(features)
-    order = np.argsort(-np.bincount(found, minlength=count), kind="stable")
+    found = kmeans(features, min(count, len(features) // 2), SEED)
+    order = np.argsort(-np.bincount(found), kind="stable")
     return np.argsort(order, kind="stable")[found]
 
 

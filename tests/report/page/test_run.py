@@ -17,6 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.datasets import load_digits
 
+from selfsight.embeddings.nearest import project
 from selfsight.errors import UserError
 from selfsight.evaluate import protocols
 from selfsight.evaluate.interval import wilson
@@ -34,7 +35,7 @@ from selfsight.report.page.page import LIMIT, Page, assemble
 from selfsight.report.page.panel import Panel, fragment
 from selfsight.report.page.provenance import provenance_panel
 from selfsight.report.page.run import report, run_page
-from selfsight.report.page.scatter import _clusters, flat, map_panel, sprite
+from selfsight.report.page.scatter import _clusters, map_panel, sprite
 from selfsight.report.page.subject import read_subject
 from selfsight.report.page.verdict import Score, duration, measured, newcombe, sentence
 from selfsight.report.page.warn import warnings
@@ -368,7 +369,7 @@ def test_the_length_of_a_long_run_is_written_out(copy, epoch):
 def test_equal_features_have_a_map():
     """Those of a collapsed run: t-SNE divides by their variance."""
     features = np.full((30, 16), 0.25, np.float32)
-    assert (flat(features) == 0).all()
+    assert (project(features, "tsne", 0) == 0).all()
     assert (_clusters(features, 10) == 0).all()
 
 
