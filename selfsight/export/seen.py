@@ -5,21 +5,17 @@ from typing import Literal
 import numpy as np
 
 from selfsight.batch import sides
-from selfsight.data.config import DataConfig, several
 from selfsight.data.decode import decode
 from selfsight.data.images import SMALL
 from selfsight.data.patience import Patience
 from selfsight.data.source import cache_beside
-from selfsight.data.sources.kinds import KINDS
-from selfsight.data.sources.open import is_pattern, open_source
+from selfsight.data.sources.open import is_local, open_source
 from selfsight.errors import UserError
 from selfsight.evaluate.protocols.target import EvaluationTarget
 
 Pictures = Literal["small", "photographs"]
 
 LOOKED_AT = 5  # images of the run
-# Sources that are read where they lie: they download nothing, and run no code.
-_LOCAL = ("auto", "digits", *(kind for kind in KINDS if kind != "huggingface"))
 
 
 def pictures_of(target: EvaluationTarget) -> tuple[Pictures, str]:
@@ -43,15 +39,10 @@ def _longest_sides(target: EvaluationTarget) -> list[int]:
     read here: nothing is downloaded, and no code is run that an encoder's file names."""
     try:
         config = target.pretraining_data if target.home else None
-        if config is None or not _is_local(config):
+        if config is None or not is_local(config):
             return []
         source = open_source(config, "train", cache_beside(target.home))
         rows = np.unique(np.linspace(0, len(source) - 1, LOOKED_AT).astype(int))
         return [max(decode(source, int(i), Patience(0)).shape[:2]) for i in rows]
     except (UserError, OSError, MemoryError):  # moved, changed or not readable: no fault here
         return []
-
-
-def _is_local(config: DataConfig) -> bool:
-    paths = several(config.path)
-    return config.source in _LOCAL and not any("://" in path and is_pattern(path) for path in paths)

@@ -22,7 +22,7 @@ LINE = 13  # pixels of a line of text
 
 def contact_sheet(loader: ViewLoader, rows: int, epochs: int = 1) -> Image.Image:
     """The pictures of `view_pictures` as one image."""
-    return _paste(*view_pictures(loader, rows, epochs))
+    return paste(*view_pictures(loader, rows, epochs))
 
 
 def view_pictures(
@@ -41,13 +41,13 @@ def view_pictures(
     pictures = []
     for row, i in enumerate(indices.tolist()):
         _, image = loader.images.decode(i)
-        original = _original(image, side, all(v.shape[2] == v.shape[3] for v in views))
+        original = reduced(image, side, all(v.shape[2] == v.shape[3] for v in views))
         shown = [(view[row].cpu() * scale + shift).clamp(0, 1) for view in views]
         pictures.append([as_picture(x) for x in (original, *shown)])
     return pictures, side
 
 
-def _original(image: np.ndarray, side: int, square: bool) -> Tensor:
+def reduced(image: np.ndarray, side: int, square: bool) -> Tensor:
     """An image as floats (C, h, w) of at most `side` pixels: its central square, or all of it."""
     height, width, _ = image.shape
     box = center_box(height, width, 1.0) if square else [0, 0, height, width]
@@ -63,7 +63,7 @@ def as_picture(x: Tensor) -> np.ndarray:
     return (bands * 255).round().byte().permute(1, 2, 0).numpy()
 
 
-def _paste(
+def paste(
     pictures: list[list[np.ndarray]],
     side: int,
     captions: list[list[list[str]]] | None = None,

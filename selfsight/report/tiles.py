@@ -9,15 +9,14 @@ from typing import NamedTuple
 import numpy as np
 
 from selfsight.config import validate
-from selfsight.data.config import PATHS, DataConfig, several
+from selfsight.data.config import DataConfig
 from selfsight.data.decode import decode, decode_bytes
 from selfsight.data.source import BadImage, Decoding, Source
-from selfsight.data.sources.kinds import KINDS
-from selfsight.data.sources.open import open_source, with_range
+from selfsight.data.sources.open import is_local, open_source, with_range
 from selfsight.embeddings.table import Table
 from selfsight.errors import UserError, printable
 from selfsight.files import write_atomically
-from selfsight.report.sheet import MARGIN, _original, _paste, as_picture
+from selfsight.report.sheet import MARGIN, as_picture, paste, reduced
 
 SPLITS = ("train", "test")
 SIDE = 112  # pixels of a picture's longest side
@@ -60,7 +59,7 @@ class Pictures:
         if pixels is None:
             self.missing += 1
             return GRAY
-        return as_picture(_original(pixels, SIDE, square=False))
+        return as_picture(reduced(pixels, SIDE, square=False))
 
     def _of_file(self, path: str) -> np.ndarray:
         return decode_bytes(Path(path).read_bytes(), path, self._how)
@@ -96,9 +95,7 @@ def _data_of(table: Table) -> DataConfig | None:
 def _opened(data: DataConfig) -> dict[str, Source]:
     """The splits. No code of a user's own is run and nothing is downloaded: a table may be a
     stranger's."""
-    if data.source not in ("auto", "digits", *KINDS):
-        return {}
-    if any("://" in path for key in PATHS for path in several(getattr(data, key))):
+    if not is_local(data):
         return {}
     train = open_source(data, "train")
     test = open_source(with_range(data, train), "test")
@@ -116,7 +113,7 @@ def draw_tiles(
     """
     found = [[pictures.picture(tile.image) for tile in line] for line in lines]
     captions = [[[printable(text) for text in tile.caption] for tile in line] for line in lines]
-    sheet = _paste(found, SIDE, captions, MARGIN if first_apart else 0)
+    sheet = paste(found, SIDE, captions, MARGIN if first_apart else 0)
     write_atomically(output, lambda path: sheet.save(path, "PNG"))
 
 
