@@ -220,9 +220,9 @@ def finite(pieces: Pieces, rows: np.ndarray) -> Pieces:
         rows: of each place the index of its image.
     """
     for place, part in pieces:
-        finite = part.isfinite().all(1)
-        if not finite.all():
-            image = rows[place + int((~finite).nonzero()[0])]
+        good = part.isfinite().all(1)
+        if not good.all():
+            image = rows[place + int((~good).nonzero()[0])]
             raise UserError(f"Image {image}: its features are not finite; the encoder has diverged")
         yield place, part
 
