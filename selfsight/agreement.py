@@ -5,13 +5,13 @@ import contextlib
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from selfsight.connect import alone, connect, met
 from selfsight.distributed import rank, world_size
 from selfsight.errors import UserError, described
 from selfsight.peers import Peers
@@ -19,8 +19,11 @@ from selfsight.peers import Peers
 T = TypeVar("T")
 MISTAKES = (UserError, OSError, MemoryError)  # each is told in one line
 SECONDS = 1800.0  # that a process waits for another one that gives no sign of life
+UNREACHABLE = ("Connection timed out", "No route to host", "Network is unreachable")
 MARGIN = 15.0  # seconds that a collective waits for longer
+BRIEF = 10.0  # seconds in which a process that has failed joins the others, to tell them
 _peers: tuple[Any, Peers] | None = None  # with the process group that they are of
+_has_met = False
 
 
 @contextlib.contextmanager
@@ -34,11 +37,10 @@ def joined(
         pause: the longest, in seconds, that a process may do something else than the others.
     Raises: UserError on every rank, within 5 seconds, for a mistake of any of them.
     """
-    device = setup(device, seconds, pause)
     try:
-        yield device
+        yield setup(device, seconds, pause)
     except Exception as error:
-        if world_size() == 1 or getattr(error, "everywhere", False):
+        if (world_size() == 1 and _peers is None) or getattr(error, "everywhere", False):
             raise
         told = _told_by_another(error, seconds)
         if told is not None:
@@ -55,35 +57,60 @@ def _told_by_another(error: Exception, seconds: float) -> UserError | None:
     """The mistake of another process, if this error follows from it."""
     if not isinstance(error, RuntimeError) or not is_of_another(error):
         return None
-    mistake = peers().hear()
-    if mistake is None and "Timed out" in str(error):
-        return UserError(
+    mistake, words = peers().hear(), str(error)
+    if mistake is not None:
+        return mistake
+    if "Timed out" in words:
+        why = (
             f"timeout_minutes={seconds / 60:g}: another process was waited for in a step for "
-            f"longer: it is stopped, or its machine or network is down. The same command continues "
-            f"after the last checkpoint"
+            f"longer: it is stopped, or its machine or network is down"
         )
-    return mistake
+    elif any(reason in words for reason in UNREACHABLE):
+        why = "the connection to another process is lost: its machine or network is down"
+    else:
+        return None
+    return alone(f"{why}. The same command continues after the last checkpoint")
 
 
 def setup(device: torch.device, seconds: float, pause: float) -> torch.device:
     """Join the process group if torchrun started this process. Args and returns: see `joined`."""
-    global _peers
+    global _peers, _has_met
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
         if device.type == "cuda":
             device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
             torch.cuda.set_device(device)
         backend = "nccl" if device.type == "cuda" else "gloo"
+        store, place, count = met(seconds)
+        _has_met = True
+        _peers = (None, Peers(store, place, count, seconds, watch=True))
         # Peers see a lost process first, and say which it is.
-        limit = timedelta(seconds=seconds + pause + MARGIN)
-        dist.init_process_group(backend, timeout=limit)
-        _peers = (dist.group.WORLD, _open_peers(seconds, watch=True))
+        connect(backend, store, place, count, seconds + pause + MARGIN)
+        _peers = (dist.group.WORLD, _peers[1])
     return device
+
+
+def before_joining(error: Exception) -> UserError | None:
+    """End the processes that wait in `joined` for this one, which has failed before it.
+
+    Returns: the mistake that ends all, if they have heard of it.
+    """
+    if _has_met or int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return None
+    try:
+        store, place, count = met(BRIEF)
+    except UserError:  # nobody waits
+        return None
+    others, words = Peers(store, place, count, BRIEF, watch=True), _in_words(error)
+    heard = others.tell(words if place == 0 else f"process {place} of {count}: {words}")
+    others.close()
+    return others.mistake() if heard else None
 
 
 def teardown() -> None:
     global _peers
-    if dist.is_available() and dist.is_initialized():
+    if _peers is not None:
         peers().close()
+    if dist.is_available() and dist.is_initialized():
         dist.destroy_process_group()
     _peers = None
 
@@ -103,7 +130,7 @@ def _open_peers(seconds: float, watch: bool) -> Peers:
 
 def mistake() -> UserError | None:
     """The mistake of any process that ends them all, if this one has heard of it."""
-    return peers().mistake() if world_size() > 1 else None
+    return peers().mistake() if world_size() > 1 or _peers is not None else None
 
 
 def barrier() -> None:

@@ -5,7 +5,6 @@ A collective ends a process that waits in it for longer than its timeout. Here a
 as long as the others are alive: reading an index, or a check on rank 0, may take hours.
 """
 
-import contextlib
 import itertools
 import os
 import pickle
@@ -42,15 +41,19 @@ class Peers:
     def __init__(
         self, store: dist.Store, rank: int, count: int, seconds: float, watch: bool
     ) -> None:
-        self._store = dist.PrefixStore(f"selfsight/{next(_groups)}", store)
+        # With a connection of its own: a call of another thread may wait in that of the store.
+        self._store = dist.PrefixStore(f"selfsight/{next(_groups)}", store.clone())
         self._rank, self._count, self._seconds, self._watches = rank, count, seconds, watch
         self._turns = itertools.count()
         self._mistake: tuple[str, int] | None = None  # in words, and the rank that prints it
         self._ends_itself, self._left = False, False
+        self._failed: str | None = None  # a mistake of this process that it has not printed
+        self._rounds = 0  # of reports
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="peers", daemon=True)
         if watch:
             self._thread.start()
+            threading.Thread(target=self._guard, name="guard", daemon=True).start()
 
     def meet(
         self, mine: Any, decide: Callable[[dict[int, Any]], Any], failed: str | None = None
@@ -64,7 +67,7 @@ class Peers:
             failed: why this process cannot go on.
         Raises: UserError for the mistake of another process that does not come.
         """
-        turn = next(self._turns)
+        turn, self._failed = next(self._turns), failed
         fails, verdict = f"{turn}/fails", f"{turn}/verdict"
         if failed is not None:
             self._store.set(fails, b"1")
@@ -119,7 +122,7 @@ class Peers:
     def tell(self, words: str) -> bool:
         """End all processes with this mistake, which rank 0 prints. Returns: whether all others
         have heard of it, within GRACE seconds."""
-        self._ends_itself = True
+        self._ends_itself, self._failed = True, words
         try:
             self._publish(words, 0)
             return self._watches and self._all_in(HEARD)
@@ -143,13 +146,13 @@ class Peers:
     def close(self) -> None:
         """End the reports. Rank 0, which may have the store, leaves last."""
         self._closed.set()
-        if not self._watches:
-            return
-        self._thread.join(GRACE)
-        with contextlib.suppress(RuntimeError):  # rank 0 is gone
-            if self._rank > 0:
-                self._leave()
-                return
+        if self._watches:
+            self._thread.join(2 * GRACE)  # longer only if the store does not answer
+
+    def _leave_together(self) -> None:
+        if self._rank > 0:
+            self._leave()
+        else:
             self._store.set(OVER, b"1")
             self._all_in(LEFT)
 
@@ -166,6 +169,7 @@ class Peers:
         try:
             while not self._closed.wait(EVERY):
                 self._store.set(f"alive/{self._rank}", str(next(reports)))
+                self._rounds += 1
                 if next(looks) % look_every == 0:
                     self._look_for_lost(seen)
                 if self._store.check([MISTAKE]):
@@ -174,13 +178,30 @@ class Peers:
                     return self._end()
                 if self._store.check([OVER]):
                     return self._leave()
+            self._leave_together()
         except RuntimeError:  # all errors of a store are of this kind
             if not self._closed.is_set():
-                first_here = os.environ.get("LOCAL_RANK", "0") == "0"
-                speaker = self._rank if first_here else -1
                 words = f"process 0 of {self._count} has ended, or cannot be reached"
-                self._mistake = self._mistake or (words, speaker)
+                self._mistake = self._mistake or (words, self._speaker())
                 self._end()
+
+    def _guard(self) -> None:
+        """The second thread's work: end this process if the store answers none of them for as long
+        as a process may be silent. Their calls have no timeout where the network is down."""
+        before, looks, longest = -1, 0, max(self._seconds, 2 * GRACE)
+        while not self._closed.wait(EVERY) and self._thread.is_alive():
+            looks = looks + 1 if self._rounds == before else 0
+            before = self._rounds
+            if looks * EVERY > longest:
+                lost = self._lost(f"process 0 of {self._count}"), self._speaker()
+                own = self._failed and (self._failed, self._rank)
+                self._mistake = own or self._mistake or lost
+                if not self._closed.wait(GRACE):
+                    self._exit(*self._mistake)
+
+    def _speaker(self) -> int:
+        """Which rank prints what this machine alone knows: the first one here, if it is this."""
+        return self._rank if os.environ.get("LOCAL_RANK", "0") == "0" else -1
 
     def _look_for_lost(self, seen: dict[int, tuple[bytes, float]]) -> None:
         """Tell of a process that is silent. Rank 0 looks at all, the others look at rank 0.
@@ -209,7 +230,9 @@ class Peers:
         """End this process, if it does not end by itself."""
         if self._closed.wait(GRACE) or self._ends_itself or self._mistake is None:
             return
-        words, speaker = self._mistake
+        self._exit(*self._mistake)
+
+    def _exit(self, words: str, speaker: int) -> None:
         if speaker == self._rank:
             print(f"selfsight: {printable(words)}", file=sys.stderr, flush=True)
         os._exit(2)

@@ -60,8 +60,15 @@ def in_ranks(worker: Callable[..., None], *arguments: Any) -> None:
 class Started:
     """A command that runs."""
 
-    def __init__(self, *arguments: str, cwd: Path, **more: str) -> None:
+    def __init__(
+        self,
+        *arguments: str,
+        cwd: Path,
+        before: Callable[[], None] | None = None,
+        **more: str,
+    ) -> None:
         """Args:
+        before: called in the process before the command.
         more: variables of its environment.
         """
         _ensure_server()
@@ -69,7 +76,8 @@ class Started:
         self._output = Path(tempfile.mkdtemp())
         files = [str(self._output / name) for name in ("stdout", "stderr")]
         environ = {**environment(), **more}
-        self._process = _context.Process(target=_child, args=(arguments, str(cwd), environ, files))
+        args = (arguments, str(cwd), environ, files, before)
+        self._process = _context.Process(target=_child, args=args)
         self._process.start()
 
     def poll(self) -> int | None:
@@ -90,9 +98,17 @@ class Started:
         return subprocess.CompletedProcess(self.arguments, self._process.exitcode, *texts)
 
 
-def _child(arguments: tuple[str, ...], cwd: str, environ: dict[str, str], files: list[str]) -> None:
+def _child(
+    arguments: tuple[str, ...],
+    cwd: str,
+    environ: dict[str, str],
+    files: list[str],
+    before: Callable[[], None] | None,
+) -> None:
     for number, file in enumerate(files, 1):
         os.dup2(os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT), number)
+    if before is not None:
+        before()
     os.environ.clear()
     os.environ.update(environ)
     os.chdir(cwd)

@@ -5,6 +5,7 @@ import signal
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -127,6 +128,30 @@ def sends_state(rank: int) -> None:
 def test_the_state_of_rank_0_reaches_all_as_it_is(tmp_path):
     codes, errors = exits_of_ranks(sends_state, cwd=tmp_path)
     assert codes == [0, 0], errors
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("Read error [10.0.0.2]:7: Connection timed out", "the connection to another process is"),
+        ("Read error [10.0.0.2]:7: No route to host", "the connection to another process is lost"),
+        ("Timed out waiting 9000ms for recv", "timeout_minutes=2: another process was waited for"),
+        ("Connection closed by peer [10.0.0.2]:7", None),
+    ],
+)
+@pytest.mark.parametrize("place", [0, 1])
+def test_a_network_that_is_down_is_told_by_one_process_of_each_machine(
+    words, said, place, monkeypatch
+):
+    """Of a process that has ended, its own message says why."""
+    monkeypatch.setenv("LOCAL_RANK", str(place))
+    monkeypatch.setattr(agreement, "peers", lambda: SimpleNamespace(hear=lambda: None))
+    error = agreement._told_by_another(RuntimeError(f"[gloo/transport/tcp/pair.cc:5] {words}"), 120)
+    assert (error is None) == (said is None)
+    if error is not None:
+        assert str(error).startswith(said)
+        assert "its machine or network is down. The same command continues" in str(error)
+        assert error.everywhere == (place == 1)
 
 
 KEYS = ["pretrain", "digits/simclr", *TINY, *heads("simclr"), "precision=fp32"]

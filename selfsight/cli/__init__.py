@@ -79,6 +79,8 @@ def _run() -> int:
 
 
 def _say_mistake(error: UserError) -> None:
+    agreement = sys.modules.get("selfsight.agreement")
+    error = (agreement and agreement.before_joining(error)) or error
     if not error.everywhere or is_first_rank():
         say(str(error))
 

@@ -225,7 +225,8 @@ def test_classifier(
     """
     config = context.config
     method = _classifier(network, config, classes)
-    step, state = Checkpoints(folder / "checkpoints", config.checkpoint.keep).load(context.device)
+    checkpoints = Checkpoints(folder / "checkpoints", config.checkpoint.keep)
+    step, state = agreement.state_by_first(lambda: checkpoints.load(context.device), context.device)
     method.load_state_dict(state["method"], strict=True)
     if config.kind == "linear-augmented" and weights_hash(method.backbone) != before:
         raise UserError(f"'{folder}': the frozen encoder changed while its classifier was trained")
