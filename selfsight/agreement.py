@@ -23,7 +23,7 @@ UNREACHABLE = ("Connection timed out", "No route to host", "Network is unreachab
 MARGIN = 15.0  # seconds that a collective waits for longer
 BRIEF = 10.0  # seconds in which a process that has failed joins the others, to tell them
 _peers: tuple[Any, Peers] | None = None  # with the process group that they are of
-_has_met = False
+_joins = False  # this process has begun to
 
 
 @contextlib.contextmanager
@@ -74,14 +74,14 @@ def _told_by_another(error: Exception, seconds: float) -> UserError | None:
 
 def setup(device: torch.device, seconds: float, pause: float) -> torch.device:
     """Join the process group if torchrun started this process. Args and returns: see `joined`."""
-    global _peers, _has_met
+    global _peers, _joins
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
         if device.type == "cuda":
             device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
             torch.cuda.set_device(device)
         backend = "nccl" if device.type == "cuda" else "gloo"
+        _joins = True
         store, place, count = met(seconds)
-        _has_met = True
         _peers = (None, Peers(store, place, count, seconds, watch=True))
         # Peers see a lost process first, and say which it is.
         connect(backend, store, place, count, seconds + pause + MARGIN)
@@ -94,7 +94,7 @@ def before_joining(error: Exception) -> UserError | None:
 
     Returns: the mistake that ends all, if they have heard of it.
     """
-    if _has_met or int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    if _joins or int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return None
     try:
         store, place, count = met(BRIEF)

@@ -66,10 +66,11 @@ def _run() -> int:
     except BrokenPipeError:
         raise
     except OSError as error:  # a folder that cannot be written, a full disk
-        say(f"{described(error)}. Remove the cause and run the same command again")
+        words = f"{described(error)}. Remove the cause and run the same command again"
+        _say_mistake(UserError(words))
     except MemoryError as error:
         detail = f" ({error})" if str(error) else ""
-        say(f"not enough memory{detail}; free some, or reduce batch_size")
+        _say_mistake(UserError(f"not enough memory{detail}; free some, or reduce batch_size"))
     except RuntimeError as error:
         if not _is_of_another_process(error):
             raise
@@ -79,6 +80,7 @@ def _run() -> int:
 
 
 def _say_mistake(error: UserError) -> None:
+    """Print it, if no other process of the run does."""
     agreement = sys.modules.get("selfsight.agreement")
     error = (agreement and agreement.before_joining(error)) or error
     if not error.everywhere or is_first_rank():
