@@ -148,7 +148,8 @@ def start_ranks(arguments: list[Sequence[str]], cwd: list[Path], **more: str) ->
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", **more}
+    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
+    shared |= {"LOCAL_WORLD_SIZE": "2", **more}
     return [
         Started(*words, cwd=folder, **shared, RANK=str(rank), LOCAL_RANK=str(rank))
         for rank, (words, folder) in enumerate(zip(arguments, cwd, strict=True))
