@@ -11,7 +11,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
-from selfsight import distributed
+from selfsight import agreement, distributed
 
 T = TypeVar("T")
 ALIGNED = 64  # bytes: where arrays begin in the file
@@ -54,7 +54,7 @@ class Copied:
 
 
 def by_machine(work: Callable[[], T], alike: Callable[[T], dict[str, Any]]) -> T:
-    """What `work` returns, as `distributed.by_all`; but the first process of each machine alone
+    """What `work` returns, as `agreement.by_all`; but the first process of each machine alone
     calls it, and the others get a copy of its result whose arrays lie in memory that all of the
     machine share. They are read-only.
 
@@ -66,17 +66,17 @@ def by_machine(work: Callable[[], T], alike: Callable[[T], dict[str, Any]]) -> T
     Raises: as `by_all`.
     """
     many, local = distributed.local_world_size() > 1, distributed.local_rank()
-    opened = distributed.by_all(lambda: _opened(work, alike, many) if local == 0 else None)
+    opened = agreement.by_all(lambda: _opened(work, alike, many) if local == 0 else None)
     place = opened and opened[1]
     try:
-        places = distributed.told_by_all(place)
+        places = agreement.told_by_all(place)
         theirs = places[distributed.rank() - local]
 
         def take() -> T:
             taken = _mapped(theirs)
             return taken if taken is not None else opened[0] if opened else work()
 
-        return distributed.by_all(take, alike)
+        return agreement.by_all(take, alike)
     finally:
         if place is not None:
             place.file.unlink(missing_ok=True)

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from pydantic import Field
 
+from selfsight import agreement, distributed
 from selfsight import config as layers
-from selfsight import distributed
 from selfsight.config import Config, Tree
 from selfsight.data.bad import BadImages
 from selfsight.data.by_machine import by_machine
@@ -127,7 +127,7 @@ def open_splits(
     )
     if distributed.rank() == 0:
         print_notes(train)
-    return splits, distributed.by_first(lambda: settled(config.data, train))
+    return splits, agreement.by_first(lambda: settled(config.data, train))
 
 
 def _about(source: Source) -> dict[str, Any]:
