@@ -13,6 +13,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from multiprocessing import forkserver
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,14 @@ def in_ranks(worker: Callable[..., None], *arguments: Any) -> None:
     """Call worker(rank, 2, *arguments) in two processes. Raises: what either of them raises."""
     _ensure_server()
     mp.start_processes(worker, (2, *arguments), 2, start_method="forkserver")
+
+
+def forked(work: Callable[..., None], *arguments: Any) -> BaseProcess:
+    """A process that has imported torch and calls `work`."""
+    _ensure_server()
+    process = _context.Process(target=work, args=arguments)
+    process.start()
+    return process
 
 
 class Started:
