@@ -31,6 +31,7 @@ from selfsight.interop import native
 from selfsight.interop.cli import processes
 from selfsight.interop.lightweight_tables import SSL_ARGS
 from selfsight.interop.report import Converted, Fate
+from selfsight.processes import SIGNALS
 from selfsight.train.log import read_metrics
 from selfsight.train.optim import lr_factor, scaled_lr
 from tests.conftest import ROOT, selfsight
@@ -552,7 +553,7 @@ def launcher(monkeypatch):
         monkeypatch.setenv(name, "1")
     monkeypatch.setenv("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "30")
     monkeypatch.setattr(processes, "CHECK_EVERY", 0.1)
-    before = {n: signal.getsignal(n) for n in map(signal.Signals.__getitem__, processes.PASSED_ON)}
+    before = {number: signal.getsignal(number) for number in SIGNALS}
     yield subprocess_handler
     for number, handler in before.items():
         signal.signal(number, handler)

@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from selfsight.processes import SIGNALS
+
 if TYPE_CHECKING:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
 COMMAND = [sys.executable, "-P", "-m", "selfsight"]  # -P: the current folder holds no modules
-PASSED_ON = ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1", "SIGUSR2")  # each lets training save and end
 SAVING = 3600  # seconds to save after a signal; torch's 30 are few for a large state
 CHECK_EVERY = 1.0  # seconds: after a mistake of all, torch should find that all have ended
 ENDED = (-signal.SIGTERM, 128 + signal.SIGTERM)  # by torch, after another has failed
@@ -51,6 +52,7 @@ def _launch(count: int) -> int:
 
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // count)))
     os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(SAVING))
+    heeded = [n for n in SIGNALS if signal.getsignal(n) is not signal.SIG_IGN]  # as under nohup
     words = [word.replace("$", "$$") for word in (*COMMAND, *sys.argv[1:])]  # torch replaces ${...}
     with tempfile.TemporaryDirectory(prefix="selfsight-") as folder, _silent():
         config = LaunchConfig(
@@ -64,7 +66,7 @@ def _launch(count: int) -> int:
             max_restarts=0,
             monitor_interval=CHECK_EVERY,
             logs_specs=DefaultLogsSpecs(folder, dict.fromkeys(range(1, count), Std.ERR)),
-            signals_to_handle=",".join(_heeded()),
+            signals_to_handle=",".join(signal.Signals(n).name for n in heeded),
         )
         try:
             elastic_launch(config, words[0])(*words[1:])
@@ -73,12 +75,6 @@ def _launch(count: int) -> int:
         except ChildFailedError as error:
             return _told(error, Path(folder))
     return 0
-
-
-def _heeded() -> list[str]:
-    """The signals to pass on: those that this system has and that are not ignored, as by nohup."""
-    known = [name for name in PASSED_ON if hasattr(signal, name)]
-    return [n for n in known if signal.getsignal(getattr(signal, n)) is not signal.SIG_IGN]
 
 
 @contextlib.contextmanager
