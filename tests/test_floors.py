@@ -28,7 +28,7 @@ FLOORS = [
     ["train", "testing"],
     ["encoders"],
     ["methods"],
-    ["views", "data"],
+    ["views", "data", "random_layers"],
     ["batch", "losses", "config", "own"],
     ["yaml_text"],
     ["files", "metrics", "compiler", "recompute"],
