@@ -47,7 +47,7 @@ class Draws:
             index: (B,) int64, each image's index in its source.
         """
         self._stream = randomness.stream(randomness.LAYERS, seed, step)
-        self._calls = torch.zeros((), dtype=torch.int64)
+        self._call = torch.zeros((), dtype=torch.int64)
         self._index = index
 
     def uniform(self, n: int, *shape: int) -> Tensor | None:
@@ -62,7 +62,8 @@ class Draws:
             return None
         each = n // len(rows)
         wanted = shape if each == 1 else (each, *shape)
-        return randomness.draw(rows, self._calls, wanted).view(n, *shape)
+        self._call = randomness.following(self._call)
+        return randomness.draw(rows, self._call, wanted).view(n, *shape)
 
     def _hashed(self, first: int, last: int, total: int) -> Tensor | None:
         """(last - first,) a hash of view and image for these rows of `total`."""
@@ -77,18 +78,19 @@ class Draws:
         It returns the work on these rows, which draws the same numbers whenever it runs."""
         if self._index is None:
             return lambda work, first, last: work
-        start = randomness.hashed(self._calls.add_(1), self._stream)
+        self._call = randomness.following(self._call)
+        start = randomness.hashed(self._call, self._stream)
         return lambda work, first, last: functools.partial(
             self._run, work, start, self._hashed(first, last, total)
         )
 
     def _run(self, work: Work, start: Tensor, rows: Tensor | None, *inputs: Any) -> Tensor:
-        before = self._calls, self._rows, self._inside
-        self._calls, self._rows, self._inside = start.clone(), rows, True
+        before = self._call, self._rows, self._inside
+        self._call, self._rows, self._inside = start, rows, True
         try:
             return work(*inputs)
         finally:
-            self._calls, self._rows, self._inside = before
+            self._call, self._rows, self._inside = before
 
 
 def follow_images(method: nn.Module, encoder: nn.Module) -> None:

@@ -106,16 +106,20 @@ def hashed(x: Tensor, start: Tensor) -> Tensor:
     return _mix(x * _STEP + start)
 
 
-def draw(rows: Tensor, calls: Tensor, shape: Sequence[int]) -> Tensor:
-    """(B, *shape) uniform numbers in [0, 1) for the next of a sequence of calls. A number depends
-    on its place in each dimension, not on their lengths.
+def following(call: Tensor) -> Tensor:
+    """() int64, after the one of a call the one of the next; a tensor as in `stream`."""
+    return call + _STEP
+
+
+def draw(rows: Tensor, call: Tensor, shape: Sequence[int]) -> Tensor:
+    """(B, *shape) uniform numbers in [0, 1). A number depends on its place in each dimension, not
+    on their lengths.
 
     Args:
         rows: (B,) int64, a hash for each row.
-        calls: () int64, a tensor as in `stream`: it stands for the number of the call before, and
-            is changed to the one of this call.
+        call: () int64, of a sequence that `following` makes.
     """
-    x = rows + calls.add_(_STEP)
+    x = rows + call
     for size in shape:
         x = _mix(x)[..., None] + torch.arange(1, size + 1, device=x.device) * _STEP
     return fractions(x)
