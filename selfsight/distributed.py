@@ -15,6 +15,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from selfsight.errors import UserError, described
+from selfsight.meeting import meet
 
 T = TypeVar("T")
 
@@ -40,7 +41,9 @@ def setup(device: torch.device) -> torch.device:
             device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
             torch.cuda.set_device(device)
         backend = "nccl" if device.type == "cuda" else "gloo"
-        dist.init_process_group(backend, timeout=timedelta(minutes=30))
+        limit = timedelta(minutes=30)
+        store, rank, count = meet(limit)
+        dist.init_process_group(backend, store=store, rank=rank, world_size=count, timeout=limit)
     return device
 
 

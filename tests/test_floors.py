@@ -33,7 +33,7 @@ FLOORS = [
     ["yaml_text"],
     ["files", "metrics", "compiler", "recompute"],
     ["locks", "randomness", "distributed", "schedules", "blame"],
-    ["processes", "errors"],
+    ["processes", "errors", "meeting"],
 ]
 
 
