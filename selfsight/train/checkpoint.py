@@ -38,6 +38,7 @@ class CheckpointConfig(Config):
 
     every_epochs: int = Field(1, ge=0)  # 0: epochs do not matter
     every_steps: int = Field(0, ge=0)  # 0: steps do not matter
+    every_minutes: float = Field(10.0, ge=0)  # since the last one; 0: time does not matter
     keep: int = Field(2, ge=1)  # files; older ones are removed after a new one is on the disk
 
 

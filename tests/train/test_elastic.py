@@ -19,7 +19,6 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from selfsight import distributed
 from selfsight.batch import Batch
 from selfsight.pretraining.build import build_method
 from selfsight.pretraining.config import compose
@@ -168,7 +167,8 @@ def part_of_a_run(rank: int, world: int, folder: str, until: int, by_rank: bool 
         engine.fit(method, loader, config, Path(folder), CPU, quiet=True)
     torch.save(loader.seen, f"{folder}/seen-{until}-{rank}.pt")
     torch.save(method.state_dict(), f"{folder}/state-{until}-{rank}.pt")
-    distributed.teardown()
+    if world > 1:
+        dist.destroy_process_group()
 
 
 def in_parts(folder: Path, *parts: tuple[int, int], by_rank: bool = False) -> dict[str, Any]:
