@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from selfsight import distributed, randomness
 from selfsight.batch import Batch
+from selfsight.errors import UserError
 from selfsight.recompute import DRAWS, copies_of, wrap
 
 LIBRARIES = ("torch", "timm", "torchvision", "transformers")
@@ -39,6 +40,7 @@ class Draws:
         self._index: Tensor | None = None  # (B,) the images of the batch
         self._rows: Tensor | None = None  # the hashes of an encoder's inputs
         self._inside = False  # of an encoder
+        self._repeats = False  # a work that draws the same numbers whenever it runs
 
     def begin(self, seed: int, step: int, index: Tensor) -> None:
         """From now on the numbers are those of a batch.
@@ -56,10 +58,17 @@ class Draws:
         same number of rows for each, as windows are.
 
         Returns: None if the rows are not those of images of the batch.
+        Raises: UserError where a layer is computed again outside of a repeatable work.
         """
         rows = self._rows if self._inside else self._hashed(0, n, n)
         if rows is None or n % len(rows):
             return None
+        if not self._repeats and in_backward():
+            raise UserError(
+                "a random layer (dropout, stochastic depth) is computed again in the backward "
+                "pass, by checkpointing in the encoder's own code, and would draw other numbers: "
+                "switch that off; encoder_parts=K needs less memory in its place"
+            )
         each = n // len(rows)
         wanted = shape if each == 1 else (each, *shape)
         self._call = randomness.following(self._call)
@@ -78,19 +87,43 @@ class Draws:
         It returns the work on these rows, which draws the same numbers whenever it runs."""
         if self._index is None:
             return lambda work, first, last: work
-        self._call = randomness.following(self._call)
-        start = randomness.hashed(self._call, self._stream)
+        start = self._start()
         return lambda work, first, last: functools.partial(
-            self._run, work, start, self._hashed(first, last, total)
+            self._run, work, start, self._hashed(first, last, total), True
         )
 
-    def _run(self, work: Work, start: Tensor, rows: Tensor | None, *inputs: Any) -> Tensor:
-        before = self._call, self._rows, self._inside
-        self._call, self._rows, self._inside = start, rows, True
+    def repeatable(self, work: Work) -> Work:
+        """The work on the rows of now, which draws the same numbers whenever it runs, as in a block
+        that is computed again in the backward pass."""
+        if self._index is None:
+            return work
+        return functools.partial(self._run, work, self._start(), self._rows, self._inside)
+
+    def _start(self) -> Tensor:
+        """() int64, where the calls of a repeatable work begin."""
+        self._call = randomness.following(self._call)
+        return randomness.hashed(self._call, self._stream)
+
+    def _run(
+        self,
+        work: Work,
+        start: Tensor,
+        rows: Tensor | None,
+        inside: bool,
+        *inputs: Any,
+        **more: Any,
+    ) -> Tensor:
+        before = self._call, self._rows, self._inside, self._repeats
+        self._call, self._rows, self._inside, self._repeats = start, rows, inside, True
         try:
-            return work(*inputs)
+            return work(*inputs, **more)
         finally:
-            self._call, self._rows, self._inside = before
+            self._call, self._rows, self._inside, self._repeats = before
+
+
+def in_backward() -> bool:
+    """Whether an activation checkpoint computes something again."""
+    return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
 
 
 def follow_images(method: nn.Module, encoder: nn.Module) -> None:
@@ -110,7 +143,6 @@ def follow_images(method: nn.Module, encoder: nn.Module) -> None:
     for layer in layers:
         if not hasattr(layer, DRAWS):
             layer.forward = functools.partial(_forward, layer, layer.forward)
-        layer.draws = draws
     for module in method.modules():
         if getattr(module, "fused_attn", False) and _probability(
             getattr(module, "attn_drop", None)
@@ -118,7 +150,9 @@ def follow_images(method: nn.Module, encoder: nn.Module) -> None:
             module.fused_attn = False  # timm's other way, through the layer attn_drop
     for copy in copies_of(method, encoder):
         wrap(copy)
-        copy.draws = draws
+    for module in method.modules():  # for encoders, and for blocks that are computed again
+        if any(_probability(layer) for layer in module.modules()):
+            module.draws = draws
 
 
 def _begin(draws: Draws, _method: nn.Module, inputs: tuple[Any, ...]) -> None:

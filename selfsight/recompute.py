@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from selfsight.errors import UserError
 
 PARTS = "encoder_parts"  # attribute of an encoder that computes in parts
-DRAWS = "draws"  # of one with random layers: their numbers, see random_layers.py
+DRAWS = "draws"  # of a module with random layers: their numbers, see random_layers.py
 
 
 def compute_in_parts(module: nn.Module, encoder: nn.Module, count: int) -> None:

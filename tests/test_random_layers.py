@@ -1,5 +1,6 @@
 """Dropout and stochastic depth follow the images, not the process or the part of a batch."""
 
+import copy
 import functools
 from itertools import combinations
 
@@ -10,12 +11,19 @@ import torch.distributed as dist
 import torchvision
 from timm.layers import DropPath, PatchDropout
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from selfsight import randomness
 from selfsight.batch import batch_of
+from selfsight.errors import UserError
 from selfsight.methods import METHODS
 from selfsight.random_layers import Draws, Generators, follow_images
-from selfsight.testing import TinyEncoder
+from selfsight.recompute import compute_in_parts
+from selfsight.testing import TinyEncoder, check_method, contract, tiny_vit
+from selfsight.train import engine
+from tests.conftest import TINY, heads
+from tests.methods.test_methods import batch_of as batch_of_images
+from tests.methods.test_methods import build
 from tests.processes import in_ranks
 from tests.test_distributed import one_step
 
@@ -252,6 +260,44 @@ def test_what_else_draws_is_said_if_it_matters(layer, parts, told):
     assert not told or "torch's own random generator" in said[0]
 
 
+@pytest.mark.parametrize("name", METHODS)
+def test_no_method_of_the_package_draws_from_elsewhere(name):
+    method, said = build(name), []
+    followed(method)
+    with Generators(0, torch.device("cpu"), 2, said.append).step(0):
+        method(batch_of_images(name)).loss.backward()
+    assert not said
+
+
+def test_a_run_says_what_draws_from_elsewhere(command, tmp_path):
+    """A ResNet's drop_rate is a function in its code; drop_path is a layer."""
+    keys = [*TINY, *heads("moco_v2"), "max_steps=2", "batch_size=32", "accumulate=2"]
+    for option, told in (
+        ("backbone.options.drop_rate=0.5", True),
+        ("backbone.drop_path=0.5", False),
+    ):
+        words = ["pretrain", "digits/moco_v2", *keys, option, "--run", f"run{told}"]
+        done = command(*words, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        assert done.stderr.count("torch's own random generator") == told
+
+
+class Dropping(METHODS["simclr"]):
+    """A method of one's own with a random layer in its head."""
+
+    def __init__(self, backbone: nn.Module, config=None) -> None:
+        super().__init__(backbone, config)
+        self.projector.append(nn.Dropout(0.3))
+
+
+def test_the_contract_holds_with_a_random_layer(monkeypatch):
+    config = Dropping.Config(hidden_dim=32, output_dim=16)
+    check_method(Dropping, config)
+    monkeypatch.setattr(contract, "follow_images", lambda method, encoder: None)
+    with pytest.raises(contract.BrokenContract, match="two processes"):
+        check_method(Dropping, config)
+
+
 def test_rows_that_are_not_of_images_use_the_layers_own_numbers():
     """As the masked patches of a batch: their number is no multiple of the images."""
     layer = nn.Dropout(0.5)
@@ -261,6 +307,35 @@ def test_rows_that_are_not_of_images_use_the_layers_own_numbers():
     found = layer(torch.ones(7, 2))
     torch.manual_seed(0)
     assert torch.equal(found, nn.functional.dropout(torch.ones(7, 2), 0.5))
+
+
+@pytest.mark.parametrize("repeatable", [True, False])
+def test_a_block_that_is_computed_again_draws_the_same(repeatable):
+    """And checkpointing that does not know of the numbers is refused, not wrong."""
+    views = list(torch.rand(2, 6, 3, 16, 16, dtype=torch.float64))
+    methods = [METHODS["simclr"](tiny_vit(16)).double().train()]
+    methods.append(copy.deepcopy(methods[0]))
+    for method in methods:
+        followed(method)
+    for block in methods[1].backbone.blocks:
+        plain, draws = block.forward, block.draws
+
+        def again(x: Tensor, plain=plain, draws=draws) -> Tensor:
+            return checkpoint(
+                draws.repeatable(plain) if repeatable else plain, x, use_reentrant=False
+            )
+
+        block.forward = again
+    if not repeatable:
+        with pytest.raises(UserError, match="computed again in the backward pass"):
+            methods[1](of(views)).loss.backward()
+        return
+    for block in methods[0].backbone.blocks:  # the same calls, without computing anything again
+        block.forward = lambda x, plain=block.forward, draws=block.draws: draws.repeatable(plain)(x)
+    for method in methods:
+        method(of(views)).loss.backward()
+    for one, other in zip(*(method.parameters() for method in methods), strict=True):
+        torch.testing.assert_close(one.grad, other.grad, rtol=1e-9, atol=1e-12)
 
 
 def test_without_a_random_layer_nothing_is_changed():
@@ -279,3 +354,39 @@ def test_the_numbers_do_not_depend_on_the_size_of_the_batch():
     assert torch.equal(found[0][:, [2, 0]], found[1])
     draws.begin(0, STEP, index)
     assert draws.uniform(3, 1) is None
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("parts", [1, 2])
+@pytest.mark.parametrize("name", ["vit", "convnext"])
+def test_compiled_networks_draw_the_same_without_a_break(name, parts):
+    """A ViT is compiled block by block, another network as a whole."""
+    options = {"num_classes": 0, "drop_path_rate": 0.4}
+    if name == "vit":
+        more = {"embed_dim": 24, "depth": 2, "num_heads": 2, "img_size": 32, "patch_size": 8}
+        options |= {**more, "proj_drop_rate": 0.2, "attn_drop_rate": 0.1}
+    else:
+        options |= {"depths": (1, 1, 1, 1), "dims": (8, 8, 16, 16)}
+    model = {"vit": "vit_tiny_patch16_224", "convnext": "convnext_atto"}[name]
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    losses, gradients = [], []
+    for compiled in (False, True):
+        torch.manual_seed(0)
+        config = METHODS["simclr"].Config(hidden_dim=16, output_dim=8)
+        method = METHODS["simclr"](timm.create_model(model, **options), config).train()
+        compute_in_parts(method, method.backbone, parts)
+        follow_images(method, method.backbone)
+        if compiled:
+            for network in method.children():
+                engine._compile(network)
+        for step in range(3):
+            views = torch.rand(2, 6, 3, 32, 32, generator=torch.Generator().manual_seed(step))
+            loss = method(of(list(views), step, 6 * step)).loss
+            loss.backward()
+            losses.append(loss.detach())
+        gradients.append([p.grad for p in method.parameters()])
+    torch.testing.assert_close(losses[3:], losses[:3], rtol=1e-5, atol=1e-5)
+    assert len({loss.item() for loss in losses[:3]}) == 3
+    torch.testing.assert_close(*gradients, rtol=1e-2, atol=1e-3)
+    assert not torch._dynamo.utils.counters["graph_break"]
