@@ -33,6 +33,7 @@ FLOORS = [
     ["yaml_text"],
     ["files", "metrics", "compiler", "recompute"],
     ["locks", "randomness", "distributed", "schedules", "blame"],
+    ["lease"],
     ["processes", "errors"],
 ]
 
