@@ -15,6 +15,7 @@ moment, and goes on, puts no file in place any more. No clock of two machines is
 """
 
 import contextlib
+import errno
 import json
 import os
 import platform
@@ -170,10 +171,10 @@ def _renamed(new: Path, place: Path) -> bool:
     """Rename a folder, unless another one that is not empty has the name."""
     try:
         os.rename(new, place)
-    except OSError:
-        if _token(place) is None and place.parent.is_dir() and not place.is_dir():
-            raise  # no other lease is the reason
-        return False
+    except OSError as error:
+        if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+            return False
+        raise
     return True
 
 

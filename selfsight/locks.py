@@ -25,6 +25,7 @@ _HELD = (errno.EWOULDBLOCK, errno.EACCES)  # another process has the lock
 _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL}
 # Mounts whose locks hold on one machine, while other machines may write the same folder.
 _OF_ONE_MACHINE = {"localflock", "local_lock=flock", "local_lock=all", "nolock", "nobrl"}
+MOUNTS = "/proc/self/mountinfo"
 _SHARED_MOUNTS = ("fuse.", "9p", "virtiofs")
 
 
@@ -78,7 +79,7 @@ def _is_of_one_machine(folder: Path) -> bool:
     mounted there (Linux)."""
     try:
         device = os.stat(folder).st_dev
-        lines = Path("/proc/self/mountinfo").read_text(errors="replace").splitlines()
+        lines = Path(MOUNTS).read_text(errors="replace").splitlines()
     except OSError:
         return False
     number = f"{os.major(device)}:{os.minor(device)}"

@@ -25,6 +25,7 @@ from selfsight.train.log import MetricsFile, TrainingProgress, console, say
 from selfsight.train.loggers import LogConfig, Logger, open_loggers
 from selfsight.train.precision import device_name, peak_memory
 from selfsight.train.probe import OnlineProbe
+from selfsight.train.replicas import check_replicas
 from selfsight.train.resume import fitting, load_optimizer, load_other, place_of
 from selfsight.train.signals import Interrupted, caught_signals
 
@@ -109,6 +110,7 @@ class Session:
             )
 
     def _save(self, done: int) -> None:
+        check_replicas(done, self._parts, self._kept())
         state = {name: part.state_dict() for name, part in self._parts.items()}
         state |= {"seconds": self.seconds, "step": done, "config": self.config.identity()}
         state["place"] = place_of(self.loader)
@@ -186,12 +188,15 @@ class Session:
                 "last_checkpoint": str(saved[-1][1]) if saved else None,
             }
             write_json(path, report)
-        kept = f"the checkpoint of step {saved[-1][0]} is kept" if saved else "no checkpoint yet"
         raise UserError(
-            f"The loss of step {step} is not finite; {kept}. The step's images and seed are in "
-            f"{path}. Try a lower optimizer.lr, more schedule.warmup_epochs, clip_gradient=1 or "
-            f"precision=fp32"
+            f"The loss of step {step} is not finite; {self._kept()}. The step's images and seed "
+            f"are in {path}. Try a lower optimizer.lr, more schedule.warmup_epochs, "
+            f"clip_gradient=1 or precision=fp32"
         )
+
+    def _kept(self) -> str:
+        saved = self.checkpoints.files()
+        return f"the checkpoint of step {saved[-1][0]} is kept" if saved else "no checkpoint yet"
 
     def after(self, done: int, lr: float, output: Output, labels: Tensor | None) -> None:
         """After step number `done`: train the probe, evaluate, log, save, stop if a signal came."""
