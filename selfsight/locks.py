@@ -96,6 +96,8 @@ def _lock_file(path: Path) -> BinaryIO:
     try:
         handle = os.open(path, os.O_RDWR | os.O_CREAT | _SAFELY, 0o666)
     except OSError as error:
+        if error.errno in (errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EIO):
+            raise  # the disk is the reason, and not what is there
         reason = "it is a link" if path.is_symlink() else error.strerror
         raise UserError(f"'{path}': cannot be locked: {reason}; remove it") from None
     file = os.fdopen(handle, "rb", buffering=0)
