@@ -34,7 +34,7 @@ FLOORS = [
     ["files", "metrics", "compiler", "recompute"],
     ["locks", "randomness", "distributed", "schedules", "blame"],
     ["lease"],
-    ["processes", "errors"],
+    ["processes", "mapped", "errors"],
 ]
 
 
