@@ -85,8 +85,9 @@ class Parquet:
             if getattr(error, "errno", None) is not None:  # of the disk, not of the content
                 raise Unreachable(error.errno, os.strerror(error.errno), path) from None
             if os.path.getsize(path) < self._sizes[path]:
-                reason = "this file has become shorter since it was opened; restore it"
-                raise UserError(f"data.path={path}: {reason}") from None
+                raise UserError(
+                    f"data.path={path}: cut short while it is used; restore it"
+                ) from None
             raise BadImage(self.name(i), first_line(error)) from None
         value = column[i - int(self._ends[group])].as_py()  # counted from the group's end
         if value is None:
@@ -199,9 +200,8 @@ def _numbered(
         )
     values = column.to_numpy()
     if names is None or values.dtype.kind not in "iu":
-        return as_classes(
-            values if values.dtype != object else values.astype(str), len(values), where
-        )
+        values = values if values.dtype != object else values.astype(str)
+        return as_classes(values, len(values), where)
     if values.max() >= len(names):
         raise UserError(f"{where}: label {values.max()}, but only {len(names)} classes are named")
     return names, values.astype(np.int64)
