@@ -85,9 +85,7 @@ class Parquet:
             if getattr(error, "errno", None) is not None:  # of the disk, not of the content
                 raise Unreachable(error.errno, os.strerror(error.errno), path) from None
             if os.path.getsize(path) < self._sizes[path]:
-                raise UserError(
-                    f"data.path={path}: cut short while it is used; restore it"
-                ) from None
+                raise UserError(f"data.path={path}: cut short meanwhile; restore it") from None
             raise BadImage(self.name(i), first_line(error)) from None
         value = column[i - int(self._ends[group])].as_py()  # counted from the group's end
         if value is None:
