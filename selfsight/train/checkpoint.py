@@ -38,6 +38,7 @@ class CheckpointConfig(Config):
 
     every_epochs: int = Field(1, ge=0)  # 0: epochs do not matter
     every_steps: int = Field(0, ge=0)  # 0: steps do not matter
+    every_minutes: float = Field(10.0, ge=0)  # since the last one; 0: time does not matter
     keep: int = Field(2, ge=1)  # files; older ones are removed after a new one is on the disk
 
 
@@ -61,6 +62,11 @@ class Checkpoints:
         """(step, file) of every checkpoint, oldest first."""
         found = [(m, p) for p in self.folder.glob("step-*.pt") if (m := _NAME.fullmatch(p.name))]
         return sorted((int(m[1]), p) for m, p in found)
+
+    def kept(self) -> str:
+        """What remains if nothing more is saved, in words."""
+        saved = self.files()
+        return f"the checkpoint of step {saved[-1][0]} is kept" if saved else "no checkpoint yet"
 
     def save(self, step: int, state: dict[str, Any]) -> Path:
         """Write the state after `step` steps, then remove all but the newest `keep` files.

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.optim import Optimizer
 
 from selfsight import config as layers
@@ -114,6 +115,12 @@ def load_optimizer(optimizer: Optimizer, saved: State) -> None:
     # A key that only the checkpoint has is state, such as the count of steps of timm's LAMB.
     groups = [{**a, **b} for a, b in zip(saved["param_groups"], own, strict=True)]
     optimizer.load_state_dict({"state": saved["state"], "param_groups": groups})
+    for parameter, state in optimizer.state.items():
+        for key, value in state.items():
+            if isinstance(value, Tensor) and value.shape == parameter.shape:
+                # torch's fused steps read memory in order: a layout of another device is none of
+                # this one, and would give each weight the average of another
+                state[key] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
 
 def kind(group: State) -> str:

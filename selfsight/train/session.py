@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from selfsight import distributed
+from selfsight import agreement, distributed
 from selfsight.errors import UserError
 from selfsight.files import are_numbers, read_or_set_aside, sealed, write_json
 from selfsight.methods.method import Method, Output
@@ -26,10 +26,9 @@ from selfsight.train.loggers import LogConfig, Logger, open_loggers
 from selfsight.train.precision import device_name, peak_memory
 from selfsight.train.probe import OnlineProbe
 from selfsight.train.replicas import check_replicas
+from selfsight.train.requests import Requests
 from selfsight.train.resume import fitting, load_optimizer, load_other, place_of
 from selfsight.train.signals import Interrupted, caught_signals
-
-ASK_EVERY = 10  # steps between two questions to the other processes whether one caught a signal
 
 
 def is_cost(value: dict[str, Any]) -> bool:
@@ -75,19 +74,29 @@ class Session:
         self._parts: dict[str, Part] = {"method": method, "optimizer": optimizer}
         if probe:
             self._parts |= {"probe": probe, "probe_optimizer": probe.optimizer}
-        distributed.by_all(lambda: self._resume(resume), lambda _: {"first step": self.start})
+        self._resume(resume)
         self._check_start()
+        self._saved_at = time.perf_counter()
+        self._requests = Requests()
 
     def _resume(self, other_run: str | None) -> None:
-        """Load the newest checkpoint of this folder; if it has none, that of the other run."""
+        """Load the newest checkpoint of this folder; if it has none, that of the other run. Rank 0
+        reads it for all: their disks may hold others, or none."""
+        found = agreement.state_by_first(lambda: self._find(other_run), self._device)
+        if found is not None:
+            step, state, other = found
+            with fitting(other) if other else contextlib.nullcontext():
+                agreement.by_all(lambda: self._load(step, state))
+
+    def _find(self, other_run: str | None) -> tuple[int, dict[str, Any], str | None] | None:
+        """Step, state, and the other run if it is of that."""
         identity = self.config.identity()
         found = self.checkpoints.load(self._device, lambda s: misfit(s, self._parts, identity))
         if found is not None:
-            self._load(*found)
-        elif other_run is not None:
-            step, state = load_other(other_run, self.loader, self.steps, self._device)
-            with fitting(other_run):
-                self._load(step, state)
+            return *found, None
+        if other_run is not None:
+            return *load_other(other_run, self.loader, self.steps, self._device), other_run
+        return None
 
     def _load(self, start: int, state: dict[str, Any]) -> None:
         self.start, self.seconds = start, state["seconds"]
@@ -110,11 +119,12 @@ class Session:
             )
 
     def _save(self, done: int) -> None:
-        check_replicas(done, self._parts, self._kept())
+        check_replicas(done, self._parts, self.checkpoints.kept())
         state = {name: part.state_dict() for name, part in self._parts.items()}
         state |= {"seconds": self.seconds, "step": done, "config": self.config.identity()}
         state["place"] = place_of(self.loader)
-        distributed.by_first(lambda: self.checkpoints.save(done, state))
+        agreement.by_first(lambda: self.checkpoints.save(done, state))
+        self._saved_at = time.perf_counter()
 
     @contextlib.contextmanager
     def running(self, quiet: bool) -> Iterator["Session"]:
@@ -164,20 +174,27 @@ class Session:
             write_json(path, sealed(cost))
 
     def guard(self, step: int, loss: Tensor) -> None:
-        """Note the first loss that is not finite. The CPU stops at once; a GPU stops at the next
-        log or checkpoint, since reading the loss after every step would make it wait."""
-        loss = distributed.mean(loss.detach())
+        """Tell all ranks of a loss that is not finite, of a signal, and that it is time to save.
+
+        A CPU stops at once at a loss that is not finite; a GPU stops at the next log or checkpoint,
+        since reading the loss after every step would make it wait.
+        """
+        save = distributed.rank() == 0 and self._is_time_to_save()
+        loss = self._requests.tell(loss.detach(), self._signals, save)
         bad = ~torch.isfinite(loss) & (self._first_bad < 0)
         self._first_bad.masked_fill_(bad, step)
         if self._device.type == "cpu":
             self._stop_if_not_finite()
 
+    def _is_time_to_save(self) -> bool:
+        minutes = self.config.checkpoint.every_minutes
+        return minutes > 0 and time.perf_counter() - self._saved_at >= 60 * minutes
+
     def _stop_if_not_finite(self) -> None:
         step = int(self._first_bad)
         if step < 0:
             return
-        saved = self.checkpoints.files()
-        path = self.folder / "nonfinite.json"
+        saved, path = self.checkpoints.files(), self.folder / "nonfinite.json"
         if distributed.rank() == 0:
             report = {
                 "step": step,
@@ -189,14 +206,10 @@ class Session:
             }
             write_json(path, report)
         raise UserError(
-            f"The loss of step {step} is not finite; {self._kept()}. The step's images and seed "
-            f"are in {path}. Try a lower optimizer.lr, more schedule.warmup_epochs, "
+            f"The loss of step {step} is not finite; {self.checkpoints.kept()}. The step's images "
+            f"and seed are in {path}. Try a lower optimizer.lr, more schedule.warmup_epochs, "
             f"clip_gradient=1 or precision=fp32"
         )
-
-    def _kept(self) -> str:
-        saved = self.checkpoints.files()
-        return f"the checkpoint of step {saved[-1][0]} is kept" if saved else "no checkpoint yet"
 
     def after(self, done: int, lr: float, output: Output, labels: Tensor | None) -> None:
         """After step number `done`: train the probe, evaluate, log, save, stop if a signal came."""
@@ -210,14 +223,13 @@ class Session:
         # All ranks log at the same steps, since logging averages over them. So this looks at `due`
         # and not at `measured`, which is empty on all ranks but 0.
         log = last or bool(due) or done % self.config.log_every == 0 or done == self.start + 1
-        ask = log or done % ASK_EVERY == 0 or distributed.world_size() == 1
-        stop = self._signal() if ask else 0
+        stop, is_time = self._requests.heard()
         if log:
             self._log(done, lr, output, accuracy, measured)
             if self._metrics:
                 self._tell(due)
         every = self.config.checkpoint
-        save = last or self._is_due(every.every_epochs, done)
+        save = last or is_time or self._is_due(every.every_epochs, done)
         if stop or save or (every.every_steps and done % every.every_steps == 0):
             self._stop_if_not_finite()
             self.seconds = self._seconds_before + time.perf_counter() - self._began
@@ -231,15 +243,11 @@ class Session:
             done == self.steps or done % (every * self.loader.steps_per_epoch) == 0
         )
 
-    def _signal(self) -> int:
-        """The signal that any rank has caught, or 0."""
-        return round(distributed.maximum(max(self._signals, default=0), self._device))
-
     def _measure(self, hooks: list[Hook], done: int) -> dict[str, float]:
         """What the hooks return, on rank 0; {} on others. Their time is left out of images/s."""
         self._events.mark("log, save")
         began = time.perf_counter()
-        values = distributed.by_first(lambda: self._measure_alone(hooks, done))
+        values = agreement.by_first(lambda: self._measure_alone(hooks, done))
         self._since += time.perf_counter() - began
         self._events.mark("evaluation")
         return values if distributed.rank() == 0 else {}
