@@ -98,8 +98,15 @@ def forked(work: Callable[..., None], *arguments: Any) -> BaseProcess:
 class Started:
     """A command that runs."""
 
-    def __init__(self, *arguments: str, cwd: Path, **more: str) -> None:
+    def __init__(
+        self,
+        *arguments: str,
+        cwd: Path,
+        prepare: Callable[[], None] | None = None,
+        **more: str,
+    ) -> None:
         """Args:
+        prepare: called in the process before the command; a function of a module.
         more: variables of its environment.
         """
         _ensure_server()
@@ -107,7 +114,8 @@ class Started:
         self._output = Path(tempfile.mkdtemp())
         files = [str(self._output / name) for name in ("stdout", "stderr")]
         environ = {**environment(), **more}
-        self._process = _context.Process(target=_child, args=(arguments, str(cwd), environ, files))
+        about = (arguments, str(cwd), environ, files, prepare)
+        self._process = _context.Process(target=_child, args=about)
         self._process.start()
 
     def poll(self) -> int | None:
@@ -128,7 +136,13 @@ class Started:
         return subprocess.CompletedProcess(self.arguments, self._process.exitcode, *texts)
 
 
-def _child(arguments: tuple[str, ...], cwd: str, environ: dict[str, str], files: list[str]) -> None:
+def _child(
+    arguments: tuple[str, ...],
+    cwd: str,
+    environ: dict[str, str],
+    files: list[str],
+    prepare: Callable[[], None] | None,
+) -> None:
     for number, file in enumerate(files, 1):
         os.dup2(os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT), number)
     os.environ.clear()
@@ -139,6 +153,8 @@ def _child(arguments: tuple[str, ...], cwd: str, environ: dict[str, str], files:
     signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored below a background job
     from selfsight import cli
 
+    if prepare:
+        prepare()
     cli.main()
 
 
@@ -187,7 +203,12 @@ def _free_port() -> int:
         return probe.getsockname()[1]
 
 
-def start_ranks(arguments: list[Sequence[str]], cwd: list[Path], **more: str) -> list[Started]:
+def start_ranks(
+    arguments: list[Sequence[str]],
+    cwd: list[Path],
+    prepare: Callable[[], None] | None = None,
+    **more: str,
+) -> list[Started]:
     """Two processes that work together, each with its arguments and its working directory."""
     shared = {
         "MASTER_ADDR": "127.0.0.1",
@@ -196,7 +217,7 @@ def start_ranks(arguments: list[Sequence[str]], cwd: list[Path], **more: str) ->
         **more,
     }
     return [
-        Started(*words, cwd=folder, **shared, RANK=str(rank), LOCAL_RANK=str(rank))
+        Started(*words, cwd=folder, prepare=prepare, **shared, RANK=str(rank), LOCAL_RANK=str(rank))
         for rank, (words, folder) in enumerate(zip(arguments, cwd, strict=True))
     ]
 

@@ -27,11 +27,11 @@ from tests.methods.test_methods import batch_of, build
 from tests.processes import environment, in_ranks, two_ranks_of
 
 
-def part(batch: Batch, rank: int, world: int) -> Batch:
+def part(batch: Batch, rank: int, world: int, kind: torch.dtype = torch.float64) -> Batch:
     n = len(batch.labels)
     rows = slice(rank * n // world, (rank + 1) * n // world)
     at = dataclasses.replace(batch.keys, index=batch.keys.index[rows])
-    return Batch([v[rows].double() for v in batch.views], batch.labels[rows], at, batch.step)
+    return Batch([v[rows].to(kind) for v in batch.views], batch.labels[rows], at, batch.step)
 
 
 def full_queues(method: Method) -> None:

@@ -33,7 +33,8 @@ FLOORS = [
     ["yaml_text"],
     ["files", "metrics", "compiler", "recompute", "agreement"],
     ["locks", "randomness", "distributed", "peers", "schedules", "blame"],
-    ["processes", "errors", "meeting"],
+    ["lease"],
+    ["processes", "mapped", "errors", "meeting"],
 ]
 
 
