@@ -4,7 +4,6 @@ the disk, then renamed; its checksum is tested when it is read.
 The checksum is part of the name, so one rename makes content and checksum visible together.
 """
 
-import os
 import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -23,6 +22,7 @@ from selfsight.files import (
     removed_at_the_end,
     rename_durably,
     set_aside,
+    temporary_of,
 )
 from selfsight.locks import check_folder
 
@@ -63,6 +63,11 @@ class Checkpoints:
         found = [(m, p) for p in self.folder.glob("step-*.pt") if (m := _NAME.fullmatch(p.name))]
         return sorted((int(m[1]), p) for m, p in found)
 
+    def kept(self) -> str:
+        """What remains if nothing more is saved, in words."""
+        saved = self.files()
+        return f"the checkpoint of step {saved[-1][0]} is kept" if saved else "no checkpoint yet"
+
     def save(self, step: int, state: dict[str, Any]) -> Path:
         """Write the state after `step` steps, then remove all but the newest `keep` files.
 
@@ -71,14 +76,14 @@ class Checkpoints:
         """
         check_folder(self.folder)
         self.folder.mkdir(parents=True, exist_ok=True)
-        for leftover in self.folder.glob(".step-*.tmp"):
-            leftover.unlink()
-        temporary = self.folder / f".step-{step}.{os.getpid()}.tmp"
-        with naming(self.folder), removed_at_the_end(temporary):
+        for leftover in self.folder.glob(".step-*.tmp"):  # of a process that was killed: only the
+            leftover.unlink()  # holder of the folder's lock saves here
+        temporary = temporary_of(self.folder / f"step-{step}")
+        with naming(self.folder, _bytes(state), temporary), removed_at_the_end(temporary):
             _write(state, temporary)
             path = self.folder / f"step-{step:08d}.{_checksum(temporary)}.pt"
             rename_durably(temporary, path)
-        others = [old for _, old in self.files() if old != path]
+        others = [old for number, old in self.files() if old != path and number <= step]
         for old in others[: max(0, len(others) + 1 - self._keep)]:
             old.unlink()
         return path
@@ -141,6 +146,13 @@ def read_checkpoint(path: Path, device: torch.device, key: str) -> tuple[int, di
     except Damaged as error:
         reason = f"this file is damaged; take an earlier one ({error.reason})"
         raise UserError(f"{key}: {reason}") from None
+
+
+def _bytes(value: Any) -> int:
+    """The size of the tensors in a tree."""
+    if isinstance(value, (dict, list, tuple)):
+        return sum(map(_bytes, value.values() if isinstance(value, dict) else value))
+    return value.nbytes if isinstance(value, Tensor) else 0
 
 
 def _write(state: dict[str, Any], path: Path) -> None:
