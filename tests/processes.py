@@ -13,6 +13,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from multiprocessing import forkserver
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -51,10 +52,47 @@ def _ensure_server() -> None:
         os.environ.update(before)
 
 
-def in_ranks(worker: Callable[..., None], *arguments: Any) -> None:
-    """Call worker(rank, 2, *arguments) in two processes. Raises: what either of them raises."""
+def in_ranks(worker: Callable[..., None], *arguments: Any, world: int = 2) -> None:
+    """Call worker(rank, world, *arguments) in each process. Raises: what any of them raises."""
     _ensure_server()
-    mp.start_processes(worker, (2, *arguments), 2, start_method="forkserver")
+    mp.start_processes(worker, (world, *arguments), world, start_method="forkserver")
+
+
+def elastic(restarts: int, *arguments: str, cwd: Path) -> multiprocessing.Process:
+    """A process of torchrun's agent that has started a command in two processes, which it starts
+    again, both, when one of them fails. Its exit code is 0 if they succeed in the end."""
+    _ensure_server()
+    process = _context.Process(target=_agent, args=(restarts, arguments, str(cwd)))
+    process.start()
+    return process
+
+
+def _agent(restarts: int, arguments: tuple[str, ...], cwd: str) -> None:
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    config = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=2,
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        max_restarts=restarts,
+        start_method="fork",  # of a process that has imported torch and used no thread of it
+    )
+    output = [f"{cwd}/{name}" for name in ("stdout", "stderr")]
+    elastic_launch(config, _rank)(arguments, cwd, output)
+
+
+def _rank(arguments: tuple[str, ...], cwd: str, files: list[str]) -> None:
+    _child(arguments, cwd, {**os.environ, **environment()}, files)
+
+
+def forked(work: Callable[..., None], *arguments: Any) -> BaseProcess:
+    """A process that has imported torch and calls `work`."""
+    _ensure_server()
+    process = _context.Process(target=work, args=arguments)
+    process.start()
+    return process
 
 
 class Started:

@@ -70,15 +70,23 @@ SPECIAL_CHANNELS = {
 }
 
 
-def one_step(name: str, rank: int, world: int, parts: int = 1) -> dict[str, torch.Tensor]:
+def one_step(
+    name: str,
+    rank: int,
+    world: int,
+    parts: int = 1,
+    change: Callable[[Method], None] = lambda method: None,
+) -> dict[str, torch.Tensor]:
     """Loss, gradients and the state after one step, in float64.
 
     Args:
         parts: in which the encoder computes this rank's images.
+        change: what is done with the method before.
     """
     special = SPECIAL | SPECIAL_CHANNELS
     name, keys, prepare = special.get(name, (name, {}, lambda method: None))
     method = build(name, **keys).double()
+    change(method)
     compute_in_parts(method, method.backbone, parts)
     prepare(method)
     wrapped = method
