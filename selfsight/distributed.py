@@ -190,6 +190,14 @@ def share(value: Any) -> Any:
     return box[0]
 
 
+def every(value: Any) -> list[Any]:
+    """What each rank gives, any small object that can be pickled, in rank order, on every rank."""
+    found: list[Any] = [value] * world_size()
+    if world_size() > 1:
+        dist.all_gather_object(found, value)
+    return found
+
+
 def maximum(value: float, device: torch.device) -> float:
     """The largest value of all ranks, on every rank."""
     if world_size() == 1:

@@ -26,6 +26,7 @@ from selfsight.train.loggers import LogConfig, Logger, open_loggers
 from selfsight.train.precision import device_name, peak_memory
 from selfsight.train.probe import OnlineProbe
 from selfsight.train.resume import fitting, load_optimizer, load_other, place_of
+from selfsight.train.sharding import collect, gathered, is_split, own_rows, release, whole
 from selfsight.train.signals import Interrupted, caught_signals
 
 ASK_EVERY = 10  # steps between two questions to the other processes whether one caught a signal
@@ -80,16 +81,19 @@ class Session:
     def _resume(self, other_run: str | None) -> None:
         """Load the newest checkpoint of this folder; if it has none, that of the other run."""
         identity = self.config.identity()
-        found = self.checkpoints.load(self._device, lambda s: misfit(s, self._parts, identity))
+        # a whole state may not fit where the rows of a split one do
+        device = torch.device("cpu") if is_split(self.method) else self._device
+        found = self.checkpoints.load(device, lambda s: misfit(s, self._parts, identity))
         if found is not None:
             self._load(*found)
         elif other_run is not None:
-            step, state = load_other(other_run, self.loader, self.steps, self._device)
+            step, state = load_other(other_run, self.loader, self.steps, device)
             with fitting(other_run):
                 self._load(step, state)
 
     def _load(self, start: int, state: dict[str, Any]) -> None:
         self.start, self.seconds = start, state["seconds"]
+        state = own_rows(state, self._parts)
         for name, part in self._parts.items():
             if name == "optimizer":
                 load_optimizer(self.optimizer, state[name])
@@ -112,6 +116,10 @@ class Session:
         state = {name: part.state_dict() for name, part in self._parts.items()}
         state |= {"seconds": self.seconds, "step": done, "config": self.config.identity()}
         state["place"] = place_of(self.loader)
+        if self.config.checkpoint.sharded:
+            self.checkpoints.save_pieces(done, state)
+            return
+        state = gathered(state)
         distributed.by_first(lambda: self.checkpoints.save(done, state))
 
     @contextlib.contextmanager
@@ -145,6 +153,7 @@ class Session:
 
         If the run was interrupted, seconds are the sum of its parts and memory is their maximum.
         """
+        collect(self.method)  # for the encoder's file
         path = self.folder / "cost.json"
         main = distributed.rank() == 0
         before = (main and read_or_set_aside(path, is_cost, say)) or {}
@@ -211,6 +220,7 @@ class Session:
             self._log(done, lr, output, accuracy, measured)
             if self._metrics:
                 self._tell(due)
+            release(self.method)
         every = self.config.checkpoint
         save = last or self._is_due(every.every_epochs, done)
         if stop or save or (every.every_steps and done % every.every_steps == 0):
@@ -234,6 +244,7 @@ class Session:
         """What the hooks return, on rank 0; {} on others. Their time is left out of images/s."""
         self._events.mark("log, save")
         began = time.perf_counter()
+        collect(self.method)
         values = distributed.by_first(lambda: self._measure_alone(hooks, done))
         self._since += time.perf_counter() - began
         self._events.mark("evaluation")
@@ -241,10 +252,11 @@ class Session:
 
     def _measure_alone(self, hooks: list[Hook], done: int) -> dict[str, float]:
         epoch = done / self.loader.steps_per_epoch
-        state = RunState(done, self.steps, epoch, self.method, self.folder, self._device)
-        self.method.eval()
+        method = whole(self.method)
+        state = RunState(done, self.steps, epoch, method, self.folder, self._device)
+        method.eval()
         values = call_all(hooks, state)
-        self.method.train()
+        method.train()
         return values
 
     def _tell(self, hooks: list[Hook]) -> None:
