@@ -51,10 +51,10 @@ def _ensure_server() -> None:
         os.environ.update(before)
 
 
-def in_ranks(worker: Callable[..., None], *arguments: Any) -> None:
-    """Call worker(rank, 2, *arguments) in two processes. Raises: what either of them raises."""
+def in_ranks(worker: Callable[..., None], *arguments: Any, count: int = 2) -> None:
+    """Call worker(rank, count, *arguments) in processes. Raises: what any of them raises."""
     _ensure_server()
-    mp.start_processes(worker, (2, *arguments), 2, start_method="forkserver")
+    mp.start_processes(worker, (count, *arguments), count, start_method="forkserver")
 
 
 class Started:

@@ -68,7 +68,7 @@ class Checkpoints:
     def step_of(path: Path) -> int | None:
         """The step of a checkpoint file, by its name; None for any other file."""
         name = _NAME.fullmatch(path.name)
-        return int(name[1]) if name and path.exists() else None
+        return int(name[1]) if name and (path.is_file() or path.is_dir()) else None
 
     def files(self) -> list[tuple[int, Path]]:
         """(step, file) of every checkpoint, oldest first."""
@@ -186,7 +186,7 @@ def read_checkpoint(path: Path, device: torch.device, key: str) -> tuple[int, di
 def _remove(path: Path) -> None:
     """Remove a checkpoint, or what is left of one; a folder is hidden first, so that no part of it
     can be taken for the whole."""
-    if not path.is_dir():
+    if not path.is_dir() or path.is_symlink():
         path.unlink()
         return
     hidden = path.with_name(f".step-{secrets.token_hex(4)}.tmp")

@@ -179,7 +179,9 @@ def gathered(state: Any, device: torch.device | str = "cpu") -> Any:
         found = tensor.full_tensor().detach()
         return found.to(device) if distributed.rank() == 0 else None
 
-    return each_tensor(state, work) if distributed.world_size() > 1 else state
+    split: list[bool] = []
+    each_tensor(state, lambda _, tensor: split.append(isinstance(tensor, DTensor)))
+    return each_tensor(state, work) if any(split) else state
 
 
 def own_rows(state: Any, parts: Mapping[str, Any]) -> Any:
@@ -201,11 +203,13 @@ def own_rows(state: Any, parts: Mapping[str, Any]) -> Any:
         if not isinstance(wanted, DTensor) or tensor.shape != wanted.shape:
             return tensor
         rows = -(-len(tensor) // distributed.world_size())
-        own = tensor[rows * distributed.rank() :][:rows].to(wanted.device, copy=True)
+        own = tensor[rows * distributed.rank() :][:rows].contiguous()
+        own = own.to(wanted.device, copy=True)  # the rows alone, not a view of the whole
         about = wanted.device_mesh, wanted.placements
         return DTensor.from_local(own, *about, shape=tensor.shape, stride=wanted.stride())
 
-    return each_tensor(state, work) if distributed.world_size() > 1 else state
+    split = any(isinstance(tensor, DTensor) for tensor in like.values())
+    return each_tensor(state, work) if split else state
 
 
 def clip_gradient(parameters: Sequence[Tensor], most: float) -> None:
