@@ -160,7 +160,7 @@ def load_from(where: str, device: torch.device) -> tuple[int, dict[str, Any]]:
     Raises: UserError if the path is neither of them, or if the file is damaged.
     """
     path = Path(where)
-    if path.is_dir():
+    if path.is_dir() and Checkpoints.step_of(path) is None:
         found = Checkpoints(path / "checkpoints", 1).load(device)
         if found is None:
             raise UserError(f"resume={where}: this folder is no run with checkpoints")
