@@ -9,7 +9,9 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT)
+# Of a person, a scheduler, or a terminal that is closed; Windows lacks some.
+_NAMES = ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1", "SIGUSR2")
+SIGNALS = tuple(getattr(signal, name) for name in _NAMES if hasattr(signal, name))
 GRACE = 5.0  # seconds that a call of a C library may go on after a signal
 AGAIN = 1.0  # seconds: torchrun sends a second signal at once, a person who insists does not
 CHECK_EVERY = 1.0  # seconds between two looks at the parent process
@@ -17,7 +19,7 @@ SAVING = 7.0  # seconds for a checkpoint after the parent process is gone
 
 
 class Stopped(BaseException):
-    """SIGTERM or Ctrl-C, raised in the main thread wherever it is.
+    """One of SIGNALS, such as Ctrl-C, raised in the main thread wherever it is.
 
     Attributes:
         number: of the signal.
@@ -30,7 +32,7 @@ class Stopped(BaseException):
 
 @contextlib.contextmanager
 def stopped_by_signals(say: Callable[[int], None]) -> Iterator[None]:
-    """SIGTERM and Ctrl-C raise Stopped; the second one ends the process at once.
+    """SIGNALS raise Stopped; the second one ends the process at once.
 
     Ends the process as well if the main thread does not react, since a C library keeps it (as when
     it waits for other processes), or if the exception is lost in a destructor. A handler that

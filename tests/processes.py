@@ -143,13 +143,61 @@ def two_ranks_of(
     return [process.wait() for process in start_ranks(arguments, cwd)]
 
 
-def start_ranks(arguments: list[Sequence[str]], cwd: list[Path], **more: str) -> list[Started]:
-    """Two processes that work together, each with its arguments and its working directory."""
+def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", **more}
+        return probe.getsockname()[1]
+
+
+def start_ranks(arguments: list[Sequence[str]], cwd: list[Path], **more: str) -> list[Started]:
+    """Two processes that work together, each with its arguments and its working directory."""
+    shared = {
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(_free_port()),
+        "WORLD_SIZE": "2",
+        **more,
+    }
     return [
         Started(*words, cwd=folder, **shared, RANK=str(rank), LOCAL_RANK=str(rank))
         for rank, (words, folder) in enumerate(zip(arguments, cwd, strict=True))
     ]
+
+
+def exits_of_ranks(
+    worker: Callable[..., None], *arguments: Any, cwd: Path, without: int | None = None
+) -> tuple[list[int | None], list[str]]:
+    """Exit codes and stderr of worker(rank, *arguments) in two processes, which may join.
+
+    Args:
+        without: a rank that does not end by itself, and is killed when the other has.
+    """
+    _ensure_server()
+    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port()), "WORLD_SIZE": "2"}
+    ranks, files = [], [cwd / f"stderr{rank}" for rank in range(2)]
+    for rank, file in enumerate(files):
+        environ = {**environment(), **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}
+        args = (worker, rank, arguments, str(cwd), environ, str(file))
+        ranks.append(_context.Process(target=_worker, args=args))
+        ranks[-1].start()
+    for rank, process in enumerate(ranks):
+        process.join(0 if rank == without else 120)
+    for process in ranks:
+        if process.exitcode is None:
+            process.kill()
+            process.join()
+    return [process.exitcode for process in ranks], [file.read_text() for file in files]
+
+
+def _worker(
+    worker: Callable[..., None],
+    rank: int,
+    arguments: tuple[Any, ...],
+    cwd: str,
+    environ: dict[str, str],
+    file: str,
+) -> None:
+    os.dup2(os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT), 2)
+    os.environ.clear()
+    os.environ.update(environ)
+    os.chdir(cwd)
+    worker(rank, *arguments)

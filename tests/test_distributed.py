@@ -12,7 +12,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch.nn.parallel import DistributedDataParallel
 
-from selfsight import distributed
+from selfsight import agreement, distributed
 from selfsight.errors import UserError
 from selfsight.methods import METHODS
 from selfsight.methods.heads import BatchNorm
@@ -305,10 +305,10 @@ def mistakes(rank: int, world: int, folder: str) -> None:
     told = {}
     for name, (work, alike) in works.items():
         try:
-            told[name] = distributed.by_all(work, alike)
+            told[name] = agreement.by_all(work, alike)
         except Exception as error:
             told[name] = type(error).__name__, str(error), getattr(error, "everywhere", False)
-    told["by first"] = distributed.by_first(lambda: [rank, world])
+    told["by first"] = agreement.by_first(lambda: [rank, world])
     torch.save(told, f"{folder}/told{rank}.pt")
     dist.destroy_process_group()
 
@@ -354,6 +354,6 @@ def test_ranks_with_other_keys_or_data_do_not_train(tmp_path):
 
 def test_a_collective_that_fails_since_another_process_has_ended_is_known():
     gloo = "[../third_party/gloo/gloo/transport/tcp/pair.cc:534] Connection closed by peer [::1]:7"
-    assert distributed.is_of_another(RuntimeError(gloo))
-    assert distributed.is_of_another(dist.DistBackendError("NCCL error"))
-    assert not distributed.is_of_another(RuntimeError("shapes do not match"))
+    assert agreement.is_of_another(RuntimeError(gloo))
+    assert agreement.is_of_another(dist.DistBackendError("NCCL error"))
+    assert not agreement.is_of_another(RuntimeError("shapes do not match"))

@@ -31,8 +31,8 @@ FLOORS = [
     ["views", "data"],
     ["batch", "losses", "config", "own"],
     ["yaml_text"],
-    ["files", "metrics", "compiler", "recompute"],
-    ["locks", "randomness", "distributed", "schedules", "blame"],
+    ["files", "metrics", "compiler", "recompute", "agreement"],
+    ["locks", "randomness", "distributed", "peers", "schedules", "blame"],
     ["processes", "errors"],
 ]
 

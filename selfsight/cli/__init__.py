@@ -36,8 +36,7 @@ def main() -> None:
         with stopped_by_signals(_say_stopped):
             sys.exit(_run())
     except Stopped as stop:
-        _say_stopped(stop.number)
-        sys.exit(128 + stop.number)
+        sys.exit(_ended_by(stop.number))
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
@@ -63,8 +62,7 @@ def _run() -> int:
             app(prog_name="selfsight")
         return 0
     except UserError as error:
-        if not error.everywhere or is_first_rank():
-            say(str(error))
+        _say_mistake(error)
     except BrokenPipeError:
         raise
     except OSError as error:  # a folder that cannot be written, a full disk
@@ -80,9 +78,25 @@ def _run() -> int:
     return 2
 
 
+def _say_mistake(error: UserError) -> None:
+    if not error.everywhere or is_first_rank():
+        say(str(error))
+
+
+def _ended_by(number: int) -> int:
+    """The exit code after a signal: torchrun sends one to the others after a mistake of one."""
+    agreement = sys.modules.get("selfsight.agreement")
+    mistake = agreement and agreement.mistake()
+    if mistake:
+        _say_mistake(mistake)
+        return 2
+    _say_stopped(number)
+    return 128 + number
+
+
 def _is_of_another_process(error: RuntimeError) -> bool:
-    distributed = sys.modules.get("selfsight.distributed")
-    return distributed is not None and distributed.is_of_another(error)
+    agreement = sys.modules.get("selfsight.agreement")
+    return agreement is not None and agreement.is_of_another(error)
 
 
 def _say_stopped(number: int) -> None:

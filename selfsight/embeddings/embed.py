@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from selfsight import __version__, distributed
+from selfsight import __version__, agreement, distributed
 from selfsight.batch import sides
 from selfsight.data.bad import line_of, read_bad
 from selfsight.data.config import DataConfig
@@ -94,25 +94,23 @@ def embed(
     _check_output(output)
     target = open_target(where, overrides, None)
     config = compose(target, overrides)
-    device = distributed.setup(pick_device(config.device))
     with contextlib.ExitStack() as stack:
-        stack.callback(distributed.teardown)
-        prepare(device)
-        job = distributed.by_all(lambda: open_job(target, config, device, options.layers))
-        splits, data = open_splits(config, target, options.split)
-        rows = sum(len(split.source) for split in splits)
-        distributed.by_all(lambda: _check_options(options, rows))
-        distributed.by_first(lambda: _check_names(output, splits))
-        about = _description(where, job, target, data, splits)
-        first = distributed.rank() == 0
-        parts = open_parts(output, job, splits, about, stack)
-        if first and not quiet:
-            _say_what(target)
-        with Progress(quiet or not first) as progress:
-            read_missing(job, data, splits, parts, progress)
-        distributed.barrier()
-        distributed.teardown()  # what is left is one process's work, and may take long
-        if not first:
+        with agreement.joined(pick_device(config.device)) as device:
+            prepare(device)
+            job = agreement.by_all(lambda: open_job(target, config, device, options.layers))
+            splits, data = open_splits(config, target, options.split)
+            rows = sum(len(split.source) for split in splits)
+            agreement.by_all(lambda: _check_options(options, rows))
+            agreement.by_first(lambda: _check_names(output, splits))
+            about = _description(where, job, target, data, splits)
+            first = distributed.rank() == 0
+            parts = open_parts(output, job, splits, about, stack)
+            if first and not quiet:
+                _say_what(target)
+            with Progress(quiet or not first) as progress:
+                read_missing(job, data, splits, parts, progress)
+            agreement.barrier()
+        if not first:  # what is left is one process's work, and may take long
             return None
         if not quiet:
             _announce(options, rows)

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from pydantic import Field
 
+from selfsight import agreement, distributed
 from selfsight import config as layers
-from selfsight import distributed
 from selfsight.config import Config, Tree
 from selfsight.data.bad import BadImages
 from selfsight.data.config import PATHS, DataConfig
@@ -121,12 +121,12 @@ def open_splits(
             raise UserError(f"--split {only}: these images have no such split; leave it out")
         return [Split(name, there[name], _about(there[name])) for name in found], train
 
-    splits, train = distributed.by_all(
+    splits, train = agreement.by_all(
         work, lambda found: {f"the {s.name} images": str(s.about) for s in found[0]}
     )
     if distributed.rank() == 0:
         print_notes(train)
-    return splits, distributed.by_first(lambda: settled(config.data, train))
+    return splits, agreement.by_first(lambda: settled(config.data, train))
 
 
 def _about(source: Source) -> dict[str, Any]:

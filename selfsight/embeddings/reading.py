@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from selfsight import distributed
+from selfsight import agreement, distributed
 from selfsight.batch import ImageSize, sides
 from selfsight.data.config import DataConfig
 from selfsight.data.images import Images
@@ -96,7 +96,7 @@ def open_parts(
         stack.enter_context(locked(folder))
         parts.prepare(stamp_of(splits))
 
-    distributed.by_first(begin)
+    agreement.by_first(begin)
     return parts
 
 
@@ -113,7 +113,7 @@ def read_missing(
     Raises: UserError if the encoder changed meanwhile: then the batches since the last time that it
         was proven unchanged do not count.
     """
-    missing = distributed.by_first(parts.missing)
+    missing = agreement.by_first(parts.missing)
     ranks, rank = distributed.world_size(), distributed.rank()
     mine = missing[len(missing) * rank // ranks : len(missing) * (rank + 1) // ranks]
     lengths = np.diff(parts.spans, axis=1)[:, 0]

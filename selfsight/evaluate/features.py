@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from selfsight import distributed
+from selfsight import agreement, distributed
 from selfsight.batch import ImageSize, Normalization, sides
 from selfsight.data.crops import CropDecoder
 from selfsight.data.images import Images
@@ -141,7 +141,7 @@ def extract(
     else:
         _in_file(pieces, len(rows), file, scale)
     if shared:
-        distributed.barrier()
+        agreement.barrier()
     return read_features(file)
 
 

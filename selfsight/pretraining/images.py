@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from selfsight import distributed
+from selfsight import agreement
 from selfsight.data.bad import BadImages
 from selfsight.data.config import DataConfig
 from selfsight.data.identity import fingerprint
@@ -27,9 +27,9 @@ def training_images(
     Args:
         bad_images: the file that lists broken images; without it, a broken image is an error.
     """
-    cache, data = cache_beside(config.run), distributed.by_first(lambda: _recorded(config))
-    source = distributed.by_all(lambda: open_source(data, "train", cache), _told)
-    data = distributed.by_first(lambda: settled(data, source))
+    cache, data = cache_beside(config.run), agreement.by_first(lambda: _recorded(config))
+    source = agreement.by_all(lambda: open_source(data, "train", cache), _told)
+    data = agreement.by_first(lambda: settled(data, source))
     bad = bad_images and BadImages(bad_images, len(source), data.max_bad)
     return Images(source, data, device, bad)
 

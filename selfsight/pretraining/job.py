@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from selfsight import __version__, blame, distributed
+from selfsight import agreement, blame, distributed
 from selfsight.config import Config, flatten
 from selfsight.data.images import Images
 from selfsight.data.sources.open import with_range
@@ -51,6 +51,7 @@ from selfsight.train.folder import (
     DATA,
     check_data,
     claim,
+    code,
     extend_run,
     has_trained,
     is_claimed,
@@ -78,31 +79,29 @@ def pretrain(config: RunConfig, quiet: bool = False, hooks: Sequence[Hook] = ())
     folder, extend = Path(config.run), config.extend
     # config.yaml does not say it: the next start, or a run made from that file, asks again
     config = with_hash(config).model_copy(update={"extend": False})
-    device = distributed.setup(pick_device(config.device))
-    first = distributed.rank() == 0
-    try:
+    seconds = 60 * config.timeout_minutes
+    with agreement.joined(pick_device(config.device), seconds, config.data.patience) as device:
+        first = distributed.rank() == 0
         check = lambda: check_sync_batchnorm(config.sync_batchnorm, device)  # noqa: E731
-        distributed.by_all(check, lambda _: _alike(config))
+        agreement.by_all(check, lambda _: _alike(config))
         with owned(folder, config, extend), contextlib.ExitStack() as stack:
             files = [file for part in parts_of(config.tree()) for file in part.files]
             stack.enter_context(blame.blamed(files))
             images = training_images(config, device, folder / BAD_IMAGES)
-            data = distributed.by_first(lambda: check_data(folder, config, images.source))
-            job = distributed.by_all(lambda: assemble(config, device, images, hooks))
-            distributed.by_first(lambda: _begin(job, data, extend))
+            data = agreement.by_first(lambda: check_data(folder, config, images.source))
+            job = agreement.by_all(lambda: assemble(config, device, images, hooks))
+            agreement.by_first(lambda: _begin(job, data, extend))
             if first and not quiet:
                 announce(config, job.images, job.method, device)
             stack.enter_context(contextlib.nullcontext() if first else watched(folder))
             fit(**job.arguments(), quiet=quiet)
-            distributed.by_first(lambda: _save(job))
+            agreement.by_first(lambda: _save(job))
         return folder
-    finally:
-        distributed.teardown()
 
 
 def _alike(config: RunConfig) -> dict[str, Any]:
-    """Keys that must not differ between the processes of a run, and the version."""
-    keys = {"run": config.run, "shard": config.shard, "selfsight": __version__}
+    """What must not differ between the processes of a run: keys and versions."""
+    keys = {"run": config.run, "shard": config.shard, **code()}
     return {**dict(flatten(config.identity())), **keys}
 
 

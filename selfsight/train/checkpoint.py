@@ -16,7 +16,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from selfsight import distributed
+from selfsight import agreement, distributed
 from selfsight.config import Config, differences, flatten, is_inside
 from selfsight.errors import UserError
 from selfsight.files import (
@@ -48,6 +48,7 @@ class CheckpointConfig(Config):
 
     every_epochs: int = Field(1, ge=0)  # 0: epochs do not matter
     every_steps: int = Field(0, ge=0)  # 0: steps do not matter
+    every_minutes: float = Field(10.0, ge=0)  # since the last one; 0: time does not matter
     keep: int = Field(2, ge=1)  # files; older ones are removed after a new one is on the disk
     # a file for each process in a folder, with what it holds of a split state (shard=true), instead
     # of one file that the first process writes: for states of more than 20 GB
@@ -89,13 +90,13 @@ class Checkpoints:
 
     def save_pieces(self, step: int, state: dict[str, Any]) -> None:
         """The same with a file for each rank, of what it holds. All ranks call it."""
-        temporary = distributed.by_first(lambda: self._new_folder(step))
+        temporary = agreement.by_first(lambda: self._new_folder(step))
         try:
             with naming(self.folder):
-                name = distributed.by_all(lambda: write_piece(state, temporary))
-            names = distributed.every(name)
+                name = agreement.by_all(lambda: write_piece(state, temporary))
+            names = agreement.every(name)
             checksum = checksum_of_names(names)
-            distributed.by_first(lambda: self._finish(step, temporary, checksum))
+            agreement.by_first(lambda: self._finish(step, temporary, checksum))
         finally:
             if distributed.rank() == 0:
                 shutil.rmtree(temporary, ignore_errors=True)

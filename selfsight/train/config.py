@@ -33,6 +33,8 @@ class TrainConfig(Config):
     precision: Precision = "auto"  # bf16 where the hardware multiplies it natively, else fp32
     # torch.compile of the networks; auto: on GPUs
     compile: Literal["auto"] | bool = may_change("auto")
+    # that a process waits for another one that gives no sign of life, or in one step; then it ends
+    timeout_minutes: float = may_change(30.0, gt=0)
     epochs: int = Field(100, ge=1)
     max_steps: int | None = Field(None, ge=1)  # end earlier; the schedule then ends there, too
     # refuse to start unless a checkpoint at or past this epoch exists

@@ -1,6 +1,7 @@
 """A run folder belongs to one configuration: the one in its config.yaml."""
 
 import contextlib
+import hashlib
 import os
 import platform
 import re
@@ -9,7 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, TypeVar
 
-from selfsight import __version__, distributed
+from selfsight import __version__, agreement
 from selfsight import config as layers
 from selfsight.data.bad import read_bad
 from selfsight.data.identity import changes, identity
@@ -36,10 +37,10 @@ def owned(folder: Path, config: TrainConfig, extend: bool = False) -> Iterator[N
     Raises: UserError if another process has locked it; or see `is_claimed`.
     """
     # First without the lock, which is a file: none is left in a folder of something else.
-    distributed.by_first(lambda: is_claimed(folder, config, extend))
+    agreement.by_first(lambda: is_claimed(folder, config, extend))
     with contextlib.ExitStack() as stack:
-        distributed.by_first(lambda: stack.enter_context(_made_and_locked(folder)))
-        distributed.by_first(lambda: _forget_failed(folder, config, extend))
+        agreement.by_first(lambda: stack.enter_context(_made_and_locked(folder)))
+        agreement.by_first(lambda: _forget_failed(folder, config, extend))
         yield
 
 
@@ -197,6 +198,16 @@ def _stored_identity(folder: Path) -> dict[str, Any]:
             f"'{path}' is damaged; if the images are those that the run began with, remove it"
         ) from None
     return stored
+
+
+def code() -> dict[str, str]:
+    """The versions of the packages that make a result, and a hash of the files of this one: what
+    must not differ between the machines of a run."""
+    root, digest = Path(__file__).parent.parent, hashlib.sha256()
+    for file in sorted(root.rglob("*.py")):
+        digest.update(file.relative_to(root).as_posix().encode() + b"\0" + file.read_bytes())
+    versions = {package: package_version(package) for package in PACKAGES}
+    return {**versions, "selfsight's code": digest.hexdigest()[:8]}
 
 
 def package_version(package: str) -> str:

@@ -16,11 +16,11 @@ import torch
 from torch import Tensor
 
 from selfsight import distributed
+from selfsight.agreement import Keys
 from selfsight.files import Damaged, file_hash, rename_durably
 
 _NAME = re.compile(r"process-(\d+)-of-(\d+)\.([0-9a-f]{16})\.pt")
 _SPLIT = "split along rows"  # {_SPLIT: key} is in place of a tensor whose rows the files hold
-Keys = tuple[str | int, ...]  # that lead to a tensor of a state
 
 
 def each_tensor(value: Any, work: Callable[[Keys, Tensor], Any], path: Keys = ()) -> Any:

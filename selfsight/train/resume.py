@@ -115,13 +115,12 @@ def load_optimizer(optimizer: Optimizer, saved: State) -> None:
     # A key that only the checkpoint has is state, such as the count of steps of timm's LAMB.
     groups = [{**a, **b} for a, b in zip(saved["param_groups"], own, strict=True)]
     optimizer.load_state_dict({"state": saved["state"], "param_groups": groups})
-    # The order in memory is the parameter's: fused optimizers take it for granted, and a checkpoint
-    # of a run in another layout (shard=true, another device) has another one.
-    for parameter, values in optimizer.state.items():
-        for key, value in values.items():
-            same = isinstance(value, Tensor) and value.shape == parameter.shape
-            if same and value.stride() != parameter.stride():
-                values[key] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+    for parameter, state in optimizer.state.items():
+        for key, value in state.items():
+            if isinstance(value, Tensor) and value.shape == parameter.shape:
+                # torch's fused steps read memory in order: a layout of another device is none of
+                # this one, and would give each weight the average of another
+                state[key] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
 
 def kind(group: State) -> str:

@@ -11,31 +11,24 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from selfsight import distributed
+from selfsight import agreement, distributed
 from selfsight.errors import UserError
-from selfsight.files import are_numbers, read_or_set_aside, sealed, write_json
+from selfsight.files import write_json
 from selfsight.methods.method import Method, Output
 from selfsight.train.checkpoint import Checkpoints, Part, misfit
 from selfsight.train.collapse import CollapseMonitor
 from selfsight.train.config import TrainConfig
+from selfsight.train.cost import write_cost
 from selfsight.train.events import SILENT, Events
 from selfsight.train.hooks import Hook, RunState, call_all
 from selfsight.train.loader import ViewLoader
-from selfsight.train.log import MetricsFile, TrainingProgress, console, say
+from selfsight.train.log import MetricsFile, TrainingProgress, console
 from selfsight.train.loggers import LogConfig, Logger, open_loggers
-from selfsight.train.precision import device_name, peak_memory
 from selfsight.train.probe import OnlineProbe
+from selfsight.train.requests import Requests
 from selfsight.train.resume import fitting, load_optimizer, load_other, place_of
 from selfsight.train.sharding import collect, gathered, is_split, own_rows, release, whole
 from selfsight.train.signals import Interrupted, caught_signals
-
-ASK_EVERY = 10  # steps between two questions to the other processes whether one caught a signal
-
-
-def is_cost(value: dict[str, Any]) -> bool:
-    """Whether this is the content of a cost.json."""
-    numbers = {key: item for key, item in value.items() if key != "device"}
-    return {"seconds", "peak_memory_mib"} <= numbers.keys() and are_numbers(numbers)
 
 
 class Session:
@@ -75,25 +68,35 @@ class Session:
         self._parts: dict[str, Part] = {"method": method, "optimizer": optimizer}
         if probe:
             self._parts |= {"probe": probe, "probe_optimizer": probe.optimizer}
-        distributed.by_all(lambda: self._resume(resume), lambda _: {"first step": self.start})
+        self._resume(resume)
         self._check_start()
+        self._saved_at = time.perf_counter()
+        self._requests = Requests()
 
     def _resume(self, other_run: str | None) -> None:
-        """Load the newest checkpoint of this folder; if it has none, that of the other run."""
+        """Load the newest checkpoint of this folder; if it has none, that of the other run. Rank 0
+        reads it for all: their disks may hold others, or none."""
+        keep = own_rows(self._parts)
+        found = agreement.state_by_first(lambda: self._find(other_run), self._device, keep)
+        if found is not None:
+            step, state, other = found
+            with fitting(other) if other else contextlib.nullcontext():
+                agreement.by_all(lambda: self._load(step, state))
+
+    def _find(self, other_run: str | None) -> tuple[int, dict[str, Any], str | None] | None:
+        """Step, state, and the other run if it is of that."""
         identity = self.config.identity()
         # a whole state may not fit where the rows of a split one do
         device = torch.device("cpu") if is_split(self.method) else self._device
         found = self.checkpoints.load(device, lambda s: misfit(s, self._parts, identity))
         if found is not None:
-            self._load(*found)
-        elif other_run is not None:
-            step, state = load_other(other_run, self.loader, self.steps, device)
-            with fitting(other_run):
-                self._load(step, state)
+            return *found, None
+        if other_run is not None:
+            return *load_other(other_run, self.loader, self.steps, device), other_run
+        return None
 
     def _load(self, start: int, state: dict[str, Any]) -> None:
         self.start, self.seconds = start, state["seconds"]
-        state = own_rows(state, self._parts)
         for name, part in self._parts.items():
             if name == "optimizer":
                 load_optimizer(self.optimizer, state[name])
@@ -118,9 +121,10 @@ class Session:
         state["place"] = place_of(self.loader)
         if self.config.checkpoint.sharded:
             self.checkpoints.save_pieces(done, state)
-            return
-        state = gathered(state)
-        distributed.by_first(lambda: self.checkpoints.save(done, state))
+        else:
+            state = gathered(state)
+            agreement.by_first(lambda: self.checkpoints.save(done, state))
+        self._saved_at = time.perf_counter()
 
     @contextlib.contextmanager
     def running(self, quiet: bool) -> Iterator["Session"]:
@@ -149,35 +153,28 @@ class Session:
         return open_loggers(asked, self.folder, self.start, self.config.tree())
 
     def finish(self) -> None:
-        """Write cost.json: seconds, images per second, peak memory of this process, its device.
-
-        If the run was interrupted, seconds are the sum of its parts and memory is their maximum.
-        """
-        collect(self.method)  # for the encoder's file
-        path = self.folder / "cost.json"
-        main = distributed.rank() == 0
-        before = (main and read_or_set_aside(path, is_cost, say)) or {}
-        if main and not (self.start == self.steps and before):  # else no step was left to do
-            peak = max(before.get("peak_memory_mib", 0), peak_memory(self._device))
-            seen = self.steps * self.config.batch_size
-            cost = {
-                "seconds": round(self.seconds, 3),
-                "images_per_second": round(seen / max(1e-9, self.seconds), 2),
-                "peak_memory_mib": round(peak, 1),
-                "device": device_name(self._device),
-                "threads": torch.get_num_threads(),
-                "processes": distributed.world_size(),
-            }
-            write_json(path, sealed(cost))
+        """Write cost.json, and give the encoder's file the weights of the last step."""
+        collect(self.method)
+        if distributed.rank() == 0:
+            images, trained = self.steps * self.config.batch_size, self.start < self.steps
+            write_cost(self.folder, self.seconds, images, self._device, trained)
 
     def guard(self, step: int, loss: Tensor) -> None:
-        """Note the first loss that is not finite. The CPU stops at once; a GPU stops at the next
-        log or checkpoint, since reading the loss after every step would make it wait."""
-        loss = distributed.mean(loss.detach())
+        """Tell all ranks of a loss that is not finite, of a signal, and that it is time to save.
+
+        A CPU stops at once at a loss that is not finite; a GPU stops at the next log or checkpoint,
+        since reading the loss after every step would make it wait.
+        """
+        save = distributed.rank() == 0 and self._is_time_to_save()
+        loss = self._requests.tell(loss.detach(), self._signals, save)
         bad = ~torch.isfinite(loss) & (self._first_bad < 0)
         self._first_bad.masked_fill_(bad, step)
         if self._device.type == "cpu":
             self._stop_if_not_finite()
+
+    def _is_time_to_save(self) -> bool:
+        minutes = self.config.checkpoint.every_minutes
+        return minutes > 0 and time.perf_counter() - self._saved_at >= 60 * minutes
 
     def _stop_if_not_finite(self) -> None:
         step = int(self._first_bad)
@@ -214,15 +211,14 @@ class Session:
         # All ranks log at the same steps, since logging averages over them. So this looks at `due`
         # and not at `measured`, which is empty on all ranks but 0.
         log = last or bool(due) or done % self.config.log_every == 0 or done == self.start + 1
-        ask = log or done % ASK_EVERY == 0 or distributed.world_size() == 1
-        stop = self._signal() if ask else 0
+        stop, is_time = self._requests.heard()
         if log:
             self._log(done, lr, output, accuracy, measured)
             if self._metrics:
                 self._tell(due)
             release(self.method)
         every = self.config.checkpoint
-        save = last or self._is_due(every.every_epochs, done)
+        save = last or is_time or self._is_due(every.every_epochs, done)
         if stop or save or (every.every_steps and done % every.every_steps == 0):
             self._stop_if_not_finite()
             self.seconds = self._seconds_before + time.perf_counter() - self._began
@@ -236,16 +232,12 @@ class Session:
             done == self.steps or done % (every * self.loader.steps_per_epoch) == 0
         )
 
-    def _signal(self) -> int:
-        """The signal that any rank has caught, or 0."""
-        return round(distributed.maximum(max(self._signals, default=0), self._device))
-
     def _measure(self, hooks: list[Hook], done: int) -> dict[str, float]:
         """What the hooks return, on rank 0; {} on others. Their time is left out of images/s."""
         self._events.mark("log, save")
         began = time.perf_counter()
         collect(self.method)
-        values = distributed.by_first(lambda: self._measure_alone(hooks, done))
+        values = agreement.by_first(lambda: self._measure_alone(hooks, done))
         self._since += time.perf_counter() - began
         self._events.mark("evaluation")
         return values if distributed.rank() == 0 else {}

@@ -24,12 +24,13 @@ from torch.distributed.fsdp import (
 from torch.distributed.tensor import DTensor
 
 from selfsight import distributed
+from selfsight.agreement import Keys
 from selfsight.batch import Batch
 from selfsight.errors import UserError
 from selfsight.methods.method import Method, Output
 from selfsight.recompute import blocks_of, depends_on_batch
 from selfsight.train.optim import OptimizerConfig, check_rows
-from selfsight.train.pieces import Keys, each_tensor
+from selfsight.train.pieces import each_tensor
 
 _WRAPPED = (
     "_sharded"  # attribute of a method: (Sharded,), a tuple since it is no part of the method
@@ -184,8 +185,9 @@ def gathered(state: Any, device: torch.device | str = "cpu") -> Any:
     return each_tensor(state, work) if any(split) else state
 
 
-def own_rows(state: Any, parts: Mapping[str, Any]) -> Any:
-    """The state of a checkpoint with this rank's rows of each tensor that the run has split.
+def own_rows(parts: Mapping[str, Any]) -> Callable[[Keys, Tensor], Tensor]:
+    """A function that gives what a rank keeps of a tensor of a checkpoint: its rows, if the run has
+    split it.
 
     Args:
         parts: modules and optimizers of the run, by their names in the checkpoint.
@@ -198,8 +200,9 @@ def own_rows(state: Any, parts: Mapping[str, Any]) -> Any:
         else:
             like |= {(name, key): value for key, value in part.state_dict().items()}
 
-    def work(path: Keys, tensor: Tensor) -> Tensor:
-        wanted = like.get(path, like.get(path[:-1]))  # of an optimizer: several for a parameter
+    def keep(keys: Keys, tensor: Tensor) -> Tensor:
+        keys = keys[1:]  # of (step, state, ...) those in the state
+        wanted = like.get(keys, like.get(keys[:-1]))  # of an optimizer: several for a parameter
         if not isinstance(wanted, DTensor) or tensor.shape != wanted.shape:
             return tensor
         rows = -(-len(tensor) // distributed.world_size())
@@ -208,8 +211,7 @@ def own_rows(state: Any, parts: Mapping[str, Any]) -> Any:
         about = wanted.device_mesh, wanted.placements
         return DTensor.from_local(own, *about, shape=tensor.shape, stride=wanted.stride())
 
-    split = any(isinstance(tensor, DTensor) for tensor in like.values())
-    return each_tensor(state, work) if split else state
+    return keep
 
 
 def clip_gradient(parameters: Sequence[Tensor], most: float) -> None:

@@ -1,4 +1,4 @@
-"""After SIGTERM or Ctrl-C, training finishes its step, saves a checkpoint and ends."""
+"""After a signal at any process, training finishes its step, saves a checkpoint and ends."""
 
 import contextlib
 import signal
@@ -6,11 +6,13 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
-from selfsight.processes import Stopped
+from selfsight.processes import SIGNALS, Stopped
 
 
 class Interrupted(Exception):
     """A signal ended the run after a step; a checkpoint is saved."""
+
+    everywhere = True  # all processes end with it
 
     def __init__(self, signal_number: int, step: int, steps: int) -> None:
         super().__init__(f"Stopped after step {step} of {steps}; everything is saved.")
@@ -19,8 +21,8 @@ class Interrupted(Exception):
 
 @contextlib.contextmanager
 def caught_signals() -> Iterator[list[int]]:
-    """The list receives the numbers of SIGTERM and Ctrl-C; a second Ctrl-C raises
-    Stopped."""
+    """The list receives the numbers of SIGNALS that come; a second Ctrl-C raises Stopped. A
+    signal that is ignored, as SIGHUP under nohup, stays so."""
     caught: list[int] = []
     if threading.current_thread() is not threading.main_thread():
         yield caught  # only the main thread may handle signals in Python
@@ -31,7 +33,8 @@ def caught_signals() -> Iterator[list[int]]:
             raise Stopped(number)
         caught.append(number)
 
-    before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
+    used = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, note) for number in used}
     try:
         yield caught
     finally:

@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
 
 from selfsight.errors import UserError
 from selfsight.pretraining import job as jobs
@@ -124,6 +125,31 @@ def test_settings_are_the_new_ones_and_averages_those_of_the_checkpoint(name, ch
             assert torch.equal(torch.as_tensor(value), torch.as_tensor(new["state"][i][key])), key
     steps = [[g.get("step") for g in s["param_groups"]] for s in (old, new)]
     assert steps[0] == steps[1], "timm's LAMB counts its steps in the groups"
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw", "lars", "lamb"])
+def test_averages_have_the_layout_of_their_parameter(name):
+    """A fused step reads memory in order: the averages of a device that stores channels last must
+    not be taken for others on one that stores them first."""
+    torch.manual_seed(0)
+    start, gradients = torch.randn(4, 3, 2, 2), torch.randn(2, 4, 3, 2, 2)
+    found = []
+    for before, after in (
+        (torch.contiguous_format,) * 2,
+        (torch.contiguous_format, torch.channels_last),
+    ):
+        values, state = start, None
+        for layout, gradient in zip((before, after), gradients, strict=True):
+            conv = nn.Conv2d(3, 4, 2, bias=False).to(memory_format=layout)
+            conv.weight.data.copy_(values)
+            optimizer = build_optimizer(conv, OptimizerConfig(name=name), 0.1)
+            if state is not None:
+                load_optimizer(optimizer, state)
+            conv.weight.grad = gradient.contiguous(memory_format=layout)
+            optimizer.step()
+            values, state = conv.weight.detach().clone(), optimizer.state_dict()
+        found.append(values)
+    assert torch.allclose(*found, atol=1e-6)
 
 
 def test_momentum_may_begin_later():

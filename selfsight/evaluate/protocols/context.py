@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from selfsight import __version__, distributed
+from selfsight import __version__, agreement, distributed
 from selfsight.batch import ImageSize
 from selfsight.config import flatten
 from selfsight.encoders.artifact import Network
@@ -20,6 +20,7 @@ from selfsight.evaluate.protocols.results import VERSIONS, Result, store
 from selfsight.evaluate.protocols.splits import Splits, open_splits
 from selfsight.evaluate.protocols.target import EvaluationTarget
 from selfsight.locks import locked
+from selfsight.train.folder import code
 from selfsight.train.log import console, read_metrics
 from selfsight.train.precision import pick_device, pick_precision, prepare
 
@@ -96,7 +97,7 @@ class EvaluationContext:
 
     def keep(self, results: list[Result]) -> list[Result]:
         """Store them, by rank 0."""
-        distributed.by_first(lambda: self._store(results))
+        agreement.by_first(lambda: self._store(results))
         return results
 
     def _store(self, results: list[Result]) -> None:
@@ -109,21 +110,19 @@ class EvaluationContext:
 @contextmanager
 def open_context(target: EvaluationTarget, config: Evaluation) -> Iterator[EvaluationContext]:
     """Join the other processes if there are some, open the splits, and leave in order."""
-    device = distributed.setup(pick_device(config.device))
-    try:
+    with agreement.joined(pick_device(config.device)) as device:
         prepare(device)
         if target.loaded and distributed.rank() == 0:
             console.print(target.loaded, soft_wrap=True)
-        distributed.by_all(
-            lambda: check_shape(target, config), lambda _: dict(flatten(config.identity()))
+        agreement.by_all(
+            lambda: check_shape(target, config),
+            lambda _: {**dict(flatten(config.identity())), **code()},
         )
         splits = open_splits(config, target, device)
         # with the mean and the std that were measured, if they were
         config = config.model_copy(update={"data": splits.train.config})
         amp = pick_precision(config.precision, device) == "bf16"
         yield EvaluationContext(target, config, device, splits, amp)
-    finally:
-        distributed.teardown()
 
 
 def check_shape(target: EvaluationTarget, config: Any) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from selfsight import distributed
+from selfsight import agreement, distributed
 from selfsight.batch import sides
 from selfsight.data.images import Images
 from selfsight.data.source import cache_beside
@@ -139,7 +139,7 @@ def measure_target(protocol: str, target: EvaluationTarget, overrides: list[str]
                 y = train.labels if rows is None else train.labels[rows]
                 x = x if rows is None else replace(x, train=x.train[rows])
                 found = measure(x.train, y, x.test, test.labels, config, context.device)
-            metrics, right[x.name] = distributed.share(found)
+            metrics, right[x.name] = agreement.share(found)
             cost = {"features_seconds": x.seconds, "seconds": time.perf_counter() - began}
             record = (x.name, metrics, settings, cost, x.weights_sha256)
             results.append(context.result(protocol, protocol, *record))
@@ -162,7 +162,7 @@ def _compared(context: EvaluationContext) -> Iterator[SplitFeatures]:
                 f"{needs / 2**30:.0f} GiB of memory, and this machine has {memory / 2**30:.0f}",
                 soft_wrap=True,
             )
-    if context.config.pixels and distributed.share(fits):
+    if context.config.pixels and agreement.share(fits):
         began = time.perf_counter()
         a, b = (
             _pixels(context, *pair)
@@ -182,7 +182,7 @@ def _pixels(context: EvaluationContext, images: Images, digest: str) -> Tensor:
             pixels = pixels.mul_(255).round_().byte()
         write_atomically(file, functools.partial(_save, pixels.numpy()))
         seal(file)
-    distributed.barrier()
+    agreement.barrier()
     return read_features(file)
 
 
@@ -235,13 +235,13 @@ def _kept(context: EvaluationContext, name: str, what: list[Any], make: Callable
         return isinstance(stored.get(name), kind)
 
     first = distributed.rank() == 0
-    stored = distributed.share(read_or_set_aside(file, fits, say) if first else None)
+    stored = agreement.share(read_or_set_aside(file, fits, say) if first else None)
     if stored is not None:
         return stored[name]
-    value = distributed.share(make())
+    value = agreement.share(make())
     if first:
         write_json(file, sealed({name: value}))
-    distributed.barrier()
+    agreement.barrier()
     return value
 
 
@@ -282,7 +282,7 @@ def _cached(
     what = [sha, digest, context.size, data.mean, data.std, context.amp, scale, VERSIONS["knn"]]
     file = _file(context, what + _unusual(context), "npy")
     first = distributed.rank() == 0
-    if distributed.share(first and _is_sound(file, images)):
+    if agreement.share(first and _is_sound(file, images)):
         return read_features(file)
     how = {"amp": context.amp, "file": file, "shared": True, "scale": scale}
     how["resize"] = context.resize

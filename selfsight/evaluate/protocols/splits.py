@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from selfsight import distributed
+from selfsight import agreement, distributed
 from selfsight.data.bad import BadImages
 from selfsight.data.config import LOADING_KEYS, DataConfig
 from selfsight.data.identity import fingerprint
@@ -64,16 +64,16 @@ def open_splits(config: Evaluation, target: EvaluationTarget, device: torch.devi
     Raises: UserError if there are no labels, if classes differ, or for a shared image unless
         allow_overlap.
     """
-    train, test = distributed.by_all(
+    train, test = agreement.by_all(
         lambda: _open_both(config, target),
         lambda both: {f"{k} {n}": v for n, s in enumerate(both) for k, v in fingerprint(s).items()},
     )
     if distributed.rank() == 0:
         print_notes(train)
-    data = distributed.by_first(lambda: settled(config.data, train))
+    data = agreement.by_first(lambda: settled(config.data, train))
     bad = BadImages(None, len(train), data.max_bad)
     images = (Images(train, data, device, bad, lazy=True), Images(test, data, device, lazy=True))
-    digests, overlap, broken = distributed.by_first(
+    digests, overlap, broken = agreement.by_first(
         lambda: (*_compare(config, target, *images), images[0].broken())
     )
     if broken and distributed.rank() == 0:

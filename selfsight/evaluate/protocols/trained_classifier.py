@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from selfsight import agreement, distributed, randomness
 from selfsight import config as layers
-from selfsight import distributed, randomness
 from selfsight.data.images import Images
 from selfsight.data.labels import hold_out
 from selfsight.encoders.artifact import Network, weights_hash
@@ -159,13 +159,13 @@ def _train(
     done = folder / "result.json"
     first = distributed.rank() == 0
     stored = read_or_set_aside(done, _is_result, say) if first else None
-    stored = distributed.share(stored)
+    stored = agreement.share(stored)
     if stored is not None:
         right = stored.get("right")
         right = None if right is None else torch.tensor([c == "1" for c in right])
         return stored["metrics"], stored["cost"], stored["weights_sha256"], right
     with owned(folder, context.config):
-        distributed.by_first(lambda: _begin(context, folder))
+        agreement.by_first(lambda: _begin(context, folder))
         config = fit_batch_size(context.config, len(images.train))
         loader = make_loader(config, images.train)
         classes = len(images.train.classes)
@@ -186,7 +186,7 @@ def _train(
         cost = {"train_seconds": seconds, "seconds": time.perf_counter() - began}
         record = {"metrics": metrics, "cost": cost, "weights_sha256": before}
         record["right"] = "".join("01"[int(hit)] for hit in right)
-        distributed.by_first(lambda: write_json(done, sealed(record)))
+        agreement.by_first(lambda: write_json(done, sealed(record)))
     return metrics, cost, before, right
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from selfsight import distributed, randomness
+from selfsight import agreement, randomness
 from selfsight.batch import ImageSize, sides
 from selfsight.data.bad import BadImages
 from selfsight.data.config import LOADING_KEYS
@@ -199,12 +199,9 @@ def _look_at_training(target: EvaluationTarget, overrides: list[str], why: str) 
 
 @contextmanager
 def _device(name: str) -> Iterator[torch.device]:
-    device = distributed.setup(pick_device(name))
-    try:
+    with agreement.joined(pick_device(name)) as device:
         prepare(device)
         yield device
-    finally:
-        distributed.teardown()
 
 
 def _training_images(

@@ -1,0 +1,278 @@
+"""How the processes of a run join, agree and leave: rank 0 decides and all hear it, and a mistake
+of one ends them all, with one line. With one process each function just calls the work."""
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from selfsight.distributed import rank, world_size
+from selfsight.errors import UserError, described
+from selfsight.peers import Peers
+
+T = TypeVar("T")
+Keys = tuple[str | int, ...]  # that lead to a tensor of a state
+MISTAKES = (UserError, OSError, MemoryError)  # each is told in one line
+SECONDS = 1800.0  # that a process waits for another one that gives no sign of life
+MARGIN = 15.0  # seconds that a collective waits for longer
+_peers: tuple[Any, Peers] | None = None  # with the process group that they are of
+
+
+@contextlib.contextmanager
+def joined(
+    device: torch.device, seconds: float = SECONDS, pause: float = 0.0
+) -> Iterator[torch.device]:
+    """Work with the other processes, if torchrun started this one; yields this rank's device.
+
+    Args:
+        seconds: that a process waits for another one that gives no sign of life.
+        pause: the longest, in seconds, that a process may do something else than the others.
+    Raises: UserError on every rank, within 5 seconds, for a mistake of any of them.
+    """
+    device = setup(device, seconds, pause)
+    try:
+        yield device
+    except Exception as error:
+        if world_size() == 1 or getattr(error, "everywhere", False):
+            raise
+        told = _told_by_another(error, seconds)
+        if told is not None:
+            raise told from None
+        heard = peers().tell(_named(_in_words(error)))
+        if not heard or not isinstance(error, MISTAKES):
+            raise  # nobody else prints it; or its traceback is of use
+        raise peers().mistake() from None
+    finally:
+        teardown()
+
+
+def _told_by_another(error: Exception, seconds: float) -> UserError | None:
+    """The mistake of another process, if this error follows from it."""
+    if not isinstance(error, RuntimeError) or not is_of_another(error):
+        return None
+    mistake = peers().hear()
+    if mistake is None and "Timed out" in str(error):
+        return UserError(
+            f"timeout_minutes={seconds / 60:g}: another process was waited for in a step for "
+            f"longer: it is stopped, or its machine or network is down. The same command continues "
+            f"after the last checkpoint"
+        )
+    return mistake
+
+
+def setup(device: torch.device, seconds: float, pause: float) -> torch.device:
+    """Join the process group if torchrun started this process. Args and returns: see `joined`."""
+    global _peers
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
+        if device.type == "cuda":
+            device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+            torch.cuda.set_device(device)
+        backend = "nccl" if device.type == "cuda" else "gloo"
+        # Peers see a lost process first, and say which it is.
+        limit = timedelta(seconds=seconds + pause + MARGIN)
+        dist.init_process_group(backend, timeout=limit)
+        _peers = (dist.group.WORLD, _open_peers(seconds, watch=True))
+    return device
+
+
+def teardown() -> None:
+    global _peers
+    if dist.is_available() and dist.is_initialized():
+        peers().close()
+        dist.destroy_process_group()
+    _peers = None
+
+
+def peers() -> Peers:
+    """The processes of the group; one that a user's own program has made is not watched."""
+    global _peers
+    if _peers is None or _peers[0] is not dist.group.WORLD:
+        _peers = (dist.group.WORLD, _open_peers(SECONDS, watch=False))
+    return _peers[1]
+
+
+def _open_peers(seconds: float, watch: bool) -> Peers:
+    store = dist.distributed_c10d._get_default_store()
+    return Peers(store, dist.get_rank(), dist.get_world_size(), seconds, watch)
+
+
+def mistake() -> UserError | None:
+    """The mistake of any process that ends them all, if this one has heard of it."""
+    return peers().mistake() if world_size() > 1 else None
+
+
+def barrier() -> None:
+    """Wait for all ranks, for as long as they are alive."""
+    if world_size() > 1:
+        peers().meet(None, lambda _: None)
+
+
+def is_of_another(error: RuntimeError) -> bool:
+    """Whether a collective failed because another process has ended."""
+    kinds = ("DistBackendError", "DistNetworkError", "DistStoreError")
+    told = ("Connection closed by peer", "Connection reset by peer", "gloo/transport", "Timed out")
+    return type(error).__name__ in kinds or any(words in str(error) for words in told)
+
+
+def by_all(work: Callable[[], T], alike: Callable[[T], dict[str, Any]] | None = None) -> T:
+    """What `work` returns here, once it has succeeded on every rank. A rank waits for the others
+    without a timeout, for as long as they are alive.
+
+    Args:
+        alike: of a result what must be the same on all ranks, by name.
+    Raises: UserError on every rank, so that none waits for one that failed: the mistake of the
+        first rank that made one, or what differs from rank 0.
+    """
+    return work() if world_size() == 1 else _agreed(work, alike)[0]
+
+
+def by_first(work: Callable[[], Any]) -> Any:
+    """What `work` returns on rank 0, on every rank; no other rank calls it. Raises: as `by_all`."""
+    if world_size() == 1:
+        return work()
+    return _agreed(work if rank() == 0 else lambda: None, None, share=True)[1]
+
+
+def _agreed(
+    work: Callable[[], T], alike: Callable[[T], dict[str, Any]] | None, share: bool = False
+) -> tuple[T, Any]:
+    """What `work` returns here and, if asked, on rank 0."""
+    result, error, told = None, None, {}
+    try:
+        result = work()
+        told = {} if alike is None else alike(result)
+    except Exception as raised:
+        error = raised
+
+    def decide(found: dict[int, tuple[str | None, dict[str, Any]]]) -> tuple[str | None, Any, bool]:
+        problem, all_came = _first_problem(found), len(found) == world_size()
+        return problem, result if share and problem is None else None, all_came
+
+    words = None if error is None else _in_words(error)
+    problem, shared, all_came = peers().meet((words, told), decide, words and _named(words))
+    if error is not None and not isinstance(error, MISTAKES):
+        raise error  # its traceback is of use
+    if problem is None:
+        return result, shared
+    if rank() == 0 and not all_came:
+        peers().tell(problem)  # to those that are still at work
+    everywhere = UserError(problem)
+    everywhere.everywhere = True
+    raise everywhere from None
+
+
+def _first_problem(found: dict[int, tuple[str | None, dict[str, Any]]]) -> str | None:
+    """What is wrong, of the first rank where something is. Rank 0 makes mistakes without a name."""
+    count = world_size()
+    for place, (words, _) in found.items():
+        if words is not None:
+            return _named(words, place)
+    first = found[0][1]
+    for place, (_, told) in found.items():
+        odd = [key for key in (first | told) if first.get(key) != told.get(key)]
+        if odd:
+            shown = "; ".join(
+                f"{key}={told.get(key, '(absent)')} instead of {first.get(key, '(absent)')}"
+                for key in odd[:3]
+            )
+            more = f" and {len(odd) - 3} more" if len(odd) > 3 else ""
+            return (
+                f"process {place} of {count} differs from process 0: {shown}{more}; start all with "
+                f"the same keys and the same data"
+            )
+    return None
+
+
+def _named(words: str, place: int | None = None) -> str:
+    """The words with the process that they are of (default: this one); rank 0 is not named."""
+    place = rank() if place is None else place
+    return words if place == 0 else f"process {place} of {world_size()}: {words}"
+
+
+def _in_words(error: Exception) -> str:
+    if isinstance(error, OSError):
+        return described(error)
+    return str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+
+
+def share(value: Any) -> Any:
+    """The value of rank 0, any object that can be pickled, on every rank."""
+    return by_first(lambda: value)
+
+
+def every(value: Any) -> list[Any]:
+    """What each rank gives, any small object that can be pickled, in rank order, on every rank."""
+    if world_size() == 1:
+        return [value]
+    return peers().meet(value, lambda found: [found[place] for place in range(world_size())])
+
+
+def state_by_first(
+    work: Callable[[], Any],
+    device: torch.device,
+    keep: Callable[[Keys, Tensor], Tensor] = lambda _, tensor: tensor,
+) -> Any:
+    """As `by_first`, of dictionaries, lists and tensors of any size: each tensor is sent for
+    itself.
+
+    Args:
+        device: of the tensors that the other ranks get.
+        keep: what of a tensor a rank keeps, by the keys that lead to it.
+    """
+    if world_size() == 1:
+        return work()
+    tensors: list[Tensor] = []
+    plan = by_first(lambda: _planned(work(), tensors))
+    return _received(plan, iter(tensors), device, keep)
+
+
+@dataclass(frozen=True)
+class _Sent:
+    """In place of a tensor that is sent for itself."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    layout: torch.memory_format
+
+
+def _planned(value: Any, tensors: list[Tensor]) -> Any:
+    """The state with `_Sent` in place of its tensors, which are added to the list in order."""
+    if isinstance(value, Tensor):
+        tensors.append(value)
+        is_last = value.ndim == 4 and not value.is_contiguous()
+        layout = torch.channels_last if is_last else torch.contiguous_format
+        return _Sent(tuple(value.shape), value.dtype, layout)
+    if isinstance(value, dict):
+        return {key: _planned(item, tensors) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(_planned(item, tensors) for item in value)
+    return value
+
+
+def _received(
+    plan: Any,
+    tensors: Iterator[Tensor],
+    device: torch.device,
+    keep: Callable[[Keys, Tensor], Tensor],
+    keys: Keys = (),
+) -> Any:
+    """The state, each of whose tensors rank 0 sends and the others receive."""
+    if isinstance(plan, _Sent):
+        own = next(tensors).detach() if rank() == 0 else torch.empty(plan.shape, dtype=plan.dtype)
+        tensor = own.to(device).contiguous(memory_format=plan.layout)
+        if tensor.numel():
+            in_order = tensor.permute(0, 2, 3, 1) if plan.layout == torch.channels_last else tensor
+            dist.broadcast(in_order.reshape(-1).view(torch.uint8), src=0)  # gloo sends no bool
+        return keep(keys, own if rank() == 0 else tensor)
+    more = tensors, device, keep
+    if isinstance(plan, dict):
+        return {key: _received(item, *more, (*keys, key)) for key, item in plan.items()}
+    if isinstance(plan, (list, tuple)):
+        return type(plan)(_received(item, *more, (*keys, n)) for n, item in enumerate(plan))
+    return plan

@@ -1,0 +1,204 @@
+"""Processes of a run: rank 0 decides, none waits in vain, and a mistake of one ends all."""
+
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from selfsight import agreement
+from selfsight.errors import UserError
+from selfsight.processes import SIGNALS
+from selfsight.train.requests import Requests
+from tests.conftest import TINY, heads
+from tests.processes import exits_of_ranks, start_ranks, two_ranks
+
+CPU = torch.device("cpu")
+
+
+def mistake_in_a_step(rank: int, where: int, kind: str) -> None:
+    """One rank fails while the other waits for it in a collective, or is at work."""
+    try:
+        with agreement.joined(CPU, 60):
+            if rank != where:
+                dist.all_reduce(torch.zeros(1)) if kind == "collective" else time.sleep(60)
+            Path("failed").write_text(str(time.monotonic()))
+            raise ValueError("a bug") if kind == "bug" else UserError("lr=9: too high")
+    except UserError as error:
+        if not error.everywhere or rank == 0:
+            print(f"selfsight: {error}", file=sys.stderr, flush=True)
+        sys.exit(2)
+
+
+@pytest.mark.parametrize("where", [0, 1])
+@pytest.mark.parametrize("kind", ["collective", "work", "bug"])
+def test_a_mistake_ends_all_within_five_seconds_with_one_line(kind, where, tmp_path):
+    codes, errors = exits_of_ranks(mistake_in_a_step, where, kind, cwd=tmp_path)
+    assert time.monotonic() - float((tmp_path / "failed").read_text()) < 8  # 5 on a quiet machine
+    said = "process 1 of 2: " if where else ""
+    said += "ValueError: a bug" if kind == "bug" else "lr=9: too high"
+    told = [line for text in errors for line in text.splitlines() if line.startswith("selfsight: ")]
+    if kind == "bug":  # its traceback is where it happened, and the other says what it waited for
+        assert "Traceback" in errors[where]
+        assert codes[where] == 1
+        assert codes[1 - where] == 2
+        assert told in ([f"selfsight: {said}"], [])
+    else:
+        assert told == [f"selfsight: {said}"]
+        assert codes == [2, 2]
+
+
+def mistake_before_the_others(rank: int, where: int) -> None:
+    with agreement.joined(CPU, 60):
+        begun = time.monotonic()
+
+        def work() -> None:
+            if rank != where:
+                return time.sleep(60)
+            raise UserError("data.path=x: none")
+
+        try:
+            agreement.by_all(work)
+        finally:
+            Path(f"waited{rank}").write_text(str(time.monotonic() - begun))
+
+
+@pytest.mark.parametrize("where", [0, 1])
+def test_nobody_waits_for_the_long_work_of_others_after_a_mistake(where, tmp_path):
+    codes, errors = exits_of_ranks(mistake_before_the_others, where, cwd=tmp_path)
+    assert codes[1 - where] == 2  # ended while it slept
+    assert float((tmp_path / f"waited{where}").read_text()) < 5
+    assert where == 0 or "selfsight: process 1 of 2: data.path=x: none" in errors[0]
+
+
+def waits(rank: int, how: str) -> None:
+    """Rank 0 works for longer than a collective would wait."""
+    agreement.MARGIN = 0.0
+    with agreement.joined(CPU, 1):
+        if how == "by_first":
+            assert agreement.by_first(lambda: time.sleep(2.5) or 7) == 7
+        else:
+            time.sleep(2.5 * (rank == 0))
+            dist.barrier()
+
+
+@pytest.mark.parametrize(("how", "code"), [("by_first", 0), ("a collective", 1)])
+def test_work_of_rank_0_has_no_timeout(how, code, tmp_path):
+    """The control is a collective, which has one."""
+    codes, errors = exits_of_ranks(waits, how, cwd=tmp_path)
+    assert (codes[1] == 0) == (code == 0), errors
+
+
+def is_stopped(rank: int) -> None:
+    agreement.MARGIN = 60.0  # a GPU's collective does not end by itself
+    with agreement.joined(CPU, 1.5):
+        if rank == 1:
+            os.kill(os.getpid(), signal.SIGSTOP)
+        dist.all_reduce(torch.zeros(1))
+
+
+def test_a_process_that_gives_no_sign_of_life_ends_the_others(tmp_path):
+    codes, errors = exits_of_ranks(is_stopped, cwd=tmp_path, without=1)
+    assert codes[0] == 2
+    assert errors[0].startswith(
+        "selfsight: timeout_minutes=0.025: process 1 of 2 has given no sign"
+    )
+
+
+def sends_state(rank: int) -> None:
+    state = {
+        "a": {"w": torch.arange(6.0).view(2, 3), "flag": torch.tensor([True, False])},
+        "n": [3, (torch.tensor(2.5, dtype=torch.float64), "x")],
+        "half": torch.ones(3, dtype=torch.bfloat16),
+        "nhwc": torch.arange(48.0).view(1, 3, 4, 4).contiguous(memory_format=torch.channels_last),
+        "none": torch.zeros(0, 4),
+    }
+    with agreement.joined(CPU, 60):
+        got = agreement.state_by_first(lambda: state if rank == 0 else 1 / 0, CPU)
+    assert repr(got) == repr(state)
+    assert got["n"][1][0].dtype == torch.float64
+    assert got["nhwc"].stride() == state["nhwc"].stride()
+
+
+def test_the_state_of_rank_0_reaches_all_as_it_is(tmp_path):
+    codes, errors = exits_of_ranks(sends_state, cwd=tmp_path)
+    assert codes == [0, 0], errors
+
+
+KEYS = ["pretrain", "digits/simclr", *TINY, *heads("simclr"), "precision=fp32"]
+
+
+def test_ranks_with_disks_of_their_own_continue_from_the_checkpoint_of_rank_0(tmp_path):
+    """Rank 1 has no checkpoint, or an older one of the same run."""
+    homes = [tmp_path / name for name in ("first", "second", "whole")]
+    for home in homes:
+        home.mkdir()
+    done = [p.wait() for p in start_ranks([[*KEYS, "run=r", "max_steps=6"]] * 2, [homes[2]] * 2)]
+    assert [p.returncode for p in done] == [0, 0], done[0].stderr
+    half = [*KEYS, "run=r", "max_steps=6", "checkpoint.every_steps=1", "checkpoint.keep=9"]
+    begun = [p.wait() for p in start_ranks([half] * 2, [homes[0]] * 2)]
+    assert [p.returncode for p in begun] == [0, 0]
+    run = homes[0] / "r"
+    files = sorted((run / "checkpoints").iterdir())
+    for file in files[3:]:
+        file.unlink()
+    (run / "encoder.safetensors").unlink()
+    old = homes[1] / "r" / "checkpoints"
+    old.mkdir(parents=True)
+    os.link(files[0], old / files[0].name)
+    done = [p.wait() for p in start_ranks([half] * 2, homes[:2])]
+    assert [p.returncode for p in done] == [0, 0], done[0].stderr
+    assert "Continuing after step 3 of 6" in done[0].stderr
+    whole = homes[2] / "r" / "encoder.safetensors"
+    assert (run / "encoder.safetensors").read_bytes() == whole.read_bytes()
+
+
+@pytest.mark.parametrize(("minutes", "steps"), [(1e-6, [5, 6]), (0, [6]), (10, [6])])
+def test_time_makes_checkpoints(minutes, steps, tmp_path):
+    every = (f"checkpoint.every_minutes={minutes}", "checkpoint.every_epochs=0")
+    done = two_ranks(*KEYS, *every, "run=r", "max_steps=6", cwd=tmp_path)
+    assert [p.returncode for p in done] == [0, 0], done[0].stderr
+    files = sorted((tmp_path / "r" / "checkpoints").iterdir())
+    assert [int(file.name[5:13]) for file in files] == steps
+
+
+def signalled(rank: int, where: int) -> None:
+    """Each signal at one rank, between two steps."""
+    with agreement.joined(CPU, 60):
+        requests, loss = Requests(), torch.tensor(1.0 + rank)
+        for number in SIGNALS:
+            assert requests.tell(loss, [], False) == 1.5
+            assert requests.heard() == (0, False)
+            requests.tell(loss, [number] if rank == where else [], save=rank == 0)
+            assert requests.heard() == (number, True)
+        assert requests.tell(
+            torch.tensor(float("nan") if rank == where else 1.0), [], False
+        ).isnan()
+
+
+@pytest.mark.parametrize("where", [0, 1])
+def test_all_ranks_hear_of_a_signal_in_the_step_it_came_in(where, tmp_path):
+    codes, errors = exits_of_ranks(signalled, where, cwd=tmp_path)
+    assert codes == [0, 0], errors
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_a_signal_at_one_rank_saves_for_all(number, tmp_path):
+    keys = [*KEYS, "run=r", "epochs=100000", "checkpoint.every_epochs=0"]
+    ranks = start_ranks([keys] * 2, [tmp_path] * 2)
+    metrics = tmp_path / "r" / "metrics.jsonl"
+    until = time.monotonic() + 120
+    while not (metrics.exists() and len(metrics.read_text().splitlines()) > 3):
+        assert time.monotonic() < until
+        assert ranks[0].poll() is None
+        time.sleep(0.05)
+    ranks[list(SIGNALS).index(number) % 2].send_signal(number)
+    done = [rank.wait() for rank in ranks]
+    assert [p.returncode for p in done] == [128 + number] * 2, done[0].stderr
+    assert "everything is saved" in done[0].stderr
+    steps = len(metrics.read_text().splitlines())
+    assert [int(f.name[5:13]) for f in (tmp_path / "r" / "checkpoints").iterdir()] == [steps]
