@@ -17,6 +17,7 @@ from torch import Tensor
 
 from selfsight import distributed
 from selfsight.agreement import Keys
+from selfsight.errors import UserError
 from selfsight.files import Damaged, file_hash, rename_durably
 
 _NAME = re.compile(r"process-(\d+)-of-(\d+)\.([0-9a-f]{16})\.pt")
@@ -71,7 +72,8 @@ def checksum_of(path: Path) -> str:
 
 def write_piece(state: dict[str, Any], folder: Path) -> str:
     """Write what this rank holds of a state: its rows of each tensor that is split, and on rank 0
-    all else. Returns: the name of the file."""
+    all else. Returns: the name of the file. Raises: UserError on a machine that does not see the
+    folder, which rank 0 has made."""
     from torch.distributed.tensor import DTensor  # a second: only a training pays for it
 
     rows: dict[str, Tensor] = {}
@@ -84,6 +86,11 @@ def write_piece(state: dict[str, Any], folder: Path) -> str:
         return {_SPLIT: key}
 
     rank, count = distributed.rank(), distributed.world_size()
+    if not folder.is_dir():
+        raise UserError(
+            f"checkpoint.sharded=true: '{folder.parent}' is not the folder of process 0; put the "
+            f"run on a disk that all machines share, or set checkpoint.sharded=false"
+        )
     rest = each_tensor(state, work)
     temporary = folder / f"process-{rank}.tmp"
     write_state({"rows": rows, **({"rest": rest} if rank == 0 else {})}, temporary)

@@ -283,6 +283,11 @@ def test_one_process_writes_and_reads_a_folder(tmp_path):
     assert is_of(load_from(str(path), CPU)[1], 2)
 
 
+def test_a_folder_that_is_not_shared_is_refused(tmp_path):
+    with pytest.raises(UserError, match="checkpoint.sharded=true: .* is not the folder of process"):
+        pieces.write_piece(whole_of(1), tmp_path / "checkpoints" / ".step-1.tmp")
+
+
 def test_a_full_disk_leaves_no_folder(tmp_path, monkeypatch):
     checkpoints = Checkpoints(tmp_path, 1)
     checkpoints.save_pieces(1, whole_of(1))

@@ -87,7 +87,8 @@ def one_step(name: str, split: bool, double: bool = True, amp: bool = False, **h
     if how.get("frozen"):
         frozen = FrozenBackbone(method, 0.5)
         assert frozen.changes(0.0)
-        in_parallel(method, CPU, split, amp)(batch).loss.backward()  # as `fit` does it
+        module = in_parallel(method, CPU, split, amp)  # as `fit` does it
+        module(batch).loss.backward()
         assert all(p.grad is None for p in method.backbone.parameters())
         torch.optim.SGD([p for p in method.parameters() if p.grad is not None], 0.1).step()
         method.zero_grad()
