@@ -75,7 +75,7 @@ def one_step(name: str, split: bool, double: bool = True, amp: bool = False, **h
 
     Args:
         how: `parts` of the encoder, whether to `recompute`, `clip` the gradients at a norm, and
-            take a first step with a `frozen` encoder.
+            take a first step with a `frozen` encoder, or `look` at a batch through the encoder.
     """
     method = build(name, vit=True)
     method = method.double() if double else method
@@ -94,6 +94,10 @@ def one_step(name: str, split: bool, double: bool = True, amp: bool = False, **h
         method.zero_grad()
         assert frozen.changes(0.5)
         module = in_parallel(method, CPU, split, amp)
+    seen = {}
+    if how.get("look"):
+        method.look = lambda batches: seen.update(seen=method.backbone(batches[0].views[0]))
+        getattr(module, "look", method.look)([batch])
     with torch.autocast("cpu", torch.bfloat16, enabled=amp):
         loss = module(batch).loss
     loss.backward()
@@ -103,7 +107,7 @@ def one_step(name: str, split: bool, double: bool = True, amp: bool = False, **h
     gradients = values(((key, p.grad) for key, p in method.named_parameters()), "gradient")
     torch.optim.SGD(trained, 0.1).step()
     method.after_step(0.5)
-    loss = {"loss": distributed.mean(loss.detach())}
+    loss = {"loss": distributed.mean(loss.detach()), **seen}
     return {**loss, **gradients, **values(method.state_dict().items(), "state")}
 
 
@@ -115,6 +119,7 @@ CASES = {
     **{f"{name} recomputed": (name, {"recompute": True}) for name in ("dino", "mae")},
     "ijepa, parts recomputed": ("ijepa", {"recompute": True, "parts": 2}),
     "mae, frozen before": ("mae", {"frozen": True}),
+    "mae, looked before": ("mae", {"look": True}),
     "dino, clipped": ("dino", {"clip": 0.01}),
     **{name: (name, {}) for name in METHODS},
 }
