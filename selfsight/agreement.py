@@ -14,6 +14,7 @@ from torch import Tensor
 
 from selfsight.distributed import rank, world_size
 from selfsight.errors import UserError, described
+from selfsight.meeting import meet
 from selfsight.peers import Peers
 
 T = TypeVar("T")
@@ -76,7 +77,8 @@ def setup(device: torch.device, seconds: float, pause: float) -> torch.device:
         backend = "nccl" if device.type == "cuda" else "gloo"
         # Peers see a lost process first, and say which it is.
         limit = timedelta(seconds=seconds + pause + MARGIN)
-        dist.init_process_group(backend, timeout=limit)
+        store, place, count = meet(limit)
+        dist.init_process_group(backend, store=store, rank=place, world_size=count, timeout=limit)
         _peers = (dist.group.WORLD, _open_peers(seconds, watch=True))
     return device
 

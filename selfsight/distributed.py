@@ -68,6 +68,20 @@ def all_sum(x: Tensor) -> Tensor:
     return _Sum.apply(x) if world_size() > 1 else x
 
 
+def mirror(x: Tensor) -> Tensor:
+    """(B, ...), without gradient, of the rank at the mirror place: rank W - 1 for rank 0."""
+    here = rank()
+    there = world_size() - 1 - here
+    if there == here:
+        return x
+    x = x.contiguous()
+    found = torch.empty_like(x)
+    both = dist.P2POp(dist.isend, x, there), dist.P2POp(dist.irecv, found, there)
+    for request in dist.batch_isend_irecv(list(both)):
+        request.wait()
+    return found
+
+
 def mean(x: Tensor) -> Tensor:
     """The elementwise mean over ranks, without gradient."""
     if world_size() == 1:

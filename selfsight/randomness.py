@@ -9,6 +9,8 @@ number generators, OOPSLA 2014). In torch it runs on int64, whose products overf
 bits as unsigned ones.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -21,7 +23,7 @@ _ROUNDS = 6  # of the network in `shuffled`
 _STEP = torch.tensor(_GOLDEN - (1 << 64))  # inductor's index arithmetic would refuse it as a number
 
 # The first coordinate: what the numbers are for, so that no two purposes share a number.
-VIEWS, ORDER, SPLIT, SUBSET, STEP, WEIGHTS, MASKS, DIRECTIONS, MIX, ERASE, DRAWS = range(11)
+VIEWS, ORDER, SPLIT, SUBSET, STEP, WEIGHTS, MASKS, DIRECTIONS, MIX, ERASE, DRAWS, LAYERS = range(12)
 
 
 def _signed(value: int) -> int:
@@ -91,7 +93,36 @@ def numbers(index: Tensor, stream: Tensor, slots: int, first: int = 0) -> Tensor
     on."""
     image = _mix(index[:, None] * _STEP + stream) + _signed(first * _GOLDEN)
     slot = torch.arange(1, slots + 1, device=index.device) * _STEP
-    return _shift(_mix(image + slot), 40).to(torch.float32) * 2.0**-24  # (B, slots)
+    return fractions(image + slot)  # (B, slots)
+
+
+def fractions(x: Tensor) -> Tensor:
+    """The hashes of int64 numbers as float32 in [0, 1), multiples of 2^-24, of the same shape."""
+    return _shift(_mix(x), 40).to(torch.float32) * 2.0**-24
+
+
+def hashed(x: Tensor, start: Tensor) -> Tensor:
+    """The hashes of int64 numbers, given one of the coordinates before them."""
+    return _mix(x * _STEP + start)
+
+
+def following(call: Tensor) -> Tensor:
+    """() int64, after the one of a call the one of the next; a tensor as in `stream`."""
+    return call + _STEP
+
+
+def draw(rows: Tensor, call: Tensor, shape: Sequence[int]) -> Tensor:
+    """(B, *shape) uniform numbers in [0, 1). A number depends on its place in each dimension, not
+    on their lengths.
+
+    Args:
+        rows: (B,) int64, a hash for each row.
+        call: () int64, of a sequence that `following` makes.
+    """
+    x = rows + call
+    for size in shape:
+        x = _mix(x)[..., None] + torch.arange(1, size + 1, device=x.device) * _STEP
+    return fractions(x)
 
 
 def directions(seed: int, step: int, dim: int, count: int) -> Tensor:

@@ -20,6 +20,7 @@ from selfsight.errors import UserError
 PARTS = "encoder_parts"  # attribute of an encoder that computes in parts
 AGAIN = "recomputed"  # attribute of a block that is computed again in the backward pass
 LISTS = ("blocks", "layers", "layer")  # how timm, torch and transformers call a list of blocks
+DRAWS = "draws"  # of a module with random layers: their numbers, see random_layers.py
 
 
 def compute_in_parts(module: nn.Module, encoder: nn.Module, count: int) -> None:
@@ -33,29 +34,48 @@ def compute_in_parts(module: nn.Module, encoder: nn.Module, count: int) -> None:
     if count == 1:
         return
     check_parts(encoder, count)
+    for copy in copies_of(module, encoder):
+        wrap(copy)
+        setattr(copy, PARTS, count)
+
+
+def copies_of(module: nn.Module, encoder: nn.Module) -> list[nn.Module]:
+    """The encoder, and each copy of it in the module."""
     inner = _shape(_inner(encoder))
-    for part in module.modules():
-        if _shape(part) == inner and not hasattr(part, PARTS):
-            setattr(part, PARTS, count)
-            part.forward = functools.partial(in_parts, part, part.forward)
+    return [part for part in module.modules() if _shape(part) == inner]
+
+
+def wrap(encoder: nn.Module) -> None:
+    """Let the encoder's forward go through `in_parts`, once."""
+    if not hasattr(encoder, PARTS):
+        encoder.forward = functools.partial(in_parts, encoder, encoder.forward)
+        setattr(encoder, PARTS, 1)
 
 
 def in_parts(encoder: nn.Module, work: Callable[..., Tensor], *inputs: Tensor | None) -> Tensor:
     """`work` of the inputs, in as many parts as the encoder has been given.
 
-    Dropout and stochastic depth draw the same numbers when a part is computed again.
+    Dropout and stochastic depth draw the same numbers when a part is computed again, and those of
+    the whole batch.
     Args:
         inputs: (B, ...) each, or None, which every part gets.
     Returns: (B, ...).
     """
-    count = getattr(encoder, PARTS, 1)
+    count, draws = getattr(encoder, PARTS, 1), getattr(encoder, DRAWS, None)
+    total = next(len(x) for x in inputs if x is not None)
+    of_rows = draws.encoding(total) if draws else (lambda work, first, last: work)
     if count == 1:
-        return work(*inputs)
+        return of_rows(work, 0, total)(*inputs)
     each = [[x] * count if x is None else list(x.tensor_split(count)) for x in inputs]
     kept = [part for part in zip(*each, strict=True) if all(x is None or len(x) for x in part)]
-    if not torch.is_grad_enabled():
-        return torch.cat([work(*part) for part in kept])
-    return torch.cat([checkpoint(work, *part, use_reentrant=False) for part in kept])
+    outputs, first = [], 0
+    for part in kept:
+        last = first + next(len(x) for x in part if x is not None)
+        mine = of_rows(work, first, last)
+        learn = torch.is_grad_enabled()
+        outputs.append(checkpoint(mine, *part, use_reentrant=False) if learn else mine(*part))
+        first = last
+    return torch.cat(outputs)
 
 
 def check_parts(encoder: nn.Module, count: int) -> None:
@@ -100,13 +120,15 @@ def recompute_blocks(module: nn.Module, encoder: nn.Module) -> None:
     for block in blocks_of(module):
         if not hasattr(block, AGAIN) and not depends_on_batch(block):
             setattr(block, AGAIN, True)
-            block.forward = functools.partial(_again, block.forward)
+            block.forward = functools.partial(_again, block, block.forward)
 
 
-def _again(work: Callable[..., Any], *inputs: Any, **more: Any) -> Any:
+def _again(block: nn.Module, work: Callable[..., Any], *inputs: Any, **more: Any) -> Any:
     if not torch.is_grad_enabled():
         return work(*inputs, **more)
-    return checkpoint(work, *inputs, use_reentrant=False, **more)
+    draws = getattr(block, DRAWS, None)
+    mine = draws.repeatable(work) if draws else work
+    return checkpoint(mine, *inputs, use_reentrant=False, **more)
 
 
 def check_recompute(encoder: nn.Module) -> None:

@@ -4,7 +4,6 @@ the disk, then renamed; its checksum is tested when it is read.
 The checksum is part of the name, so one rename makes content and checksum visible together.
 """
 
-import os
 import re
 import secrets
 import shutil
@@ -25,6 +24,7 @@ from selfsight.files import (
     removed_at_the_end,
     rename_durably,
     set_aside,
+    temporary_of,
 )
 from selfsight.locks import check_folder
 from selfsight.train.pieces import (
@@ -76,6 +76,11 @@ class Checkpoints:
         found = [(m, p) for p in self.folder.glob("step-*.pt") if (m := _NAME.fullmatch(p.name))]
         return sorted((int(m[1]), p) for m, p in found)
 
+    def kept(self) -> str:
+        """What remains if nothing more is saved, in words."""
+        saved = self.files()
+        return f"the checkpoint of step {saved[-1][0]} is kept" if saved else "no checkpoint yet"
+
     def save(self, step: int, state: dict[str, Any]) -> Path:
         """Write the state after `step` steps, then remove all but the newest `keep` files.
 
@@ -83,8 +88,8 @@ class Checkpoints:
             if the run's folder was deleted or renamed.
         """
         self._begin()
-        temporary = self.folder / f".step-{step}.{os.getpid()}.tmp"
-        with naming(self.folder), removed_at_the_end(temporary):
+        temporary = temporary_of(self.folder / f"step-{step}")
+        with naming(self.folder, _bytes(state), temporary), removed_at_the_end(temporary):
             write_state(state, temporary)
             return self._finish(step, temporary, checksum_of(temporary))
 
@@ -104,12 +109,12 @@ class Checkpoints:
     def _begin(self) -> None:
         check_folder(self.folder)
         self.folder.mkdir(parents=True, exist_ok=True)
-        for leftover in self.folder.glob(".step-*.tmp"):
-            _remove(leftover)
+        for leftover in self.folder.glob(".step-*.tmp"):  # of a process that was killed: only the
+            _remove(leftover)  # holder of the folder's lock saves here
 
     def _new_folder(self, step: int) -> Path:
         self._begin()
-        temporary = self.folder / f".step-{step}.{secrets.token_hex(4)}.tmp"
+        temporary = temporary_of(self.folder / f"step-{step}")
         temporary.mkdir()
         return temporary
 
@@ -119,7 +124,7 @@ class Checkpoints:
         if path.is_dir():  # the same content; a folder can only be replaced by nothing
             _remove(path)
         rename_durably(temporary, path)
-        others = [old for _, old in self.files() if old != path]
+        others = [old for number, old in self.files() if old != path and number <= step]
         for old in others[: max(0, len(others) + 1 - self._keep)]:
             _remove(old)
         return path
@@ -191,8 +196,15 @@ def _remove(path: Path) -> None:
         path.unlink()
         return
     hidden = path.with_name(f".step-{secrets.token_hex(4)}.tmp")
-    os.replace(path, hidden)
+    path.replace(hidden)
     shutil.rmtree(hidden)
+
+
+def _bytes(value: Any) -> int:
+    """The size of the tensors in a tree."""
+    if isinstance(value, (dict, list, tuple)):
+        return sum(map(_bytes, value.values() if isinstance(value, dict) else value))
+    return value.nbytes if isinstance(value, Tensor) else 0
 
 
 def _read(path: Path, device: torch.device) -> dict[str, Any]:

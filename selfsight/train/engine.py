@@ -14,17 +14,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from selfsight import blame, distributed, randomness
+from selfsight import blame, distributed
 from selfsight.batch import Batch
 from selfsight.compiler import can_compile
 from selfsight.errors import UserError
 from selfsight.methods.method import Method, Output
+from selfsight.random_layers import Generators, follow_images
 from selfsight.recompute import compute_in_parts, recompute_blocks
 from selfsight.train.config import TrainConfig
 from selfsight.train.events import SILENT, Events
 from selfsight.train.hooks import Hook
 from selfsight.train.layers import FrozenBackbone, layer_rates
 from selfsight.train.loader import ViewLoader
+from selfsight.train.log import say
 from selfsight.train.optim import (
     build_optimizer,
     lr_factor,
@@ -59,6 +61,8 @@ def fit(
     Raises: Interrupted after SIGTERM or Ctrl-C; UserError for a loss that is not finite.
     """
     compute_in_parts(method, method.backbone, config.encoder_parts)
+    follow_images(method, method.backbone)
+    generators = Generators(config.seed, device, config.accumulate * config.encoder_parts, say)
     if config.recompute:
         recompute_blocks(method, method.backbone)
     amp = pick_precision(config.precision, device) == "bf16"
@@ -90,8 +94,8 @@ def fit(
             if frozen.changes(progress):
                 # it must know which gradients to wait for
                 module = in_parallel(method, device, split, amp)
-            _seed_layers(config.seed, step)
-            output = _forward_backward(module, parts, amp, events)
+            with generators.step(step):
+                output = _forward_backward(module, parts, amp, events)
             method.after_backward(progress)
             events.mark("teacher")
             session.guard(step, output.loss)
@@ -206,11 +210,6 @@ def _forward_backward(
         losses.append(output.loss.detach())
     embeddings = tuple(z.detach() for z in output.embeddings)
     return Output(torch.stack(losses).mean(), output.features.detach(), embeddings)
-
-
-def _seed_layers(seed: int, step: int) -> None:
-    """Seed torch's generator, which dropout and stochastic depth draw from, for one step."""
-    torch.manual_seed(randomness.torch_seed(randomness.STEP, seed, step, distributed.rank()))
 
 
 def _check(output: Any, batch: Batch, module: nn.Module) -> None:

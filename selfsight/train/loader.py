@@ -49,17 +49,12 @@ class ViewLoader:
         parts: int = 1,
         compile: Compile = "auto",
     ) -> None:
-        world = distributed.world_size()
         if batch_size > len(images):
             raise UserError(
                 f"batch_size={batch_size}: there are only {len(images)} images to train on; "
                 f"set batch_size={len(images)} or less"
             )
-        if batch_size % (world * parts):
-            raise UserError(
-                f"batch_size={batch_size}: not a multiple of {world} processes x "
-                f"accumulate={parts}; choose a multiple of {world * parts}"
-            )
+        check_shares(batch_size, distributed.world_size(), parts)
         self.images, self.groups, self.seed = images, groups, seed
         self.batch_size, self.parts = batch_size, parts
         self.normalization = normalization
@@ -159,6 +154,15 @@ class ViewLoader:
         device = self.images.device
         views = [v.to(device, non_blocking=True).permute(0, 3, 1, 2) for v in crops.views]
         return views, crops.flips.to(device, non_blocking=True)
+
+
+def check_shares(batch_size: int, processes: int, parts: int) -> None:
+    """Raises: UserError if a batch has no equal parts for the processes."""
+    if batch_size % (processes * parts):
+        raise UserError(
+            f"batch_size={batch_size}: not a multiple of {processes} processes x "
+            f"accumulate={parts}; choose a multiple of {processes * parts}"
+        )
 
 
 def make_loader(config: TrainConfig, images: Images) -> ViewLoader:

@@ -25,6 +25,7 @@ from selfsight.train.loader import ViewLoader
 from selfsight.train.log import MetricsFile, TrainingProgress, console
 from selfsight.train.loggers import LogConfig, Logger, open_loggers
 from selfsight.train.probe import OnlineProbe
+from selfsight.train.replicas import check_replicas
 from selfsight.train.requests import Requests
 from selfsight.train.resume import fitting, load_optimizer, load_other, place_of
 from selfsight.train.sharding import collect, gathered, is_split, own_rows, release, whole
@@ -116,6 +117,7 @@ class Session:
             )
 
     def _save(self, done: int) -> None:
+        check_replicas(done, self._parts, self.checkpoints.kept())
         state = {name: part.state_dict() for name, part in self._parts.items()}
         state |= {"seconds": self.seconds, "step": done, "config": self.config.identity()}
         state["place"] = place_of(self.loader)
@@ -180,8 +182,7 @@ class Session:
         step = int(self._first_bad)
         if step < 0:
             return
-        saved = self.checkpoints.files()
-        path = self.folder / "nonfinite.json"
+        saved, path = self.checkpoints.files(), self.folder / "nonfinite.json"
         if distributed.rank() == 0:
             report = {
                 "step": step,
@@ -192,11 +193,10 @@ class Session:
                 "last_checkpoint": str(saved[-1][1]) if saved else None,
             }
             write_json(path, report)
-        kept = f"the checkpoint of step {saved[-1][0]} is kept" if saved else "no checkpoint yet"
         raise UserError(
-            f"The loss of step {step} is not finite; {kept}. The step's images and seed are in "
-            f"{path}. Try a lower optimizer.lr, more schedule.warmup_epochs, clip_gradient=1 or "
-            f"precision=fp32"
+            f"The loss of step {step} is not finite; {self.checkpoints.kept()}. The step's images "
+            f"and seed are in {path}. Try a lower optimizer.lr, more schedule.warmup_epochs, "
+            f"clip_gradient=1 or precision=fp32"
         )
 
     def after(self, done: int, lr: float, output: Output, labels: Tensor | None) -> None:

@@ -296,6 +296,18 @@ def test_a_damaged_row_group_spoils_only_its_images(tmp_path):
             source.read(i)
 
 
+def test_a_table_that_is_cut_short_while_it_is_read_is_no_broken_image(tmp_path, monkeypatch):
+    monkeypatch.setattr(parquet, "KEPT", 1)
+    path = tmp_path / "a.parquet"
+    pq.write_table(table(0, 9), path, row_group_size=3)
+    source = Parquet([path])
+    assert source.read(0) == encoded(0)
+    os.truncate(path, pq.read_metadata(path).row_group(1).column(0).data_page_offset)
+    with pytest.raises(UserError, match=r"a\.parquet: cut short meanwhile") as error:
+        source.read(8)
+    assert not isinstance(error.value, BadImage)
+
+
 def test_images_without_bytes(tmp_path):
     images = [{"bytes": encoded(0), "path": None}, {"bytes": None, "path": "1.png"}, None]
     pq.write_table(pa.table({"image": images}), tmp_path / "a.parquet")

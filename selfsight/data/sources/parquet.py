@@ -35,6 +35,7 @@ class Parquet:
     def __init__(self, files: list[Path], labels: bool = True, channels: int = 3) -> None:
         pa = _pyarrow()
         self._files, self._footers = files, [_footer(file) for file in files]
+        self._sizes = {str(file): file.stat().st_size for file in files}
         schema = self._footers[0].schema.to_arrow_schema()
         self._channels = channels
         self._image, self._kind = _image_column(schema)
@@ -80,9 +81,11 @@ class Parquet:
         except MemoryError:
             raise
         except (_pyarrow().ArrowException, OSError) as error:
+            path = str(self._files[self._places[group][0]])
             if getattr(error, "errno", None) is not None:  # of the disk, not of the content
-                path = str(self._files[self._places[group][0]])
                 raise Unreachable(error.errno, os.strerror(error.errno), path) from None
+            if os.path.getsize(path) < self._sizes[path]:
+                raise UserError(f"data.path={path}: cut short meanwhile; restore it") from None
             raise BadImage(self.name(i), first_line(error)) from None
         value = column[i - int(self._ends[group])].as_py()  # counted from the group's end
         if value is None:
@@ -195,9 +198,8 @@ def _numbered(
         )
     values = column.to_numpy()
     if names is None or values.dtype.kind not in "iu":
-        return as_classes(
-            values if values.dtype != object else values.astype(str), len(values), where
-        )
+        values = values if values.dtype != object else values.astype(str)
+        return as_classes(values, len(values), where)
     if values.max() >= len(names):
         raise UserError(f"{where}: label {values.max()}, but only {len(names)} classes are named")
     return names, values.astype(np.int64)
