@@ -336,8 +336,7 @@ def test_a_block_that_is_computed_again_draws_the_same(repeatable):
         torch.testing.assert_close(one.grad, other.grad, rtol=1e-9, atol=1e-12)
 
 
-@pytest.mark.parametrize("parts", [1, 2])
-@pytest.mark.parametrize("forgets", [False, True])
+@pytest.mark.parametrize(("parts", "forgets"), [(1, False), (2, False), (1, True)])
 def test_recompute_draws_what_is_drawn_without_it(parts, forgets, monkeypatch):
     """Also where the encoder is in parts, which are computed again themselves. Control: a work that
     draws the numbers that come next each time."""
