@@ -203,6 +203,13 @@ def _in_words(error: Exception) -> str:
     return str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
 
 
+def told_by_all(value: Any) -> list[Any]:
+    """The values of all ranks in rank order, any objects that can be pickled."""
+    if world_size() == 1:
+        return [value]
+    return peers().meet(value, lambda found: [found[place] for place in sorted(found)])
+
+
 def share(value: Any) -> Any:
     """The value of rank 0, any object that can be pickled, on every rank."""
     return by_first(lambda: value)

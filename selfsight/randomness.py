@@ -19,6 +19,7 @@ _MASK = (1 << 64) - 1
 _GOLDEN = 0x9E3779B97F4A7C15  # 2^64 / golden ratio: the increment of SplitMix64
 _MIX_1, _MIX_2 = 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
 _ROUNDS = 6  # of the network in `shuffled`
+_BLOCK = 2**20  # numbers that `first_of` hashes at a time
 
 _STEP = torch.tensor(_GOLDEN - (1 << 64))  # inductor's index arithmetic would refuse it as a number
 
@@ -136,8 +137,31 @@ def directions(seed: int, step: int, dim: int, count: int) -> Tensor:
 
 def permutation(n: int, *coordinates: int) -> np.ndarray:
     """A permutation of range(n), (n,) int64: the order of the hashes of (coordinates, i)."""
-    x = np.arange(1, n + 1, dtype=np.uint64) * np.uint64(_GOLDEN) + np.uint64(key(*coordinates))
-    return np.argsort(_mix_array(x), kind="stable")
+    return np.argsort(hashed(np.arange(n), *coordinates), kind="stable")
+
+
+def first_of(n: int, count: int, *coordinates: int) -> np.ndarray:
+    """The first `count` numbers of `permutation(n, *coordinates)`, in its order, (count,) int64.
+
+    It needs memory for a block and `count` hashes, not for a permutation.
+    """
+    hashes, places = np.empty(0, np.uint64), np.empty(0, np.int64)
+    for start in range(0, n, _BLOCK):
+        block = np.arange(start, min(start + _BLOCK, n))
+        found = hashed(block, *coordinates)
+        if len(places) == count:  # what is behind the last of these stays behind it
+            block, found = block[found < hashes.max()], found[found < hashes.max()]
+        hashes, places = np.concatenate([hashes, found]), np.concatenate([places, block])
+        if len(hashes) > count:
+            least = np.argpartition(hashes, count - 1)[:count]
+            hashes, places = hashes[least], places[least]
+    return places[np.argsort(hashes)]
+
+
+def hashed(places: np.ndarray, *coordinates: int) -> np.ndarray:
+    """The hashes of (coordinates, i) for these i, uint64; those of different i differ."""
+    x = np.asarray(places).astype(np.uint64) + np.uint64(1)
+    return _mix_array(x * np.uint64(_GOLDEN) + np.uint64(key(*coordinates)))
 
 
 def shuffled(places: np.ndarray, n: int, *coordinates: int) -> np.ndarray:

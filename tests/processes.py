@@ -214,6 +214,7 @@ def start_ranks(
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(_free_port()),
         "WORLD_SIZE": "2",
+        "LOCAL_WORLD_SIZE": "2",
         **more,
     }
     return [

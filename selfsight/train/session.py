@@ -72,7 +72,6 @@ class Session:
         self._resume(resume)
         self._check_start()
         self._saved_at = time.perf_counter()
-        self._requests = Requests()
 
     def _resume(self, other_run: str | None) -> None:
         """Load the newest checkpoint of this folder; if it has none, that of the other run. Rank 0
@@ -139,7 +138,8 @@ class Session:
         self._since, self._images = time.perf_counter(), 0
         self._seconds_before, self._began = self.seconds, time.perf_counter()
         try:
-            with caught_signals() as self._signals:
+            with caught_signals() as signals:
+                self._requests = Requests(signals)
                 yield self
         finally:
             self._progress.close()
@@ -168,7 +168,7 @@ class Session:
         since reading the loss after every step would make it wait.
         """
         save = distributed.rank() == 0 and self._is_time_to_save()
-        loss = self._requests.tell(loss.detach(), self._signals, save)
+        loss = self._requests.tell(loss.detach(), save)
         bad = ~torch.isfinite(loss) & (self._first_bad < 0)
         self._first_bad.masked_fill_(bad, step)
         if self._device.type == "cpu":
