@@ -246,9 +246,11 @@ class Session:
         epoch = done / self.loader.steps_per_epoch
         method = whole(self.method)
         state = RunState(done, self.steps, epoch, method, self.folder, self._device)
+        modes = {part: part.training for part in method.modules()}
         method.eval()
         values = call_all(hooks, state)
-        method.train()
+        for part, training in modes.items():  # a frozen encoder is in eval mode
+            part.training = training
         return values
 
     def _tell(self, hooks: list[Hook]) -> None:

@@ -299,7 +299,7 @@ def test_a_damaged_row_group_spoils_only_its_images(tmp_path):
 
 
 def test_a_table_that_is_cut_short_while_it_is_read_is_no_broken_image(tmp_path, monkeypatch):
-    monkeypatch.setattr(parquet, "KEPT", 1)
+    monkeypatch.setattr(parquet_files, "KEPT", 1)
     path = tmp_path / "a.parquet"
     pq.write_table(table(0, 9), path, row_group_size=3)
     source = Parquet([path])
