@@ -32,7 +32,7 @@ from selfsight.train.signals import Interrupted
 
 # by how much each number may grow a round
 LIMITS = {"memory in MiB": 0.2, "descriptors": 0.02, "threads": 0.02, "temporary files": 0.02}
-LEAST = 30  # rounds that count
+LEAST = 20  # rounds that count
 KEYS = {
     "backbone.name": "resnet18",
     "backbone.small_images": True,

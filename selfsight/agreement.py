@@ -18,6 +18,7 @@ from selfsight.meeting import meet
 from selfsight.peers import Peers
 
 T = TypeVar("T")
+Keys = tuple[str | int, ...]  # that lead to a tensor of a state
 MISTAKES = (UserError, OSError, MemoryError)  # each is told in one line
 SECONDS = 1800.0  # that a process waits for another one that gives no sign of life
 MARGIN = 15.0  # seconds that a collective waits for longer
@@ -214,18 +215,30 @@ def share(value: Any) -> Any:
     return by_first(lambda: value)
 
 
-def state_by_first(work: Callable[[], Any], device: torch.device) -> Any:
+def every(value: Any) -> list[Any]:
+    """What each rank gives, any small object that can be pickled, in rank order, on every rank."""
+    if world_size() == 1:
+        return [value]
+    return peers().meet(value, lambda found: [found[place] for place in range(world_size())])
+
+
+def state_by_first(
+    work: Callable[[], Any],
+    device: torch.device,
+    keep: Callable[[Keys, Tensor], Tensor] = lambda _, tensor: tensor,
+) -> Any:
     """As `by_first`, of dictionaries, lists and tensors of any size: each tensor is sent for
     itself.
 
     Args:
         device: of the tensors that the other ranks get.
+        keep: what of a tensor a rank keeps, by the keys that lead to it.
     """
     if world_size() == 1:
         return work()
     tensors: list[Tensor] = []
     plan = by_first(lambda: _planned(work(), tensors))
-    return _received(plan, iter(tensors), device)
+    return _received(plan, iter(tensors), device, keep)
 
 
 @dataclass(frozen=True)
@@ -251,7 +264,13 @@ def _planned(value: Any, tensors: list[Tensor]) -> Any:
     return value
 
 
-def _received(plan: Any, tensors: Iterator[Tensor], device: torch.device) -> Any:
+def _received(
+    plan: Any,
+    tensors: Iterator[Tensor],
+    device: torch.device,
+    keep: Callable[[Keys, Tensor], Tensor],
+    keys: Keys = (),
+) -> Any:
     """The state, each of whose tensors rank 0 sends and the others receive."""
     if isinstance(plan, _Sent):
         own = next(tensors).detach() if rank() == 0 else torch.empty(plan.shape, dtype=plan.dtype)
@@ -259,9 +278,10 @@ def _received(plan: Any, tensors: Iterator[Tensor], device: torch.device) -> Any
         if tensor.numel():
             in_order = tensor.permute(0, 2, 3, 1) if plan.layout == torch.channels_last else tensor
             dist.broadcast(in_order.reshape(-1).view(torch.uint8), src=0)  # gloo sends no bool
-        return own if rank() == 0 else tensor
+        return keep(keys, own if rank() == 0 else tensor)
+    more = tensors, device, keep
     if isinstance(plan, dict):
-        return {key: _received(item, tensors, device) for key, item in plan.items()}
+        return {key: _received(item, *more, (*keys, key)) for key, item in plan.items()}
     if isinstance(plan, (list, tuple)):
-        return type(plan)(_received(item, tensors, device) for item in plan)
+        return type(plan)(_received(item, *more, (*keys, n)) for n, item in enumerate(plan))
     return plan

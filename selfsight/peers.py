@@ -48,9 +48,11 @@ class Peers:
         self._mistake: tuple[str, int] | None = None  # in words, and the rank that prints it
         self._ends_itself, self._left = False, False
         self._closed = threading.Event()
+        self._rounds = 0  # reports that the store has taken
         self._thread = threading.Thread(target=self._watch, name="peers", daemon=True)
         if watch:
             self._thread.start()
+            threading.Thread(target=self._guard, name="peers' store", daemon=True).start()
 
     def meet(
         self, mine: Any, decide: Callable[[dict[int, Any]], Any], failed: str | None = None
@@ -146,6 +148,8 @@ class Peers:
         if not self._watches:
             return
         self._thread.join(GRACE)
+        if self._thread.is_alive():  # the store does not answer, and would not do so here
+            return
         with contextlib.suppress(RuntimeError):  # rank 0 is gone
             if self._rank > 0:
                 self._leave()
@@ -174,13 +178,30 @@ class Peers:
                     return self._end()
                 if self._store.check([OVER]):
                     return self._leave()
+                self._rounds += 1
         except RuntimeError:  # all errors of a store are of this kind
             if not self._closed.is_set():
-                first_here = os.environ.get("LOCAL_RANK", "0") == "0"
-                speaker = self._rank if first_here else -1
-                words = f"process 0 of {self._count} has ended, or cannot be reached"
-                self._mistake = self._mistake or (words, speaker)
-                self._end()
+                self._end_without_store(
+                    f"process 0 of {self._count} has ended, or cannot be reached"
+                )
+
+    def _guard(self) -> None:
+        """The work of a second thread: end this process if the store is silent, for which the
+        first one waits without a limit: the process that has it is stopped, or its machine is
+        down. It counts its own turns, so that no time counts in which this process was stopped."""
+        before, silent = 0, 0
+        while not self._closed.wait(EVERY):
+            silent = silent + 1 if self._rounds == before and self._thread.is_alive() else 0
+            before = self._rounds
+            if silent * EVERY > self._seconds:
+                return self._end_without_store(self._lost("process 0, or the launcher,"))
+
+    def _end_without_store(self, words: str) -> None:
+        """End this process; the first one that is left on each machine says why."""
+        local = os.environ.get("LOCAL_RANK", "0")
+        speaker = self._rank if local == "0" or self._rank == 1 else -1
+        self._mistake = self._mistake or (words, speaker)
+        self._end()
 
     def _look_for_lost(self, seen: dict[int, tuple[bytes, float]]) -> None:
         """Tell of a process that is silent. Rank 0 looks at all, the others look at rank 0.

@@ -93,11 +93,25 @@ class Draws:
         )
 
     def repeatable(self, work: Work) -> Work:
-        """The work on the rows of now, which draws the same numbers whenever it runs, as in a block
-        that is computed again in the backward pass."""
+        """The work on the rows of now, whose calls follow those until now. In a block that is
+        computed again in the backward pass it draws the same numbers as at first, which are those
+        of a block that keeps its activations."""
         if self._index is None:
             return work
-        return functools.partial(self._run, work, self._start(), self._rows, self._inside)
+        first, computed = (self._call, self._rows, self._inside), False
+
+        def run(*inputs: Any, **more: Any) -> Tensor:
+            nonlocal computed
+            before = self._call, self._rows, self._inside, self._repeats
+            self._call, self._rows, self._inside, self._repeats = *first, True
+            try:
+                return work(*inputs, **more)
+            finally:
+                call = before[0] if computed else self._call  # after the first time what follows
+                self._call, self._rows, self._inside, self._repeats = call, *before[1:]
+                computed = True
+
+        return run
 
     def _start(self) -> Tensor:
         """() int64, where the calls of a repeatable work begin."""

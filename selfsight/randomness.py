@@ -137,7 +137,7 @@ def directions(seed: int, step: int, dim: int, count: int) -> Tensor:
 
 def permutation(n: int, *coordinates: int) -> np.ndarray:
     """A permutation of range(n), (n,) int64: the order of the hashes of (coordinates, i)."""
-    return np.argsort(row_hashes(np.arange(n), *coordinates), kind="stable")
+    return np.argsort(hashes_at(np.arange(n), *coordinates), kind="stable")
 
 
 def first_of(n: int, count: int, *coordinates: int) -> np.ndarray:
@@ -148,7 +148,7 @@ def first_of(n: int, count: int, *coordinates: int) -> np.ndarray:
     hashes, places = np.empty(0, np.uint64), np.empty(0, np.int64)
     for start in range(0, n, _BLOCK):
         block = np.arange(start, min(start + _BLOCK, n))
-        found = row_hashes(block, *coordinates)
+        found = hashes_at(block, *coordinates)
         if len(places) == count:  # what is behind the last of these stays behind it
             block, found = block[found < hashes.max()], found[found < hashes.max()]
         hashes, places = np.concatenate([hashes, found]), np.concatenate([places, block])
@@ -158,7 +158,7 @@ def first_of(n: int, count: int, *coordinates: int) -> np.ndarray:
     return places[np.argsort(hashes)]
 
 
-def row_hashes(places: np.ndarray, *coordinates: int) -> np.ndarray:
+def hashes_at(places: np.ndarray, *coordinates: int) -> np.ndarray:
     """The hashes of (coordinates, i) for these i, uint64; those of different i differ."""
     x = np.asarray(places).astype(np.uint64) + np.uint64(1)
     return _mix_array(x * np.uint64(_GOLDEN) + np.uint64(key(*coordinates)))

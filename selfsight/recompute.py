@@ -1,13 +1,15 @@
-"""An encoder that computes a batch in parts and keeps no activations of them: each part is computed
-once more when its gradient is there.
+"""Networks that keep fewer activations: they compute them once more when their gradient is there.
 
-The outputs of all parts are one batch again, so heads, losses, queues and collectives see the whole
-batch. Gradients are those of the whole batch, since no part of such an encoder depends on another.
-Source: gradient caching (arXiv 2101.06983), here by PyTorch's activation checkpointing.
+An encoder may compute a batch in parts and keep nothing of them. The outputs of all parts are one
+batch again, so heads, losses, queues and collectives see the whole batch. Gradients are those of
+the whole batch, since no part of such an encoder depends on another (source: gradient caching,
+arXiv 2101.06983). Or each block of a transformer keeps its input alone (source: arXiv 1604.06174).
+Both are PyTorch's activation checkpointing.
 """
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +18,8 @@ from torch.utils.checkpoint import checkpoint
 from selfsight.errors import UserError
 
 PARTS = "encoder_parts"  # attribute of an encoder that computes in parts
+AGAIN = "recomputed"  # attribute of a block that is computed again in the backward pass
+LISTS = ("blocks", "layers", "layer")  # how timm, torch and transformers call a list of blocks
 DRAWS = "draws"  # of a module with random layers: their numbers, see random_layers.py
 
 
@@ -88,6 +92,57 @@ def check_parts(encoder: nn.Module, count: int) -> None:
 def depends_on_batch(encoder: nn.Module) -> bool:
     """Whether the encoder's output for an image depends on the others: batch normalisation."""
     return any(hasattr(module, "running_mean") for module in _inner(encoder).modules())
+
+
+def blocks_of(module: nn.Module) -> list[nn.Module]:
+    """The blocks of all transformers in a module, and of other networks that repeat one block: the
+    modules of the innermost lists called blocks, layers or layer, if they are of one class."""
+    lists = {
+        name: list(part)
+        for name, part in module.named_modules()
+        if name.rpartition(".")[2] in LISTS
+        and isinstance(part, nn.ModuleList | nn.Sequential)
+        and len({type(block) for block in part}) == 1
+        and all(any(True for _ in block.parameters()) for block in part)
+    }
+    outer = {name for name in lists if any(other.startswith(f"{name}.") for other in lists)}
+    return [block for name, blocks in lists.items() if name not in outer for block in blocks]
+
+
+def recompute_blocks(module: nn.Module, encoder: nn.Module) -> None:
+    """Let each block in the module keep its input alone and compute the rest once more in the
+    backward pass. Random layers draw the same numbers again.
+
+    Blocks with batch normalisation stay as they are: it would count each batch twice.
+    Raises: as `check_recompute`.
+    """
+    check_recompute(encoder)
+    for block in blocks_of(module):
+        if not hasattr(block, AGAIN) and not depends_on_batch(block):
+            setattr(block, AGAIN, True)
+            block.forward = functools.partial(_again, block, block.forward)
+
+
+def _again(block: nn.Module, work: Callable[..., Any], *inputs: Any, **more: Any) -> Any:
+    if not torch.is_grad_enabled():
+        return work(*inputs, **more)
+    draws = getattr(block, DRAWS, None)
+    mine = draws.repeatable(work) if draws else work
+    return checkpoint(mine, *inputs, use_reentrant=False, **more)
+
+
+def check_recompute(encoder: nn.Module) -> None:
+    """Raises: UserError for an encoder without blocks, or with batch normalisation."""
+    if depends_on_batch(encoder):
+        raise UserError(
+            "recompute=true: the encoder has batch normalisation, which would count each batch "
+            "twice; choose an encoder without it (a ViT, convnext_tiny, resnet50_gn)"
+        )
+    if not blocks_of(nn.ModuleList([encoder])):
+        raise UserError(
+            f"recompute=true: {type(encoder).__name__} has no list of blocks that could be "
+            f"computed again; choose a transformer, or encoder_parts=K, which works with others"
+        )
 
 
 def _inner(encoder: nn.Module) -> nn.Module:

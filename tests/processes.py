@@ -84,7 +84,7 @@ def _agent(restarts: int, arguments: tuple[str, ...], cwd: str) -> None:
 
 
 def _rank(arguments: tuple[str, ...], cwd: str, files: list[str]) -> None:
-    _child(arguments, cwd, {**os.environ, **environment()}, files)
+    _child(arguments, cwd, {**os.environ, **environment()}, files, None)
 
 
 def forked(work: Callable[..., None], *arguments: Any) -> BaseProcess:

@@ -53,6 +53,7 @@ def test_one_process_loses_its_images(places):
     assert read_bad(run / "bad_images.txt") == []
 
 
+@pytest.mark.slow
 def test_images_that_come_back_change_nothing(places, tmp_path):
     run, ranks = start(places, "max_steps=60", "epochs=60", "data.patience=60")
     wait_for_step(run, 3, ranks)
@@ -78,7 +79,7 @@ def undisturbed(places: list[Path], run: Path) -> bytes:
 @pytest.mark.parametrize("stopped", [0, 1])
 def test_a_process_that_stands_still(places, stopped):
     """The other one ends with a line; the one that stood still ends when it goes on."""
-    run, ranks = start(places, "epochs=100000", "timeout_minutes=0.05")
+    run, ranks = start(places, "epochs=100000", "timeout_minutes=0.05", "data.patience=1")
     wait_for_step(run, 3, ranks)
     ranks[stopped].send_signal(signal.SIGSTOP)
     began = time.monotonic()
@@ -94,6 +95,7 @@ def test_a_process_that_stands_still(places, stopped):
     assert "Traceback" not in end.stderr
 
 
+@pytest.mark.slow
 def test_a_process_that_goes_on_in_time_changes_nothing(places):
     run, ranks = start(places, "max_steps=60", "epochs=60", "timeout_minutes=0.5")
     wait_for_step(run, 3, ranks)

@@ -17,8 +17,8 @@ from selfsight import randomness
 from selfsight.batch import batch_of
 from selfsight.errors import UserError
 from selfsight.methods import METHODS
-from selfsight.random_layers import Draws, Generators, follow_images
-from selfsight.recompute import compute_in_parts
+from selfsight.random_layers import Draws, Generators, Work, follow_images
+from selfsight.recompute import compute_in_parts, recompute_blocks
 from selfsight.testing import TinyEncoder, check_method, contract, tiny_vit
 from selfsight.train import engine
 from tests.conftest import TINY, heads
@@ -330,12 +330,37 @@ def test_a_block_that_is_computed_again_draws_the_same(repeatable):
         with pytest.raises(UserError, match="computed again in the backward pass"):
             methods[1](of(views)).loss.backward()
         return
-    for block in methods[0].backbone.blocks:  # the same calls, without computing anything again
-        block.forward = lambda x, plain=block.forward, draws=block.draws: draws.repeatable(plain)(x)
-    for method in methods:
+    for method in methods:  # the first one computes nothing again
         method(of(views)).loss.backward()
     for one, other in zip(*(method.parameters() for method in methods), strict=True):
         torch.testing.assert_close(one.grad, other.grad, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize(("parts", "forgets"), [(1, False), (2, False), (1, True)])
+def test_recompute_draws_what_is_drawn_without_it(parts, forgets, monkeypatch):
+    """Also where the encoder is in parts, which are computed again themselves. Control: a work that
+    draws the numbers that come next each time."""
+    views = list(torch.rand(2, 6, 3, 16, 16, dtype=torch.float64))
+    methods = [METHODS["simclr"](tiny_vit(16)).double().train()]
+    methods.append(copy.deepcopy(methods[0]))
+    for method in methods:
+        compute_in_parts(method, method.backbone, parts)
+        followed(method)
+    recompute_blocks(methods[1], methods[1].backbone)
+    if forgets:
+
+        def forgetful(draws: Draws, work: Work) -> Work:
+            def run(*inputs: Tensor) -> Tensor:
+                draws._repeats = True
+                return work(*inputs)
+
+            return run
+
+        monkeypatch.setattr(Draws, "repeatable", forgetful)
+    for method in methods:
+        method(of(views)).loss.backward()
+    pairs = zip(*(method.parameters() for method in methods), strict=True)
+    assert all(torch.equal(one.grad, other.grad) for one, other in pairs) != forgets
 
 
 def test_without_a_random_layer_nothing_is_changed():

@@ -159,7 +159,7 @@ def test_the_first_of_a_permutation_need_no_permutation(n, monkeypatch):
     monkeypatch.setattr(randomness, "_BLOCK", 64)
     whole = randomness.permutation(n, 5, 6)
     assert sorted(whole.tolist()) == list(range(n))
-    hashes = randomness.row_hashes(np.arange(n), 5, 6)
+    hashes = randomness.hashes_at(np.arange(n), 5, 6)
     assert (np.diff(hashes[whole].astype(object)) > 0).all()
     for count in {1, n // 3 or 1, n - 1 or 1, n}:
         assert randomness.first_of(n, count, 5, 6).tolist() == whole[:count].tolist()

@@ -113,7 +113,7 @@ def by_class(labels: np.ndarray, *coordinates: int) -> Iterator[np.ndarray]:
     short = labels.astype(np.uint16) if len(counts) <= 2**16 else labels  # sorted in linear time
     grouped = np.argsort(short, kind="stable")
     for rows in np.split(grouped, np.cumsum(counts)[:-1]):
-        yield rows[np.argsort(randomness.row_hashes(rows, *coordinates))]
+        yield rows[np.argsort(randomness.hashes_at(rows, *coordinates))]
 
 
 def hold_out(labels: np.ndarray, share: float, seed: int) -> np.ndarray:

@@ -17,8 +17,8 @@ from selfsight.grid.plan import UNTRAINED, Job, Protocol
 from selfsight.pretraining import job as run
 from selfsight.pretraining.config import compose
 from selfsight.processes import Stopped, end_with_parent, stopped_by_signals
+from selfsight.train.cost import is_cost
 from selfsight.train.log import read_metrics, say
-from selfsight.train.session import is_cost
 from selfsight.train.signals import Interrupted
 
 MEASURES = {

@@ -622,6 +622,7 @@ def _launcher(where: str, words: tuple[str, ...]) -> None:
         sys.exit(end.exit_code)
 
 
+ALL = ", so all have ended; the same command continues\n"
 ODD = ["a b", "$HOME ${local_rank} $$", 'it\'s "quoted"', "é\n"]
 
 
@@ -630,7 +631,7 @@ ODD = ["a b", "$HOME ${local_rank} $$", 'it\'s "quoted"', "é\n"]
     [
         ("mistake", 2, "selfsight: wrong\n"),
         ("alone", 3, "Stopped\nlost\n"),
-        ("killed", 137, "another has ended\n"),
+        ("killed", 137, f"another has ended\nselfsight: process 1 was ended by SIGKILL{ALL}"),
     ],
 )
 def test_what_goes_wrong_in_a_process_is_said_once(tmp_path, word, code, said):

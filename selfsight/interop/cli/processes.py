@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from selfsight.cli.said import say
 from selfsight.processes import SIGNALS
 
 if TYPE_CHECKING:
@@ -99,4 +100,8 @@ def _told(error: "ChildFailedError", folder: Path) -> int:
     if first > 0 and not codes[first] == codes.get(0) == 2:
         for file in folder.glob(f"*/*/{first}/stderr.log"):
             sys.stderr.write(file.read_text(errors="replace"))
-    return codes[first] if codes[first] >= 0 else 128 - codes[first]
+    if codes[first] >= 0:
+        return codes[first]
+    name = signal.Signals(-codes[first]).name
+    say(f"process {first} was ended by {name}, so all have ended; the same command continues")
+    return 128 - codes[first]
