@@ -11,15 +11,15 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from selfsight.connect import alone, connect, met
+from selfsight.connect import connect, is_of_another, lost, met
 from selfsight.distributed import rank, world_size
 from selfsight.errors import UserError, described
 from selfsight.peers import Peers
 
 T = TypeVar("T")
+Keys = tuple[str | int, ...]  # that lead to a tensor of a state
 MISTAKES = (UserError, OSError, MemoryError)  # each is told in one line
 SECONDS = 1800.0  # that a process waits for another one that gives no sign of life
-UNREACHABLE = ("Connection timed out", "No route to host", "Network is unreachable")
 MARGIN = 15.0  # seconds that a collective waits for longer
 BRIEF = 10.0  # seconds in which a process that has failed joins the others, to tell them
 _peers: tuple[Any, Peers] | None = None  # with the process group that they are of
@@ -57,19 +57,7 @@ def _told_by_another(error: Exception, seconds: float) -> UserError | None:
     """The mistake of another process, if this error follows from it."""
     if not isinstance(error, RuntimeError) or not is_of_another(error):
         return None
-    mistake, words = peers().hear(), str(error)
-    if mistake is not None:
-        return mistake
-    if "Timed out" in words:
-        why = (
-            f"timeout_minutes={seconds / 60:g}: another process was waited for in a step for "
-            f"longer: it is stopped, or its machine or network is down"
-        )
-    elif any(reason in words for reason in UNREACHABLE):
-        why = "the connection to another process is lost: its machine or network is down"
-    else:
-        return None
-    return alone(f"{why}. The same command continues after the last checkpoint")
+    return peers().hear() or lost(str(error), seconds)
 
 
 def setup(device: torch.device, seconds: float, pause: float) -> torch.device:
@@ -137,13 +125,6 @@ def barrier() -> None:
     """Wait for all ranks, for as long as they are alive."""
     if world_size() > 1:
         peers().meet(None, lambda _: None)
-
-
-def is_of_another(error: RuntimeError) -> bool:
-    """Whether a collective failed because another process has ended."""
-    kinds = ("DistBackendError", "DistNetworkError", "DistStoreError")
-    told = ("Connection closed by peer", "Connection reset by peer", "gloo/transport", "Timed out")
-    return type(error).__name__ in kinds or any(words in str(error) for words in told)
 
 
 def by_all(work: Callable[[], T], alike: Callable[[T], dict[str, Any]] | None = None) -> T:
@@ -227,23 +208,42 @@ def _in_words(error: Exception) -> str:
     return str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
 
 
+def told_by_all(value: Any) -> list[Any]:
+    """The values of all ranks in rank order, any objects that can be pickled."""
+    if world_size() == 1:
+        return [value]
+    return peers().meet(value, lambda found: [found[place] for place in sorted(found)])
+
+
 def share(value: Any) -> Any:
     """The value of rank 0, any object that can be pickled, on every rank."""
     return by_first(lambda: value)
 
 
-def state_by_first(work: Callable[[], Any], device: torch.device) -> Any:
+def every(value: Any) -> list[Any]:
+    """What each rank gives, any small object that can be pickled, in rank order, on every rank."""
+    if world_size() == 1:
+        return [value]
+    return peers().meet(value, lambda found: [found[place] for place in range(world_size())])
+
+
+def state_by_first(
+    work: Callable[[], Any],
+    device: torch.device,
+    keep: Callable[[Keys, Tensor], Tensor] = lambda _, tensor: tensor,
+) -> Any:
     """As `by_first`, of dictionaries, lists and tensors of any size: each tensor is sent for
     itself.
 
     Args:
         device: of the tensors that the other ranks get.
+        keep: what of a tensor a rank keeps, by the keys that lead to it.
     """
     if world_size() == 1:
         return work()
     tensors: list[Tensor] = []
     plan = by_first(lambda: _planned(work(), tensors))
-    return _received(plan, iter(tensors), device)
+    return _received(plan, iter(tensors), device, keep)
 
 
 @dataclass(frozen=True)
@@ -269,7 +269,13 @@ def _planned(value: Any, tensors: list[Tensor]) -> Any:
     return value
 
 
-def _received(plan: Any, tensors: Iterator[Tensor], device: torch.device) -> Any:
+def _received(
+    plan: Any,
+    tensors: Iterator[Tensor],
+    device: torch.device,
+    keep: Callable[[Keys, Tensor], Tensor],
+    keys: Keys = (),
+) -> Any:
     """The state, each of whose tensors rank 0 sends and the others receive."""
     if isinstance(plan, _Sent):
         own = next(tensors).detach() if rank() == 0 else torch.empty(plan.shape, dtype=plan.dtype)
@@ -277,9 +283,10 @@ def _received(plan: Any, tensors: Iterator[Tensor], device: torch.device) -> Any
         if tensor.numel():
             in_order = tensor.permute(0, 2, 3, 1) if plan.layout == torch.channels_last else tensor
             dist.broadcast(in_order.reshape(-1).view(torch.uint8), src=0)  # gloo sends no bool
-        return own if rank() == 0 else tensor
+        return keep(keys, own if rank() == 0 else tensor)
+    more = tensors, device, keep
     if isinstance(plan, dict):
-        return {key: _received(item, tensors, device) for key, item in plan.items()}
+        return {key: _received(item, *more, (*keys, key)) for key, item in plan.items()}
     if isinstance(plan, (list, tuple)):
-        return type(plan)(_received(item, tensors, device) for item in plan)
+        return type(plan)(_received(item, *more, (*keys, n)) for n, item in enumerate(plan))
     return plan

@@ -5,18 +5,20 @@ import os
 from datetime import timedelta
 
 import torch.distributed as dist
-from torch.distributed.rendezvous import rendezvous
 
 from selfsight.errors import UserError
+from selfsight.meeting import meet
+
+UNREACHABLE = ("Connection timed out", "No route to host", "Network is unreachable")
 
 
 def met(seconds: float) -> tuple[dist.Store, int, int]:
-    """The store, once all processes are there; the rank of this one, and how many there are.
+    """See `meet`.
 
     Raises: UserError if one is missing after `seconds`.
     """
     try:
-        return next(rendezvous("env://", timeout=timedelta(seconds=seconds)))
+        return meet(timedelta(seconds=seconds))
     except (RuntimeError, ValueError) as error:
         raise alone(
             f"{_where()} (MASTER_ADDR:MASTER_PORT): not all {os.environ['WORLD_SIZE']} processes "
@@ -44,6 +46,31 @@ def connect(backend: str, store: dist.Store, rank: int, count: int, seconds: flo
             f"but process {rank} of {count} cannot reach another one ({_reason(error)}). Set "
             f"{name} on each machine to its network interface that leads to the others"
         ) from None
+
+
+def is_of_another(error: RuntimeError) -> bool:
+    """Whether a collective failed because another process has ended."""
+    kinds = ("DistBackendError", "DistNetworkError", "DistStoreError")
+    told = ("Connection closed by peer", "Connection reset by peer", "gloo/transport", "Timed out")
+    return type(error).__name__ in kinds or any(words in str(error) for words in told)
+
+
+def lost(words: str, seconds: float) -> UserError | None:
+    """The mistake of an error that says that the network is down; None of any other.
+
+    Args:
+        words: of the error; seconds: that a process waits for another one.
+    """
+    if "Timed out" in words:
+        why = (
+            f"timeout_minutes={seconds / 60:g}: another process was waited for in a step for "
+            f"longer: it is stopped, or its machine or network is down"
+        )
+    elif any(reason in words for reason in UNREACHABLE):
+        why = "the connection to another process is lost: its machine or network is down"
+    else:
+        return None
+    return alone(f"{why}. The same command continues after the last checkpoint")
 
 
 def alone(words: str) -> UserError:

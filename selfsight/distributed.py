@@ -20,6 +20,16 @@ def rank() -> int:
     return dist.get_rank() if world_size() > 1 else 0
 
 
+def local_world_size() -> int:
+    """How many processes of the run are on this machine, as torchrun says; else 1."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if world_size() > 1 else 1
+
+
+def local_rank() -> int:
+    """The number of this process among those of the run on this machine, from 0."""
+    return int(os.environ.get("LOCAL_RANK", "0")) if local_world_size() > 1 else 0
+
+
 def cores() -> int:
     """CPU cores per process: those this process may use / processes of the run on this machine."""
     mine = getattr(os, "sched_getaffinity", lambda _: range(os.cpu_count() or 1))(0)
@@ -27,19 +37,23 @@ def cores() -> int:
 
 
 class _Gather(torch.autograd.Function):
-    """The rows of all ranks in rank order; backward: the sum over ranks, of it this rank's rows."""
+    """The rows of all ranks in rank order; backward: the sum over ranks, of it this rank's rows.
+
+    Each rank receives only its own rows of that sum: a reduce-scatter sends half of what an
+    all-reduce of the gradient of all rows would.
+    """
 
     @staticmethod
     def forward(ctx, x: Tensor) -> Tensor:
-        parts = [torch.empty_like(x) for _ in range(world_size())]
-        dist.all_gather(parts, x.contiguous())
-        return torch.cat(parts)
+        rows = x.new_empty(world_size() * len(x), *x.shape[1:])
+        dist.all_gather_into_tensor(rows, x.contiguous())
+        return rows
 
     @staticmethod
     def backward(ctx, gradient: Tensor) -> Tensor:
-        gradient = gradient.contiguous()
-        dist.all_reduce(gradient)
-        return gradient.chunk(world_size())[rank()]
+        own = gradient.new_empty(len(gradient) // world_size(), *gradient.shape[1:])
+        dist.reduce_scatter_tensor(own, gradient.contiguous())
+        return own
 
 
 class _Sum(torch.autograd.Function):
@@ -66,6 +80,20 @@ def gather(x: Tensor) -> Tensor:
 def all_sum(x: Tensor) -> Tensor:
     """The elementwise sum over ranks, differentiable."""
     return _Sum.apply(x) if world_size() > 1 else x
+
+
+def mirror(x: Tensor) -> Tensor:
+    """(B, ...), without gradient, of the rank at the mirror place: rank W - 1 for rank 0."""
+    here = rank()
+    there = world_size() - 1 - here
+    if there == here:
+        return x
+    x = x.contiguous()
+    found = torch.empty_like(x)
+    both = dist.P2POp(dist.isend, x, there), dist.P2POp(dist.irecv, found, there)
+    for request in dist.batch_isend_irecv(list(both)):
+        request.wait()
+    return found
 
 
 def mean(x: Tensor) -> Tensor:

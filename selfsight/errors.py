@@ -1,7 +1,10 @@
 """The exception for mistakes of a user; the command line prints it and exits with status 2."""
 
+import os
 import re
+import shutil
 from collections.abc import Iterable
+from pathlib import Path
 
 SHOWN = 3  # names in a message
 # Codes that move a terminal's cursor, colour it, answer for the user, or reverse what is read.
@@ -44,6 +47,22 @@ def described(error: OSError) -> str:
     """An error of the operating system in one line: the file, if it is known, and the reason."""
     reason = error.strerror or " ".join(str(error).split()) or type(error).__name__
     return reason if error.filename is None else f"'{_text(error.filename)}': {reason}"
+
+
+def room(path: Path, needed: int | None = None, quota: bool = False) -> str:
+    """How many bytes a file needs, if that is known, and how many are free on its disk, in words.
+
+    Args:
+        quota: the user has no room left, the disk may have.
+    """
+    folder = next(p for p in path.absolute().parents if p.is_dir())
+    words = [] if needed is None else [f"{needed:,} bytes are needed"]
+    words.append(f"{shutil.disk_usage(folder).free:,} bytes are free")
+    if quota:
+        words[-1] += " on the disk, fewer for this user"
+    elif hasattr(os, "statvfs") and os.statvfs(folder).f_files > 0 == os.statvfs(folder).f_favail:
+        words.append("the disk takes no further file")
+    return ", ".join(words)
 
 
 def _text(path: str | bytes | int) -> str:

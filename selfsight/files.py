@@ -5,6 +5,7 @@ What is written here may be torn, altered, or replaced by a folder or a pipe bef
 """
 
 import contextlib
+import errno
 import hashlib
 import json
 import math
@@ -16,11 +17,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from selfsight.errors import UserError
-from selfsight.locks import check_folder
+from selfsight.errors import UserError, room
+from selfsight.locks import check_folder, where_to_begin
 
 CHECKSUM = "checksum"  # the key of a JSON object that holds the hash of all others
 LARGEST = 2**30  # bytes of a text file that is read whole
+_FULL = {errno.ENOSPC, errno.EDQUOT}  # no room for more bytes on the disk, or for this user
 # Do not wait for the writer of a pipe; 0 on systems that lack the flag.
 _AT_ONCE = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
 
@@ -38,36 +40,55 @@ class Damaged(UserError):
 
 
 @contextlib.contextmanager
-def naming(path: Path) -> Iterator[None]:
-    """Errors of the disk name this file, as those of a full disk do not by themselves."""
+def naming(path: Path, needed: int | None = None, temporary: Path | None = None) -> Iterator[None]:
+    """Errors of the disk name this file, as those of a full disk do not by themselves, and those of
+    a full disk say how many bytes are free.
+
+    Args:
+        needed: the bytes of the file, if they are known.
+        temporary: what is written in its place at first: an error does not name it.
+    Raises: OSError; UserError, see `check_folder`, if that is why a file is not there.
+    """
     try:
         yield
     except OSError as error:
-        if error.filename is None and error.errno is not None:
+        if isinstance(error, FileNotFoundError):
+            check_folder(path)
+        ours = (None, None if temporary is None else str(temporary))
+        if error.filename in ours and error.errno is not None:
             error.filename = str(path)
+        if error.errno in _FULL and not error.strerror.endswith(")"):
+            error.strerror = f"{error.strerror} ({room(path, needed, error.errno == errno.EDQUOT)})"
         raise
 
 
-def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
-    """Call `write` with a temporary path beside `path`, flush that file to disk and rename it.
+def write_atomically(path: Path, write: Callable[[Path], None], needed: int | None = None) -> None:
+    """Call `write` with a temporary path, flush that file to disk and rename it to `path`.
 
     The file gets the permissions of a new file, even if a library would set others (0600). A folder
     that has its name is renamed.
+    Args:
+        needed: the bytes of the file, if they are known, for the message of a full disk.
     Raises: OSError that names the path if the disk is full; no temporary file is left.
     UserError, see `check_folder`.
     """
     check_folder(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if path.is_dir() and not path.is_symlink():
-        set_aside(path)
-    # Processes in two containers may have one number: the random part tells their files apart.
-    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
-    with naming(path), removed_at_the_end(temporary):
+    temporary = temporary_of(path)
+    with naming(path, needed, temporary), removed_at_the_end(temporary):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.is_dir() and not path.is_symlink():
+            set_aside(path)
         with temporary.open("wb") as file:
             mode = os.fstat(file.fileno()).st_mode
         write(temporary)
         os.chmod(temporary, mode)
         rename_durably(temporary, path)
+
+
+def temporary_of(path: Path) -> Path:
+    """A name for a file on its way to `path`. No other process has it: two machines or containers
+    may have equal process numbers, but not equal random numbers."""
+    return where_to_begin(path) / f".{path.name}.{os.getpid()}-{secrets.token_hex(8)}.tmp"
 
 
 @contextlib.contextmanager
@@ -82,8 +103,10 @@ def removed_at_the_end(temporary: Path) -> Iterator[None]:
 
 
 def rename_durably(source: Path, target: Path) -> None:
-    """Flush a complete file to disk, rename it, and flush its folder."""
+    """Flush a complete file to disk, rename it, and flush its folder. Raises: OSError; UserError,
+    see `check_folder`."""
     _flush(source)
+    check_folder(target)
     os.replace(source, target)
     _flush(target.parent)
 
@@ -116,7 +139,7 @@ read_at = getattr(os, "pread", _read_at)  # Windows has no pread
 def write_text(path: Path, text: str) -> None:
     """As UTF-8; bytes of file names that are not, a surrogate each, are written as they were."""
     how = {"encoding": "utf-8", "errors": "surrogateescape"}
-    write_atomically(path, lambda p: p.write_text(text, **how))
+    write_atomically(path, lambda p: p.write_text(text, **how), len(text.encode(*how.values())))
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -257,6 +280,7 @@ def set_aside(path: Path) -> Path:
 
     An earlier file set aside under the name NAME.damaged stays; a number makes another name.
     """
+    check_folder(path)
     names = [f"{path.name}.damaged", *(f"{path.name}.{n}.damaged" for n in range(1, 1000))]
     aside = next(p for p in map(path.with_name, names) if not os.path.lexists(p))
     os.replace(path, aside)

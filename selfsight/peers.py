@@ -5,6 +5,7 @@ A collective ends a process that waits in it for longer than its timeout. Here a
 as long as the others are alive: reading an index, or a check on rank 0, may take hours.
 """
 
+import contextlib
 import itertools
 import os
 import pickle
@@ -48,12 +49,12 @@ class Peers:
         self._mistake: tuple[str, int] | None = None  # in words, and the rank that prints it
         self._ends_itself, self._left = False, False
         self._failed: str | None = None  # a mistake of this process that it has not printed
-        self._rounds = 0  # of reports
         self._closed = threading.Event()
+        self._rounds = 0  # reports that the store has taken
         self._thread = threading.Thread(target=self._watch, name="peers", daemon=True)
         if watch:
             self._thread.start()
-            threading.Thread(target=self._guard, name="guard", daemon=True).start()
+            threading.Thread(target=self._guard, name="peers' store", daemon=True).start()
 
     def meet(
         self, mine: Any, decide: Callable[[dict[int, Any]], Any], failed: str | None = None
@@ -146,13 +147,17 @@ class Peers:
     def close(self) -> None:
         """End the reports. Rank 0, which may have the store, leaves last."""
         self._closed.set()
-        if self._watches:
-            self._thread.join(2 * GRACE)  # longer only if the store does not answer
+        if self._watches:  # in a thread: the store may not answer
+            last = threading.Thread(target=self._leave_together, daemon=True)
+            last.start()
+            last.join(2 * GRACE)
 
     def _leave_together(self) -> None:
-        if self._rank > 0:
-            self._leave()
-        else:
+        self._thread.join()
+        with contextlib.suppress(RuntimeError):  # rank 0 is gone
+            if self._rank > 0:
+                self._leave()
+                return
             self._store.set(OVER, b"1")
             self._all_in(LEFT)
 
@@ -169,7 +174,6 @@ class Peers:
         try:
             while not self._closed.wait(EVERY):
                 self._store.set(f"alive/{self._rank}", str(next(reports)))
-                self._rounds += 1
                 if next(looks) % look_every == 0:
                     self._look_for_lost(seen)
                 if self._store.check([MISTAKE]):
@@ -178,30 +182,32 @@ class Peers:
                     return self._end()
                 if self._store.check([OVER]):
                     return self._leave()
-            self._leave_together()
+                self._rounds += 1
         except RuntimeError:  # all errors of a store are of this kind
             if not self._closed.is_set():
-                words = f"process 0 of {self._count} has ended, or cannot be reached"
-                self._mistake = self._mistake or (words, self._speaker())
-                self._end()
+                self._end_without_store(
+                    f"process 0 of {self._count} has ended, or cannot be reached"
+                )
 
     def _guard(self) -> None:
-        """The second thread's work: end this process if the store answers none of them for as long
-        as a process may be silent. Their calls have no timeout where the network is down."""
-        before, looks, longest = -1, 0, max(self._seconds, 2 * GRACE)
-        while not self._closed.wait(EVERY) and self._thread.is_alive():
-            looks = looks + 1 if self._rounds == before else 0
+        """The work of a second thread: end this process if the store is silent, for which the
+        first one waits without a limit: the process that has it is stopped, or its machine is
+        down. It counts its own turns, so that no time counts in which this process was stopped."""
+        before, silent = 0, 0
+        while not self._closed.wait(EVERY):
+            silent = silent + 1 if self._rounds == before and self._thread.is_alive() else 0
             before = self._rounds
-            if looks * EVERY > longest:
-                lost = self._lost(f"process 0 of {self._count}"), self._speaker()
-                own = self._failed and (self._failed, self._rank)
-                self._mistake = own or self._mistake or lost
-                if not self._closed.wait(GRACE):
-                    self._exit(*self._mistake)
+            if silent * EVERY > self._seconds:
+                if self._failed and not self._closed.wait(GRACE):
+                    self._exit(self._failed, self._rank)  # it waits to tell the others of it
+                return self._end_without_store(self._lost("process 0, or the launcher,"))
 
-    def _speaker(self) -> int:
-        """Which rank prints what this machine alone knows: the first one here, if it is this."""
-        return self._rank if os.environ.get("LOCAL_RANK", "0") == "0" else -1
+    def _end_without_store(self, words: str) -> None:
+        """End this process; the first one that is left on each machine says why."""
+        local = os.environ.get("LOCAL_RANK", "0")
+        speaker = self._rank if local == "0" or self._rank == 1 else -1
+        self._mistake = self._mistake or (words, speaker)
+        self._end()
 
     def _look_for_lost(self, seen: dict[int, tuple[bytes, float]]) -> None:
         """Tell of a process that is silent. Rank 0 looks at all, the others look at rank 0.

@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 # Of a person, a scheduler, or a terminal that is closed; Windows lacks some.
@@ -15,6 +16,7 @@ SIGNALS = tuple(getattr(signal, name) for name in _NAMES if hasattr(signal, name
 GRACE = 5.0  # seconds that a call of a C library may go on after a signal
 AGAIN = 1.0  # seconds: torchrun sends a second signal at once, a person who insists does not
 CHECK_EVERY = 1.0  # seconds between two looks at the parent process
+PARENT = "SELFSIGHT_PARENT"  # the number of the process that starts another one, in its environment
 SAVING = 7.0  # seconds for a checkpoint after the parent process is gone
 
 
@@ -103,8 +105,12 @@ def _not_reacting(is_waiting: Callable[[int], bool], end: Callable[[int], None])
 
 def end_with_parent() -> None:
     """Let this process end within 10 s if the process that started it is gone, also if that was
-    killed and could not pass it on: SIGTERM, so that it can save, and after SAVING the end."""
+    killed and could not pass it on, and also if that was before this call: SIGTERM, so that it can
+    save, and after SAVING the end."""
     parent = os.getppid()
+    known = os.environ.pop(PARENT, str(parent))  # not for the processes that this one starts
+    if known != str(parent) or _is_orphan_of_torchrun(parent):
+        parent = -1
 
     def watch() -> None:
         while os.getppid() == parent:
@@ -117,3 +123,19 @@ def end_with_parent() -> None:
         os._exit(128 + signal.SIGTERM)
 
     threading.Thread(target=watch, name="parent", daemon=True).start()
+
+
+def _is_orphan_of_torchrun(parent: int) -> bool:
+    """Whether torchrun started this process, and its parent is now another one: that of torchrun is
+    a program in Python, and the system's processes that take over orphans are none.
+
+    torchrun begins a session for each process; of another session, the parent is a program between
+    the two, such as a shell.
+    """
+    if "TORCHELASTIC_RUN_ID" not in os.environ or os.getsid(0) != os.getpid():
+        return False
+    try:
+        words = Path(f"/proc/{parent}/cmdline").read_bytes().lower()
+    except OSError:
+        return False
+    return b"python" not in words and b"torch" not in words

@@ -9,6 +9,8 @@ number generators, OOPSLA 2014). In torch it runs on int64, whose products overf
 bits as unsigned ones.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -17,11 +19,12 @@ _MASK = (1 << 64) - 1
 _GOLDEN = 0x9E3779B97F4A7C15  # 2^64 / golden ratio: the increment of SplitMix64
 _MIX_1, _MIX_2 = 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
 _ROUNDS = 6  # of the network in `shuffled`
+_BLOCK = 2**20  # numbers that `first_of` hashes at a time
 
 _STEP = torch.tensor(_GOLDEN - (1 << 64))  # inductor's index arithmetic would refuse it as a number
 
 # The first coordinate: what the numbers are for, so that no two purposes share a number.
-VIEWS, ORDER, SPLIT, SUBSET, STEP, WEIGHTS, MASKS, DIRECTIONS, MIX, ERASE, DRAWS = range(11)
+VIEWS, ORDER, SPLIT, SUBSET, STEP, WEIGHTS, MASKS, DIRECTIONS, MIX, ERASE, DRAWS, LAYERS = range(12)
 
 
 def _signed(value: int) -> int:
@@ -91,7 +94,36 @@ def numbers(index: Tensor, stream: Tensor, slots: int, first: int = 0) -> Tensor
     on."""
     image = _mix(index[:, None] * _STEP + stream) + _signed(first * _GOLDEN)
     slot = torch.arange(1, slots + 1, device=index.device) * _STEP
-    return _shift(_mix(image + slot), 40).to(torch.float32) * 2.0**-24  # (B, slots)
+    return fractions(image + slot)  # (B, slots)
+
+
+def fractions(x: Tensor) -> Tensor:
+    """The hashes of int64 numbers as float32 in [0, 1), multiples of 2^-24, of the same shape."""
+    return _shift(_mix(x), 40).to(torch.float32) * 2.0**-24
+
+
+def hashed(x: Tensor, start: Tensor) -> Tensor:
+    """The hashes of int64 numbers, given one of the coordinates before them."""
+    return _mix(x * _STEP + start)
+
+
+def following(call: Tensor) -> Tensor:
+    """() int64, after the one of a call the one of the next; a tensor as in `stream`."""
+    return call + _STEP
+
+
+def draw(rows: Tensor, call: Tensor, shape: Sequence[int]) -> Tensor:
+    """(B, *shape) uniform numbers in [0, 1). A number depends on its place in each dimension, not
+    on their lengths.
+
+    Args:
+        rows: (B,) int64, a hash for each row.
+        call: () int64, of a sequence that `following` makes.
+    """
+    x = rows + call
+    for size in shape:
+        x = _mix(x)[..., None] + torch.arange(1, size + 1, device=x.device) * _STEP
+    return fractions(x)
 
 
 def directions(seed: int, step: int, dim: int, count: int) -> Tensor:
@@ -105,8 +137,31 @@ def directions(seed: int, step: int, dim: int, count: int) -> Tensor:
 
 def permutation(n: int, *coordinates: int) -> np.ndarray:
     """A permutation of range(n), (n,) int64: the order of the hashes of (coordinates, i)."""
-    x = np.arange(1, n + 1, dtype=np.uint64) * np.uint64(_GOLDEN) + np.uint64(key(*coordinates))
-    return np.argsort(_mix_array(x), kind="stable")
+    return np.argsort(hashes_at(np.arange(n), *coordinates), kind="stable")
+
+
+def first_of(n: int, count: int, *coordinates: int) -> np.ndarray:
+    """The first `count` numbers of `permutation(n, *coordinates)`, in its order, (count,) int64.
+
+    It needs memory for a block and `count` hashes, not for a permutation.
+    """
+    hashes, places = np.empty(0, np.uint64), np.empty(0, np.int64)
+    for start in range(0, n, _BLOCK):
+        block = np.arange(start, min(start + _BLOCK, n))
+        found = hashes_at(block, *coordinates)
+        if len(places) == count:  # what is behind the last of these stays behind it
+            block, found = block[found < hashes.max()], found[found < hashes.max()]
+        hashes, places = np.concatenate([hashes, found]), np.concatenate([places, block])
+        if len(hashes) > count:
+            least = np.argpartition(hashes, count - 1)[:count]
+            hashes, places = hashes[least], places[least]
+    return places[np.argsort(hashes)]
+
+
+def hashes_at(places: np.ndarray, *coordinates: int) -> np.ndarray:
+    """The hashes of (coordinates, i) for these i, uint64; those of different i differ."""
+    x = np.asarray(places).astype(np.uint64) + np.uint64(1)
+    return _mix_array(x * np.uint64(_GOLDEN) + np.uint64(key(*coordinates)))
 
 
 def shuffled(places: np.ndarray, n: int, *coordinates: int) -> np.ndarray:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import typer
+import yaml
 from PIL import Image
 
 from selfsight import cli
@@ -75,6 +76,19 @@ def commands(text: str) -> Iterator[list[str]]:
             yield words[: words.index(">")] if ">" in words else words
 
 
+def manifest_commands(text: str) -> Iterator[list[str]]:
+    """The words after `selfsight` of each container in objects of Kubernetes.
+
+    Raises: KeyError for an object without a kind, a version or a name.
+    """
+    for thing in yaml.safe_load_all(text):
+        _ = thing["kind"], thing["apiVersion"], thing["metadata"]["name"]
+        template = thing["spec"].get("template", {"spec": {}})
+        for container in template["spec"].get("containers", []):
+            words = container["command"] + container["args"]
+            yield words[words.index("selfsight") + 1 :]
+
+
 def check_command(words: list[str]) -> None:
     """Parse a command and validate its keys, without running it.
 
@@ -103,7 +117,7 @@ def _check_keys(name: str, given: dict) -> None:
     target = str(given.get("what") or given.get("where") or given.get("grid") or "")
     if given.get("opts") or re.search(r"\.(ini|yaml)$|^FILE$", target):
         return  # keys of another system's file, or of one of the reader's
-    if name in ("pretrain", "profile", "show", "views"):
+    if name in ("pretrain", "profile", "show", "slurm", "views"):
         compose(target if _is_name(target) else None, keys)
     elif name in CACHED:
         evaluation.compose_cached(CACHED[name], {}, keys)

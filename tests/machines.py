@@ -73,8 +73,8 @@ class Machine:
         """
         address = {"MASTER_ADDR": ADDRESSES[0], "MASTER_PORT": PORT, "GLOO_SOCKET_IFNAME": "eth0"}
         ranks = {"WORLD_SIZE": "2", "RANK": str(self.place), "LOCAL_RANK": "0"}
-        before = partial(_enter, self.pid, first)
-        return Started(*arguments, cwd=self.disk, before=before, **{**address, **ranks, **more})
+        prepare = partial(_enter, self.pid, str(self.disk), first)
+        return Started(*arguments, cwd=self.disk, prepare=prepare, **{**address, **ranks, **more})
 
     def torchrun(self, *arguments: str, elastic: bool = True) -> subprocess.Popen:
         """The agent of this machine, and through it one process of a command.
@@ -102,13 +102,15 @@ class Machine:
         self._holder.wait()
 
 
-def _enter(pid: int, first: Callable[[], None] | None) -> None:
-    """Let this process be one of the machine that a process is in, then call `first`."""
+def _enter(pid: int, disk: str, first: Callable[[], None] | None) -> None:
+    """Let this process be one of the machine that a process is in, in the folder of its disk; then
+    call `first`."""
     libc = ctypes.CDLL(None, use_errno=True)
     for name in ("net", "uts", "mnt"):
         with open(f"/proc/{pid}/ns/{name}") as space:
             if libc.setns(space.fileno(), 0):
                 raise OSError(ctypes.get_errno(), f"cannot enter {name} of process {pid}")
+    os.chdir(disk)  # another file system has taken its place
     if first is not None:
         first()
 

@@ -13,6 +13,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from multiprocessing import forkserver
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -51,10 +52,47 @@ def _ensure_server() -> None:
         os.environ.update(before)
 
 
-def in_ranks(worker: Callable[..., None], *arguments: Any) -> None:
-    """Call worker(rank, 2, *arguments) in two processes. Raises: what either of them raises."""
+def in_ranks(worker: Callable[..., None], *arguments: Any, world: int = 2) -> None:
+    """Call worker(rank, world, *arguments) in each process. Raises: what any of them raises."""
     _ensure_server()
-    mp.start_processes(worker, (2, *arguments), 2, start_method="forkserver")
+    mp.start_processes(worker, (world, *arguments), world, start_method="forkserver")
+
+
+def elastic(restarts: int, *arguments: str, cwd: Path) -> multiprocessing.Process:
+    """A process of torchrun's agent that has started a command in two processes, which it starts
+    again, both, when one of them fails. Its exit code is 0 if they succeed in the end."""
+    _ensure_server()
+    process = _context.Process(target=_agent, args=(restarts, arguments, str(cwd)))
+    process.start()
+    return process
+
+
+def _agent(restarts: int, arguments: tuple[str, ...], cwd: str) -> None:
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    config = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=2,
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        max_restarts=restarts,
+        start_method="fork",  # of a process that has imported torch and used no thread of it
+    )
+    output = [f"{cwd}/{name}" for name in ("stdout", "stderr")]
+    elastic_launch(config, _rank)(arguments, cwd, output)
+
+
+def _rank(arguments: tuple[str, ...], cwd: str, files: list[str]) -> None:
+    _child(arguments, cwd, {**os.environ, **environment()}, files, None)
+
+
+def forked(work: Callable[..., None], *arguments: Any) -> BaseProcess:
+    """A process that has imported torch and calls `work`."""
+    _ensure_server()
+    process = _context.Process(target=work, args=arguments)
+    process.start()
+    return process
 
 
 class Started:
@@ -64,11 +102,11 @@ class Started:
         self,
         *arguments: str,
         cwd: Path,
-        before: Callable[[], None] | None = None,
+        prepare: Callable[[], None] | None = None,
         **more: str,
     ) -> None:
         """Args:
-        before: called in the process before the command.
+        prepare: called in the process before the command; a function of a module.
         more: variables of its environment.
         """
         _ensure_server()
@@ -76,8 +114,8 @@ class Started:
         self._output = Path(tempfile.mkdtemp())
         files = [str(self._output / name) for name in ("stdout", "stderr")]
         environ = {**environment(), **more}
-        args = (arguments, str(cwd), environ, files, before)
-        self._process = _context.Process(target=_child, args=args)
+        about = (arguments, str(cwd), environ, files, prepare)
+        self._process = _context.Process(target=_child, args=about)
         self._process.start()
 
     def poll(self) -> int | None:
@@ -103,12 +141,10 @@ def _child(
     cwd: str,
     environ: dict[str, str],
     files: list[str],
-    before: Callable[[], None] | None,
+    prepare: Callable[[], None] | None,
 ) -> None:
     for number, file in enumerate(files, 1):
         os.dup2(os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT), number)
-    if before is not None:
-        before()
     os.environ.clear()
     os.environ.update(environ)
     os.chdir(cwd)
@@ -117,6 +153,8 @@ def _child(
     signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored below a background job
     from selfsight import cli
 
+    if prepare:
+        prepare()
     cli.main()
 
 
@@ -165,16 +203,22 @@ def _free_port() -> int:
         return probe.getsockname()[1]
 
 
-def start_ranks(arguments: list[Sequence[str]], cwd: list[Path], **more: str) -> list[Started]:
+def start_ranks(
+    arguments: list[Sequence[str]],
+    cwd: list[Path],
+    prepare: Callable[[], None] | None = None,
+    **more: str,
+) -> list[Started]:
     """Two processes that work together, each with its arguments and its working directory."""
     shared = {
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(_free_port()),
         "WORLD_SIZE": "2",
+        "LOCAL_WORLD_SIZE": "2",
         **more,
     }
     return [
-        Started(*words, cwd=folder, **shared, RANK=str(rank), LOCAL_RANK=str(rank))
+        Started(*words, cwd=folder, prepare=prepare, **shared, RANK=str(rank), LOCAL_RANK=str(rank))
         for rank, (words, folder) in enumerate(zip(arguments, cwd, strict=True))
     ]
 

@@ -194,15 +194,17 @@ def test_time_makes_checkpoints(minutes, steps, tmp_path):
 def signalled(rank: int, where: int) -> None:
     """Each signal at one rank, between two steps."""
     with agreement.joined(CPU, 60):
-        requests, loss = Requests(), torch.tensor(1.0 + rank)
+        loss = torch.tensor(1.0 + rank)
         for number in SIGNALS:
-            assert requests.tell(loss, [], False) == 1.5
+            caught: list[int] = []
+            requests = Requests(caught)
+            assert requests.tell(loss, save=False) == 1.5
+            caught += [number] if rank == where else []
             assert requests.heard() == (0, False)
-            requests.tell(loss, [number] if rank == where else [], save=rank == 0)
+            requests.tell(loss, save=rank == 0)
             assert requests.heard() == (number, True)
-        assert requests.tell(
-            torch.tensor(float("nan") if rank == where else 1.0), [], False
-        ).isnan()
+        bad = torch.tensor(float("nan") if rank == where else 1.0)
+        assert requests.tell(bad, save=False).isnan()
 
 
 @pytest.mark.parametrize("where", [0, 1])

@@ -27,11 +27,11 @@ from tests.methods.test_methods import batch_of, build
 from tests.processes import environment, in_ranks, two_ranks_of
 
 
-def part(batch: Batch, rank: int, world: int) -> Batch:
+def part(batch: Batch, rank: int, world: int, kind: torch.dtype = torch.float64) -> Batch:
     n = len(batch.labels)
     rows = slice(rank * n // world, (rank + 1) * n // world)
     at = dataclasses.replace(batch.keys, index=batch.keys.index[rows])
-    return Batch([v[rows].double() for v in batch.views], batch.labels[rows], at, batch.step)
+    return Batch([v[rows].to(kind) for v in batch.views], batch.labels[rows], at, batch.step)
 
 
 def full_queues(method: Method) -> None:
@@ -70,15 +70,23 @@ SPECIAL_CHANNELS = {
 }
 
 
-def one_step(name: str, rank: int, world: int, parts: int = 1) -> dict[str, torch.Tensor]:
+def one_step(
+    name: str,
+    rank: int,
+    world: int,
+    parts: int = 1,
+    change: Callable[[Method], None] = lambda method: None,
+) -> dict[str, torch.Tensor]:
     """Loss, gradients and the state after one step, in float64.
 
     Args:
         parts: in which the encoder computes this rank's images.
+        change: what is done with the method before.
     """
     special = SPECIAL | SPECIAL_CHANNELS
     name, keys, prepare = special.get(name, (name, {}, lambda method: None))
     method = build(name, **keys).double()
+    change(method)
     compute_in_parts(method, method.backbone, parts)
     prepare(method)
     wrapped = method

@@ -141,7 +141,10 @@ def test_configurations_are_valid(page, tmp_path, no_network):
     ):
         file = tmp_path / f"{number}.yaml"
         file.write_text(block)
-        if "seeds:" in block:
+        if "apiVersion:" in block:
+            for words in documented.manifest_commands(block):
+                documented.check_command(words)
+        elif "seeds:" in block:
             assert read_grid(str(file)).protocols
         elif ".py:" not in block:  # code of the reader's own
             assert compose(str(file)).config
@@ -172,6 +175,20 @@ def test_a_broken_command_is_found(broken):
         (words,) = documented.commands(text)
         with pytest.raises(UserError):
             documented.check_command(words)
+
+
+def test_a_broken_command_in_a_manifest_is_found():
+    (block,) = (
+        text
+        for text, _ in documented.blocks((ROOT / "docs/clusters.md").read_text("utf-8"), "yaml")
+    )
+    (words,) = documented.manifest_commands(block)
+    assert words[:2] == ["pretrain", "imagenet/simclr"]
+    (words,) = documented.manifest_commands(block.replace("run=/runs", "rum=/runs"))
+    with pytest.raises(UserError):
+        documented.check_command(words)
+    with pytest.raises(KeyError):
+        list(documented.manifest_commands(block.replace("kind:", "kinds:")))
 
 
 def test_broken_links_names_and_blocks_are_found():

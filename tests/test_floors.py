@@ -28,12 +28,13 @@ FLOORS = [
     ["train", "testing"],
     ["encoders"],
     ["methods"],
-    ["views", "data"],
+    ["views", "data", "random_layers"],
     ["batch", "losses", "config", "own"],
     ["yaml_text"],
     ["files", "metrics", "compiler", "recompute", "agreement"],
     ["locks", "randomness", "distributed", "connect", "peers", "schedules", "blame"],
-    ["processes", "errors"],
+    ["lease"],
+    ["processes", "mapped", "errors", "meeting"],
 ]
 
 

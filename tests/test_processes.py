@@ -11,6 +11,7 @@ import pytest
 from selfsight import cli, processes
 from selfsight.cli import app as commands
 from selfsight.processes import Stopped, stopped_by_signals
+from tests.conftest import TINY
 
 SIGNALS = [signal.SIGTERM, signal.SIGINT]
 BLOCKED = """
@@ -139,6 +140,93 @@ def test_a_process_ends_with_the_one_that_started_it():
         time.sleep(0.1)
     os.kill(child, signal.SIGKILL)
     raise AssertionError("it goes on")
+
+
+TOO_LATE = """
+import os, subprocess, sys, time
+child = subprocess.Popen([sys.executable, "-c", '''
+import os, time
+from selfsight import processes
+processes.CHECK_EVERY, processes.SAVING = 0.05, 0.2
+before = os.getppid()
+print("ready", flush=True)
+while os.getppid() == before:
+    time.sleep(0.01)
+processes.end_with_parent()
+time.sleep(60)
+'''], stdout=subprocess.PIPE, start_new_session=True,
+    env={**os.environ, sys.argv[1]: str(os.getpid()) if sys.argv[1] == "SELFSIGHT_PARENT" else "x"})
+child.stdout.readline()
+print(child.pid, flush=True)
+time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("how", ["SELFSIGHT_PARENT", "TORCHELASTIC_RUN_ID", "NEITHER"])
+def test_a_process_ends_if_the_one_that_started_it_was_gone_before_it_looked(how):
+    """The control: where nothing says who started it, it takes the parent that it has."""
+    parent = subprocess.Popen([sys.executable, "-c", TOO_LATE, how], stdout=subprocess.PIPE)
+    child = int(parent.stdout.readline())
+    parent.kill()
+    parent.wait()
+    time.sleep(1.5 if how == "NEITHER" else 0)
+    for _ in range(100 if how != "NEITHER" else 1):
+        if not _alive(child):
+            break
+        time.sleep(0.1)
+    goes_on = _alive(child)
+    if goes_on:
+        os.kill(child, signal.SIGKILL)
+    assert goes_on == (how == "NEITHER")
+
+
+def test_a_program_between_torchrun_and_this_one_is_no_orphan(monkeypatch):
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")
+    script = "from selfsight.processes import _is_orphan_of_torchrun as f; import os; "
+    script += "print(f(os.getppid()))"
+    shell = ["sh", "-c", f"{sys.executable} -c '{script}'; true"]
+    done = subprocess.run(shell, capture_output=True, text=True, start_new_session=True, timeout=60)
+    assert done.stdout == "False\n"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("when", ["its processes begin", "they train"])
+def test_after_kill_9_of_torchrun_no_process_is_left(tmp_path, when):
+    keys = [*TINY, "max_steps=1000000", "run=run"]
+    words = ["--nproc-per-node", "2", "-m", "selfsight", "pretrain", "digits/simclr", *keys]
+    mark = f"FAULTS_{os.getpid()}"
+    agent = subprocess.Popen(
+        [sys.executable, "-m", "torch.distributed.run", *words],
+        cwd=tmp_path,
+        env={**os.environ, "OMP_NUM_THREADS": "1", mark: "1"},
+    )
+
+    def marked() -> list[int]:
+        numbers = [int(name) for name in os.listdir("/proc") if name.isdigit()]
+        return [n for n in numbers if n != agent.pid and _alive(n) and mark in _environ(n)]
+
+    while len(marked()) < 2:
+        time.sleep(0.001)
+    if when == "they train":
+        while not (tmp_path / "run" / "metrics.jsonl").exists():
+            time.sleep(0.1)
+    agent.kill()
+    agent.wait()
+    end = time.monotonic() + 40
+    while marked() and time.monotonic() < end:
+        time.sleep(0.2)
+    left = marked()
+    for number in left:
+        os.kill(number, signal.SIGKILL)
+    assert not left
+
+
+def _environ(number: int) -> str:
+    try:
+        with open(f"/proc/{number}/environ", "rb") as file:
+            return file.read().decode(errors="replace")
+    except OSError:
+        return ""
 
 
 def _alive(number: int) -> bool:

@@ -151,3 +151,15 @@ def test_every_order_of_three_and_four():
         times = np.unique(orders, axis=0, return_counts=True)[1]
         assert len(times) == count
         assert stats.chisquare(times).pvalue > 1e-4
+
+
+@pytest.mark.parametrize("n", [1, 7, 100, 1_000])
+def test_the_first_of_a_permutation_need_no_permutation(n, monkeypatch):
+    """The numbers that the whole order begins with, also where they come from many blocks."""
+    monkeypatch.setattr(randomness, "_BLOCK", 64)
+    whole = randomness.permutation(n, 5, 6)
+    assert sorted(whole.tolist()) == list(range(n))
+    hashes = randomness.hashes_at(np.arange(n), 5, 6)
+    assert (np.diff(hashes[whole].astype(object)) > 0).all()
+    for count in {1, n // 3 or 1, n - 1 or 1, n}:
+        assert randomness.first_of(n, count, 5, 6).tolist() == whole[:count].tolist()

@@ -15,11 +15,13 @@ from torch.utils._pytree import tree_leaves
 
 from selfsight import recompute
 from selfsight.encoders.artifact import read_network
+from selfsight.errors import UserError
 from selfsight.methods import METHODS
 from selfsight.methods.ema import EMA
-from selfsight.recompute import compute_in_parts
+from selfsight.recompute import blocks_of, check_recompute, compute_in_parts, recompute_blocks
 from selfsight.testing import TinyEncoder, tiny_vit
 from tests.conftest import TINY, heads, small_heads
+from tests.methods.test_methods import batch_of, build
 
 SIZE = 16
 
@@ -193,3 +195,111 @@ def test_what_accumulated_parts_change_is_said_with_the_remedy(name, said, comma
         assert "encoder_parts=2 in its place" in done.stderr
         done = command("pretrain", f"digits/{name}", *keys, "accumulate=1", "run=b", cwd=tmp_path)
         assert "another objective" not in done.stderr
+
+
+# Blocks that are computed again -------------------------------------------------------------------
+
+
+def peak_of_blocks(depth: int, again: bool, images: int = 32) -> int:
+    """As `peak`, of an encoder of so many blocks, whole."""
+    torch.manual_seed(0)
+    options = {"img_size": SIZE, "patch_size": 4, "num_classes": 0, "embed_dim": 24, "depth": depth}
+    encoder = timm.create_model("vit_tiny_patch16_224", num_heads=2, **options)
+    if again:
+        recompute_blocks(encoder, encoder)
+    x, weights = torch.rand(images, 3, SIZE, SIZE), list(encoder.parameters())
+    for weight in weights:
+        weight.grad = torch.zeros_like(weight)
+    gc.collect()
+    with Peak([x, *weights, *(w.grad for w in weights)]) as found:
+        encoder(x).square().mean().backward()
+    return found.most
+
+
+def test_a_block_that_is_computed_again_keeps_its_input_alone():
+    """Each further block needs the memory of its input, within 5 %; without recompute ten times
+    that."""
+    of_input = 32 * 17 * 24 * 4  # images, tokens, width, bytes
+    again, usual = (
+        (peak_of_blocks(6, again) - peak_of_blocks(3, again)) / 3 for again in (True, False)
+    )
+    assert again == pytest.approx(of_input, rel=0.05)
+    assert usual > 10 * of_input
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_random_layers_of_blocks_draw_the_same_again(kept, monkeypatch):
+    """Gradients are those of blocks that keep their activations, bit for bit. Control: without the
+    state of the generator the second computation draws other numbers."""
+    options = {"img_size": SIZE, "patch_size": 4, "num_classes": 0, "embed_dim": 24, "depth": 3}
+    encoder = timm.create_model(
+        "vit_tiny_patch16_224", num_heads=2, drop_path_rate=0.5, proj_drop_rate=0.3, **options
+    ).train()
+    wanted = gradients(encoder, encoder)
+    if not kept:
+        forget = functools.partial(recompute.checkpoint, preserve_rng_state=False)
+        monkeypatch.setattr(recompute, "checkpoint", forget)
+    recompute_blocks(encoder, encoder)
+    recompute_blocks(encoder, encoder)  # once is enough
+    found = gradients(encoder, encoder)
+    assert all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True)) == kept
+
+
+@pytest.mark.parametrize(
+    ("name", "count"),
+    [
+        ("vit_tiny_patch16_224", 12),
+        ("eva02_tiny_patch14_224", 12),
+        ("swin_tiny_patch4_window7_224", 12),
+        ("convnext_atto", 12),
+    ],
+)
+def test_blocks_are_found_by_their_lists(name, count):
+    with torch.device("meta"):
+        assert len(blocks_of(timm.create_model(name, num_classes=0))) == count
+
+
+def test_blocks_of_torch_and_of_a_teacher_are_found():
+    layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+    encoder = nn.Sequential(nn.Linear(3, 8), nn.TransformerEncoder(layer, 3))
+    assert len(blocks_of(nn.ModuleList([encoder, EMA(encoder)]))) == 6
+    assert blocks_of(TinyEncoder()) == []
+
+
+@pytest.mark.parametrize("name", ["mae", "ijepa", "dinov2"])
+def test_a_method_whose_blocks_are_computed_again_is_the_same(name):
+    """Also the blocks of a decoder or a predictor, and those that no method calls by themselves."""
+    found = []
+    for again in (False, True):
+        method = build(name)
+        if again:
+            recompute_blocks(method, method.backbone)
+            assert all(hasattr(block, recompute.AGAIN) for block in blocks_of(method))
+        loss = method(batch_of(name)).loss
+        loss.backward()
+        found.append([loss, *(p.grad for p in method.parameters() if p.grad is not None)])
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("resnet18", "the encoder has batch normalisation, which would count each batch twice"),
+        ("efficientnet_b0", "batch normalisation"),
+        ("resnet50_gn", "ResNet has no list of blocks"),
+    ],
+)
+def test_what_cannot_be_computed_again_is_refused(name, said):
+    with torch.device("meta"):
+        encoder = timm.create_model(name, num_classes=0)
+    with pytest.raises(UserError, match=f"recompute=true: .*{said}.*choose"):
+        check_recompute(encoder)
+
+
+def test_a_run_with_recompute_is_the_same_run(command, tmp_path):
+    keys = ["pretrain", "digits/mae", *QUICK, *heads("mae"), "backbone.drop_path=0.3"]
+    for run, more in (("a", []), ("b", ["recompute=true"])):
+        done = command(*keys, *more, "--run", run, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+    a, b = (read_network(tmp_path / run / "encoder.safetensors").tensors for run in "ab")
+    assert all(torch.equal(b[name], value) for name, value in a.items())

@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 
+from selfsight import mapped
 from selfsight.cli.said import is_first_rank, say, this_command
 from selfsight.errors import UserError, described
 from selfsight.processes import Stopped, end_with_parent, stopped_by_signals
@@ -32,6 +33,7 @@ def main() -> None:
     """Entry point. A user's mistake, a signal or a full disk gives one line on stderr and no
     traceback; the exit code is 2, after a signal 128 + its number."""
     _print_any_name()
+    mapped.end_with_a_line(say)
     try:
         with stopped_by_signals(_say_stopped):
             sys.exit(_run())

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from selfsight.data.decode import read
+from selfsight.data.names import name_blocks
 from selfsight.data.source import BadImage, Source, content_hash
 
 SAMPLE = 64  # images, evenly spread, whose content is hashed where that needs reading files
@@ -22,18 +23,30 @@ def identity(source: Source, broken: Collection[str] = ()) -> dict[str, Any]:
     Args:
         broken: names of images that could not be decoded: repairing them changes no identity.
     """
-    labels = None
-    if source.labels is not None:
-        labels = _hash(repr(list(source.classes)).encode() + source.labels.astype("<i8").tobytes())
-    hashes = getattr(source, "hashes", None)
+    digests = _digests(source)
     return {
         "images": len(source),
         "classes": None if source.classes is None else len(source.classes),
-        "names": _names(source),
-        "labels": labels,
-        "contents": None if hashes is None else _hash(np.ascontiguousarray(hashes).tobytes()),
-        "sample": _sample(source, broken) if hashes is None else {},
+        **digests,
+        "sample": _sample(source, broken) if digests["contents"] is None else {},
     }
+
+
+def _digests(source: Source) -> dict[str, str | None]:
+    """The hashes that need all images, kept with the source: other processes of the machine, which
+    get it from this one (see `by_machine`), do not compute them again."""
+    of, known = getattr(source, "digests", (None, None))
+    if known is not None and of is source.labels:
+        return known
+    labels = None
+    if source.labels is not None:
+        numbers = np.ascontiguousarray(source.labels, "<i8")
+        labels = _hash(repr(list(source.classes)).encode(), numbers)
+    hashes = getattr(source, "hashes", None)
+    contents = None if hashes is None else _hash(np.ascontiguousarray(hashes))
+    known = {"names": _names(source), "labels": labels, "contents": contents}
+    source.digests = source.labels, known  # of labels that `align` replaces they are others
+    return known
 
 
 def fingerprint(source: Source) -> dict[str, Any]:
@@ -87,14 +100,25 @@ def _names(source: Source) -> str:
     common."""
     ends = [os.path.dirname(source.name(i)) for i in (0, len(source) - 1)]
     root = os.path.commonpath(ends) if len(set(map(os.path.isabs, ends))) == 1 else ""
-    start = os.path.join(root, "")
+    start = os.fsencode(os.path.join(root, ""))
     digest = hashlib.blake2b(digest_size=16)
-    for i in range(len(source)):
-        name = source.name(i)
-        inside = name.startswith(start)
-        relative = name[len(start) :] if inside else os.path.relpath(name, root)
-        digest.update(relative.encode(errors="surrogatepass") + b"\0")
+    for prefix, names in name_blocks(source):
+        if not names:
+            continue
+        inside = prefix.startswith(start)
+        if not inside:
+            names = [_relative(prefix + name, start, root) for name in names]
+        prefix = prefix[len(start) :] if inside else b""
+        text = prefix + (b"\0" + prefix).join(names) + b"\0"
+        # names that are no UTF-8 are hashed as Python writes them
+        plain = text.isascii()
+        digest.update(text if plain else os.fsdecode(text).encode(errors="surrogatepass"))
     return digest.hexdigest()
+
+
+def _relative(name: bytes, start: bytes, root: str) -> bytes:
+    inside = name.startswith(start)
+    return name[len(start) :] if inside else os.fsencode(os.path.relpath(os.fsdecode(name), root))
 
 
 def _sample(source: Source, broken: Collection[str]) -> dict[str, str]:
@@ -109,5 +133,8 @@ def _sample(source: Source, broken: Collection[str]) -> dict[str, str]:
     return found
 
 
-def _hash(data: bytes) -> str:
-    return hashlib.blake2b(data, digest_size=16).hexdigest()
+def _hash(*parts: bytes | np.ndarray) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    for part in parts:
+        digest.update(part)
+    return digest.hexdigest()

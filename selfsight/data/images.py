@@ -32,7 +32,8 @@ class Images:
         config: without auto (see `measure.settled`) where the normalization is used.
     Attributes:
         config: the keys of the data.
-        labels: (N,) int64 on the device, or None.
+        labels: (N,) int64 on the device, or None. They are moved there when they are first asked
+            for; a training asks for those of a batch instead, with `labels_of`.
         classes: names, or None.
         pool: threads that read and decode.
         workers: how many threads the pool has.
@@ -52,9 +53,7 @@ class Images:
         self.workers = config.workers or distributed.cores()
         self.patience = Patience.of(config)
         self.pool = ThreadPoolExecutor(self.workers, "decode")
-        self.labels = None
-        if source.labels is not None:
-            self.labels = torch.from_numpy(source.labels.astype(np.int64)).to(device)
+        self._labels: Tensor | None = None
         self._bad = bad
         self._broken: dict[int, str] = {}  # index of an undecodable image -> reason
         self.in_memory = config.in_memory
@@ -68,6 +67,21 @@ class Images:
         if not self._is_decoded:
             self._decode_all()
         return self._tensor
+
+    @property
+    def labels(self) -> Tensor | None:
+        if self._labels is None and self.source.labels is not None:
+            self._labels = torch.from_numpy(self._int64(slice(None))).to(self.device)
+        return self._labels
+
+    def labels_of(self, rows: np.ndarray) -> Tensor | None:
+        """(B,) int64, the labels of these images on the device, or None."""
+        if self.source.labels is None:
+            return None
+        return to_device(torch.from_numpy(self._int64(rows)), self.device)
+
+    def _int64(self, rows: np.ndarray | slice) -> np.ndarray:
+        return self.source.labels[rows].astype(np.int64, copy=False)
 
     def __len__(self) -> int:
         return len(self.source)
@@ -121,8 +135,8 @@ class Images:
         some = copy.copy(self)
         some.source = Subset(self.source, rows)
         some._broken = {n: self._broken[i] for n, i in enumerate(rows) if i in self._broken}
+        some._labels = None
         at = torch.from_numpy(rows).to(self.device)
-        some.labels = None if self.labels is None else self.labels[at]
         some._tensor = None if self._tensor is None else self._tensor[at]
         return some
 
@@ -152,6 +166,12 @@ class Images:
                 )
             out[i] = image
         return torch.from_numpy(out).permute(0, 3, 1, 2).contiguous()
+
+
+def to_device(x: Tensor, device: torch.device) -> Tensor:
+    """A small tensor on the device; the program does not wait for the copy to a GPU."""
+    x = x.pin_memory() if device.type == "cuda" else x
+    return x.to(device, non_blocking=True)
 
 
 def cut(image: np.ndarray, box: list[int], size: int | tuple[int, int]) -> Tensor:

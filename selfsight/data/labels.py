@@ -109,9 +109,11 @@ def _no_class(value: Any) -> str:
 
 def by_class(labels: np.ndarray, *coordinates: int) -> Iterator[np.ndarray]:
     """The rows of each class, in an order that follows from the coordinates."""
-    order = randomness.permutation(len(labels), *coordinates)
-    rows = order[np.argsort(labels[order], kind="stable")]
-    yield from np.split(rows, np.cumsum(np.bincount(labels))[:-1])
+    counts = np.bincount(labels)
+    short = labels.astype(np.uint16) if len(counts) <= 2**16 else labels  # sorted in linear time
+    grouped = np.argsort(short, kind="stable")
+    for rows in np.split(grouped, np.cumsum(counts)[:-1]):
+        yield rows[np.argsort(randomness.hashes_at(rows, *coordinates))]
 
 
 def hold_out(labels: np.ndarray, share: float, seed: int) -> np.ndarray:
@@ -130,11 +132,17 @@ def draw_part(labels: np.ndarray | None, images: int, count: int) -> np.ndarray:
     Plainly drawn; but if that would leave a class without an image, and there are as many images
     as classes, each class gets a share as large as its share of all images, and at least one.
     """
-    order = randomness.permutation(images, randomness.SUBSET)
-    classes = 0 if labels is None else len(np.unique(labels))
-    if classes <= count and labels is not None and len(np.unique(labels[order[:count]])) < classes:
+    order = randomness.first_of(images, count, randomness.SUBSET)
+    classes = 0 if labels is None else _occurring(labels)
+    if labels is not None and _occurring(labels[order]) < classes <= count:
         rank = np.empty(images)  # the place of an image in its class, as a fraction of the class
         for rows in by_class(labels, randomness.SUBSET):
             rank[rows] = np.arange(len(rows)) / max(1, len(rows))
+        order = randomness.permutation(images, randomness.SUBSET)
         order = order[np.argsort(rank[order], kind="stable")]
     return np.sort(order[:count])
+
+
+def _occurring(labels: np.ndarray) -> int:
+    """How many classes these labels are of."""
+    return np.count_nonzero(np.bincount(labels))

@@ -3,20 +3,20 @@
 import hashlib
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
 import numpy as np
 
+from selfsight.data.names import NameBlock, name_blocks, some_of
 from selfsight.errors import UserError
 
 # A callback for progress: the present task, the images done, the number of all images.
 Watch = Callable[[str, int, int], None]
 GRANULARITY = 2 * 10**9  # nanoseconds: the coarsest resolution of file times (FAT)
 TRAIN_NAMES = ("train", "training")
-# Of several, the first that has labels is used.
-TEST_NAMES = ("test", "testing", "val", "valid", "validation", "dev")
+TEST_NAMES = ("test", "testing", "val", "valid", "validation", "dev")  # the first with labels
 TEST_NAMES += ("eval", "evaluation", "holdout")
 
 
@@ -69,9 +69,9 @@ class Source(Protocol):
     def name(self, i: int) -> str:
         """The image's name in error messages: its path, if it has one."""
 
-    # Optional: files(), the paths of all files that the source reads (see `stamp`); origins (see
-    # `origins`); hashes, (N, 16) uint8, the content hash of each image, if no file is read for it;
-    # notes (see `notes`); decoding (see `decoding`); levels (see `levels`).
+    # Optional: files(), the paths of all files that are read (see `stamp`); hashes, (N, 16) uint8,
+    # the content hash of each image, if no file is read for it; and what the functions of these
+    # names return: name_blocks() (see names.py), origins, notes, decoding, levels.
 
 
 class BadImage(UserError):
@@ -121,10 +121,9 @@ class ConcatSource:
                 "data.path: some of these sources are packs of 16 bits and others are not; give "
                 "packs alone, or none of them"
             )
-        self.classes, self.labels = None, None
+        self.classes = self.labels = self.origins = None
         if any(source.classes is not None for source in sources):
             self._join_labels()
-        self.origins = None
         if any(origins(source) is not None for source in sources):
             parts = [made_from(s, np.zeros((len(s), 16), np.uint8)) for s in sources]
             self.origins = np.concatenate(parts)
@@ -163,6 +162,10 @@ class ConcatSource:
         n = int(np.searchsorted(self._ends, i, "right"))
         return self._sources[n], i - (int(self._ends[n - 1]) if n else 0)
 
+    def name_blocks(self) -> Iterator[NameBlock]:
+        for source in self._sources:
+            yield from name_blocks(source)
+
 
 class Subset:
     """The images of a source with the given indices."""
@@ -188,6 +191,9 @@ class Subset:
 
     def name(self, i: int) -> str:
         return self._source.name(int(self._rows[i]))
+
+    def name_blocks(self) -> Iterator[NameBlock]:
+        return some_of(self, self._source, self._rows)
 
 
 def first_line(error: Exception | str) -> str:

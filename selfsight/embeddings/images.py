@@ -15,6 +15,7 @@ from selfsight import agreement, distributed
 from selfsight import config as layers
 from selfsight.config import Config, Tree
 from selfsight.data.bad import BadImages
+from selfsight.data.by_machine import by_machine
 from selfsight.data.config import PATHS, DataConfig
 from selfsight.data.identity import identity
 from selfsight.data.images import Images
@@ -121,7 +122,7 @@ def open_splits(
             raise UserError(f"--split {only}: these images have no such split; leave it out")
         return [Split(name, there[name], _about(there[name])) for name in found], train
 
-    splits, train = agreement.by_all(
+    splits, train = by_machine(
         work, lambda found: {f"the {s.name} images": str(s.about) for s in found[0]}
     )
     if distributed.rank() == 0:

@@ -87,7 +87,7 @@ class Parts:
         if there.all() or not len(rows):
             return rows, matrix[:0] if not len(rows) else matrix
         file = self.folder / f"kept-{FEATURES}"
-        with naming(file), file.open("wb") as out:
+        with naming(file, 4 * len(rows) * self.width), file.open("wb") as out:
             for start in range(0, len(rows), ROWS):
                 out.write(matrix[rows[start : start + ROWS]].tobytes())
         return rows, np.memmap(file, "<f4", mode="r", shape=(len(rows), self.width))
@@ -147,8 +147,8 @@ class Writer:
         self._due = now + max(EVERY, SHARE * (now - began))
 
     def _at(self, which: int, place: int, data: bytes) -> None:
-        file = self._files[which]
-        with naming(self._parts.folder / (FEATURES, MARKS)[which]):
+        file, parts = self._files[which], self._parts
+        with naming(parts.folder / (FEATURES, MARKS)[which], 4 * parts.rows * parts.width):
             file.seek(place)
             rest = memoryview(data)
             while rest:  # a write may take a part of it

@@ -66,7 +66,8 @@ def save_encoder(
     # equal bytes.
     metadata = {METADATA[0]: json.dumps(sealed(description), sort_keys=True)}
     write_json(path.with_suffix(".json"), sealed({**description, STARTED_IN: os.getcwd()}))
-    write_atomically(path, lambda p: _write(tensors, p, metadata))
+    needed = sum(tensor.nbytes for tensor in tensors.values())
+    write_atomically(path, lambda p: _write(tensors, p, metadata), needed)
     return path
 
 
@@ -87,7 +88,8 @@ def save_copy(folder: Path, template: str, record: dict[str, Any]) -> Path:
     values |= {"probe": record.get("probe_top1"), "knn": record.get("knn")}
     values |= {key: 100 * values[key] for key in ("probe", "knn") if values[key] is not None}
     path = folder / f"{named(template, values)}.safetensors"
-    write_atomically(path, lambda p: shutil.copyfile(folder / FILE, p))
+    needed = (folder / FILE).stat().st_size
+    write_atomically(path, lambda p: shutil.copyfile(folder / FILE, p), needed)
     return path
 
 

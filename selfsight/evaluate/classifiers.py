@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from selfsight import randomness
+from selfsight import distributed, randomness
 from selfsight.methods.method import Batch, Method, MethodConfig, Output
 from selfsight.train.layers import layer_rates
 
@@ -82,7 +82,7 @@ class FineTuned(Classifier):
     """The whole network, with what helps it against overfitting.
 
     mixup (arXiv 1710.09412) and CutMix (1905.04899) are timm's, one of them a batch: each image is
-    mixed with its mirror place in the batch of its rank, in a proportion that all ranks share.
+    mixed with its mirror place in the batch of all ranks, in a proportion that they share.
     Layer-wise decay: a layer d layers below the head learns at layer_decay^d of the rate (BEiT,
     2106.08254).
     """
@@ -135,8 +135,12 @@ class FineTuned(Classifier):
         """Images, and labels (B,) or, where they are mixed, (B, C)."""
         if self._mix is None or not self.training:
             return x, batch.labels
+        count, both = len(x), (x, batch.labels)
+        if distributed.world_size() > 1:  # timm mixes each image with the mirror place of these
+            both = tuple(torch.cat([own, distributed.mirror(own)]) for own in both)
         with _numpy_seeded(randomness.key(randomness.MIX, batch.keys.seed, batch.step)):
-            return self._mix(x.clone(), batch.labels)
+            mixed, target = self._mix(both[0].clone(), both[1])
+        return mixed[:count], target[:count]
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """Features of a frozen encoder: eval mode, no gradient, and proof that nothing in it moved."""
 
 import contextlib
+import itertools
 import math
 import warnings
 from collections.abc import Iterator
@@ -238,24 +239,23 @@ def _in_memory(pieces: Pieces, count: int) -> Tensor:
 
 def _in_file(pieces: Pieces, count: int, file: Path, scale: float) -> None:
     """Written, not mapped: a full disk is then an error, and nothing stays in memory."""
+    first = next(pieces)
+    width = first[1].shape[1]
 
     def write(path: Path) -> None:
-        origin = 0
         with path.open("wb") as out:
-            for place, part in pieces:
-                if not origin:
-                    shape = (count, part.shape[1])
-                    header = {"descr": "<f2", "fortran_order": False, "shape": shape}
-                    np.lib.format.write_array_header_1_0(out, header)
-                    origin = out.tell()
+            header = {"descr": "<f2", "fortran_order": False, "shape": (count, width)}
+            np.lib.format.write_array_header_1_0(out, header)
+            origin = out.tell()
+            for place, part in itertools.chain([first], pieces):
                 half = (part * scale).half()
                 if not half.isfinite().all():
                     raise UserError(f"'{file}': features differ too much in size for float16")
-                out.seek(origin + place * 2 * half.shape[1])
+                out.seek(origin + place * 2 * width)
                 out.write(half.cpu().numpy().astype("<f2", copy=False).tobytes())
 
     try:
-        write_atomically(file, write)
+        write_atomically(file, write, 2 * count * width)
     except OSError as error:
         reason = f"'{file}': features cannot be written: {error.strerror}"
         raise UserError(f"{reason}; free space or choose another place") from None

@@ -22,7 +22,7 @@ from selfsight.grid.cell import read_outcome
 from selfsight.grid.plan import GridConfig, Job, first_label, plan
 from selfsight.grid.stored import job_cells, key_of
 from selfsight.locks import locked
-from selfsight.processes import Stopped
+from selfsight.processes import PARENT, Stopped
 from selfsight.report.rows import Cell
 from selfsight.train.folder import package_version
 
@@ -148,6 +148,7 @@ def _cell(
     # -P: a file random.py in the current folder would replace Python's module
     command = [sys.executable, "-P", "-m", "selfsight.grid.cell", str(home), *own.named()]
     environment = {"OMP_NUM_THREADS": str(threads), **os.environ}  # the user's value has precedence
+    environment[PARENT] = str(os.getpid())
     with (home / "log.txt").open("w", encoding="utf-8") as log:
         # in a session of its own: Ctrl-C then reaches it only through this process, as SIGTERM
         process = subprocess.Popen(

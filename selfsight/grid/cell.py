@@ -8,7 +8,7 @@ from statistics import fmean
 from typing import Any
 
 from selfsight import config as layers
-from selfsight import own
+from selfsight import mapped, own
 from selfsight.errors import UserError, described
 from selfsight.evaluate import protocols as measure
 from selfsight.evaluate.protocols.results import Result
@@ -17,8 +17,8 @@ from selfsight.grid.plan import UNTRAINED, Job, Protocol
 from selfsight.pretraining import job as run
 from selfsight.pretraining.config import compose
 from selfsight.processes import Stopped, end_with_parent, stopped_by_signals
+from selfsight.train.cost import is_cost
 from selfsight.train.log import read_metrics, say
-from selfsight.train.session import is_cost
 from selfsight.train.signals import Interrupted
 
 MEASURES = {
@@ -105,6 +105,7 @@ def main() -> None:
     """Exit codes as of a command; the last line in stderr says why a cell failed. Arguments after
     the folder name the code of the user's own that may run."""
     end_with_parent()
+    mapped.end_with_a_line(lambda line: print(f"selfsight: {line}", file=sys.stderr, flush=True))
     try:
         with stopped_by_signals(lambda number: None), own.named_in(sys.argv[2:]):
             work(Path(sys.argv[1]))

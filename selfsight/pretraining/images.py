@@ -7,6 +7,7 @@ import torch
 
 from selfsight import agreement
 from selfsight.data.bad import BadImages
+from selfsight.data.by_machine import by_machine
 from selfsight.data.config import DataConfig
 from selfsight.data.identity import fingerprint
 from selfsight.data.images import Images
@@ -28,7 +29,7 @@ def training_images(
         bad_images: the file that lists broken images; without it, a broken image is an error.
     """
     cache, data = cache_beside(config.run), agreement.by_first(lambda: _recorded(config))
-    source = agreement.by_all(lambda: open_source(data, "train", cache), _told)
+    source = by_machine(lambda: open_source(data, "train", cache), _told)
     data = agreement.by_first(lambda: settled(data, source))
     bad = bad_images and BadImages(bad_images, len(source), data.max_bad)
     return Images(source, data, device, bad)

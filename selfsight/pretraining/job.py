@@ -44,7 +44,7 @@ from selfsight.pretraining.config import RunConfig
 from selfsight.pretraining.images import training_images
 from selfsight.pretraining.own_parts import find_method, is_own, parts_of
 from selfsight.pretraining.said import announce, tell_bad
-from selfsight.recompute import check_parts
+from selfsight.recompute import check_parts, check_recompute
 from selfsight.train.engine import check_sync_batchnorm, fit
 from selfsight.train.folder import (
     BAD_IMAGES,
@@ -63,6 +63,7 @@ from selfsight.train.log import read_metrics
 from selfsight.train.optim import check_optimizer
 from selfsight.train.precision import pick_device
 from selfsight.train.probe import OnlineProbe
+from selfsight.train.sharding import check_shard, whole
 
 
 def pretrain(config: RunConfig, quiet: bool = False, hooks: Sequence[Hook] = ()) -> Path:
@@ -100,13 +101,14 @@ def pretrain(config: RunConfig, quiet: bool = False, hooks: Sequence[Hook] = ())
 
 def _alike(config: RunConfig) -> dict[str, Any]:
     """What must not differ between the processes of a run: keys and versions."""
-    return {**dict(flatten(config.identity())), "run": config.run, **code()}
+    keys = {"run": config.run, "shard": config.shard, **code()}
+    return {**dict(flatten(config.identity())), **keys}
 
 
 def _save(job: "Job") -> None:
     """Write what a finished run leaves."""
     folder, config = Path(job.config.run), job.config
-    save_encoder(folder, job.method.backbone, job.description())
+    save_encoder(folder, whole(job.method).backbone, job.description())
     if config.save_as:
         save_copy(folder, config.save_as, _last_record(folder, job))
     tell_bad(folder / BAD_IMAGES)
@@ -204,6 +206,10 @@ def assemble(
     check_part(config, method)
     check_optimizer(config.optimizer)
     check_parts(method.backbone, config.encoder_parts)
+    if config.recompute:
+        check_recompute(method.backbone)
+    if config.shard:
+        check_shard(method, config.optimizer)
     if config.evaluate.probe and images.classes is not None:
         probe = OnlineProbe(method.backbone.num_features, len(images.classes))
     check = periodic_knn(config, images, device)
@@ -229,7 +235,7 @@ def _keep_best(job: Job, record: dict[str, Any]) -> None:
         description = job.description()
         description["pretrained_on"]["epochs"] = record["epoch"]
         description["knn"] = record["knn"]
-        save_encoder(folder, job.method.backbone, description, BEST)
+        save_encoder(folder, whole(job.method).backbone, description, BEST)
 
 
 def untrained(config: RunConfig) -> Path:

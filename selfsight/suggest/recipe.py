@@ -41,8 +41,17 @@ def argument(key: str, value: Any) -> str:
     >>> argument("data.path", "my photos")
     "'data.path=my photos'"
     """
+    return shlex.quote(key_value(key, value))
+
+
+def key_value(key: str, value: Any) -> str:
+    """A key and its value as a command reads them.
+
+    >>> key_value("run", "8")
+    "run='8'"
+    """
     plain = isinstance(value, str) and (key in PATHS or _is_itself(value))
-    return shlex.quote(f"{key}={value if plain else flow(value)}")
+    return f"{key}={value if plain else flow(value)}"
 
 
 def _is_itself(text: str) -> bool:

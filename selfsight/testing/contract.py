@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from selfsight import blame
 from selfsight.batch import Batch, Normalization, SampleKey
 from selfsight.methods.method import Method, MethodConfig, Output
+from selfsight.random_layers import follow_images
 from selfsight.testing.encoders import TinyEncoder, tiny_teacher, tiny_vit
 from selfsight.testing.two_processes import in_two_processes
 from selfsight.views.make import make_views
@@ -92,6 +93,7 @@ class _Case:
                 backbone.num_features = backbone(torch.zeros(1, 3, SIZE, SIZE)).shape[1]
         more = tiny_teacher() if self.method.frozen_teacher == "required" else {}
         built = self.method(backbone, self.config, **more).train()
+        follow_images(built, built.backbone)
         return built.double() if double else built
 
     def batch(self, step: int, rank: int = 0, world: int = 1, double: bool = False) -> Batch:

@@ -4,8 +4,9 @@ the disk, then renamed; its checksum is tested when it is read.
 The checksum is part of the name, so one rename makes content and checksum visible together.
 """
 
-import os
 import re
+import secrets
+import shutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,17 +15,26 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from selfsight import agreement, distributed
 from selfsight.config import Config, differences, flatten, is_inside
 from selfsight.errors import UserError
 from selfsight.files import (
     Damaged,
-    file_hash,
     naming,
     removed_at_the_end,
     rename_durably,
     set_aside,
+    temporary_of,
 )
 from selfsight.locks import check_folder
+from selfsight.train.pieces import (
+    checksum_of,
+    checksum_of_names,
+    read_pieces,
+    read_state,
+    write_piece,
+    write_state,
+)
 
 _NAME = re.compile(r"step-(\d+)\.([0-9a-f]{16})\.pt")
 # Keys that may differ between a checkpoint and the run that continues it: a run may be made longer,
@@ -40,6 +50,9 @@ class CheckpointConfig(Config):
     every_steps: int = Field(0, ge=0)  # 0: steps do not matter
     every_minutes: float = Field(10.0, ge=0)  # since the last one; 0: time does not matter
     keep: int = Field(2, ge=1)  # files; older ones are removed after a new one is on the disk
+    # a file for each process in a folder, with what it holds of a split state (shard=true), instead
+    # of one file that the first process writes: for states of more than 20 GB
+    sharded: bool = False
 
 
 class Checkpoints:
@@ -56,12 +69,17 @@ class Checkpoints:
     def step_of(path: Path) -> int | None:
         """The step of a checkpoint file, by its name; None for any other file."""
         name = _NAME.fullmatch(path.name)
-        return int(name[1]) if name and path.is_file() else None
+        return int(name[1]) if name and (path.is_file() or path.is_dir()) else None
 
     def files(self) -> list[tuple[int, Path]]:
         """(step, file) of every checkpoint, oldest first."""
         found = [(m, p) for p in self.folder.glob("step-*.pt") if (m := _NAME.fullmatch(p.name))]
         return sorted((int(m[1]), p) for m, p in found)
+
+    def kept(self) -> str:
+        """What remains if nothing more is saved, in words."""
+        saved = self.files()
+        return f"the checkpoint of step {saved[-1][0]} is kept" if saved else "no checkpoint yet"
 
     def save(self, step: int, state: dict[str, Any]) -> Path:
         """Write the state after `step` steps, then remove all but the newest `keep` files.
@@ -69,18 +87,46 @@ class Checkpoints:
         Raises: OSError that names the folder if the disk is full: no half file is left. UserError
             if the run's folder was deleted or renamed.
         """
+        self._begin()
+        temporary = temporary_of(self.folder / f"step-{step}")
+        with naming(self.folder, _bytes(state), temporary), removed_at_the_end(temporary):
+            write_state(state, temporary)
+            return self._finish(step, temporary, checksum_of(temporary))
+
+    def save_pieces(self, step: int, state: dict[str, Any]) -> None:
+        """The same with a file for each rank, of what it holds. All ranks call it."""
+        temporary = agreement.by_first(lambda: self._new_folder(step))
+        try:
+            with naming(self.folder):
+                name = agreement.by_all(lambda: write_piece(state, temporary))
+            names = agreement.every(name)
+            checksum = checksum_of_names(names)
+            agreement.by_first(lambda: self._finish(step, temporary, checksum))
+        finally:
+            if distributed.rank() == 0:
+                shutil.rmtree(temporary, ignore_errors=True)
+
+    def _begin(self) -> None:
         check_folder(self.folder)
         self.folder.mkdir(parents=True, exist_ok=True)
-        for leftover in self.folder.glob(".step-*.tmp"):
-            leftover.unlink()
-        temporary = self.folder / f".step-{step}.{os.getpid()}.tmp"
-        with naming(self.folder), removed_at_the_end(temporary):
-            _write(state, temporary)
-            path = self.folder / f"step-{step:08d}.{_checksum(temporary)}.pt"
-            rename_durably(temporary, path)
-        others = [old for _, old in self.files() if old != path]
+        for leftover in self.folder.glob(".step-*.tmp"):  # of a process that was killed: only the
+            _remove(leftover)  # holder of the folder's lock saves here
+
+    def _new_folder(self, step: int) -> Path:
+        self._begin()
+        temporary = temporary_of(self.folder / f"step-{step}")
+        temporary.mkdir()
+        return temporary
+
+    def _finish(self, step: int, temporary: Path, checksum: str) -> Path:
+        """Make a complete checkpoint visible, then remove the oldest ones."""
+        path = self.folder / f"step-{step:08d}.{checksum}.pt"
+        if path.is_dir():  # the same content; a folder can only be replaced by nothing
+            _remove(path)
+        rename_durably(temporary, path)
+        others = [old for number, old in self.files() if old != path and number <= step]
         for old in others[: max(0, len(others) + 1 - self._keep)]:
-            old.unlink()
+            _remove(old)
         return path
 
     def load(
@@ -120,7 +166,7 @@ def load_from(where: str, device: torch.device) -> tuple[int, dict[str, Any]]:
     Raises: UserError if the path is neither of them, or if the file is damaged.
     """
     path = Path(where)
-    if path.is_dir():
+    if path.is_dir() and Checkpoints.step_of(path) is None:
         found = Checkpoints(path / "checkpoints", 1).load(device)
         if found is None:
             raise UserError(f"resume={where}: this folder is no run with checkpoints")
@@ -143,37 +189,29 @@ def read_checkpoint(path: Path, device: torch.device, key: str) -> tuple[int, di
         raise UserError(f"{key}: {reason}") from None
 
 
-def _write(state: dict[str, Any], path: Path) -> None:
-    """Raises: OSError if the disk is full, for which torch alone raises a RuntimeError."""
-    try:
-        with path.open("wb", buffering=0) as file:
-            torch.save(state, file)
-    except RuntimeError as error:
-        if isinstance(error.__context__, OSError):
-            raise error.__context__ from None
-        raise
+def _remove(path: Path) -> None:
+    """Remove a checkpoint, or what is left of one; a folder is hidden first, so that no part of it
+    can be taken for the whole."""
+    if not path.is_dir() or path.is_symlink():
+        path.unlink()
+        return
+    hidden = path.with_name(f".step-{secrets.token_hex(4)}.tmp")
+    path.replace(hidden)
+    shutil.rmtree(hidden)
 
 
-def _checksum(path: Path) -> str:
-    return file_hash(path)[:16]
+def _bytes(value: Any) -> int:
+    """The size of the tensors in a tree."""
+    if isinstance(value, (dict, list, tuple)):
+        return sum(map(_bytes, value.values() if isinstance(value, dict) else value))
+    return value.nbytes if isinstance(value, Tensor) else 0
 
 
 def _read(path: Path, device: torch.device) -> dict[str, Any]:
-    """The state in a file, of which no code is run. Raises: Damaged."""
+    """The state in a checkpoint, of which no code is run. Raises: Damaged."""
     step, checksum = _NAME.fullmatch(path.name).groups()
-    try:
-        if _checksum(path) != checksum:
-            raise Damaged(path, "its checksum is not that in its name")
-    except FileNotFoundError:
-        raise Damaged(path, "it is a link to nothing, or was removed") from None
-    try:
-        state = torch.load(path, map_location=device, weights_only=True)
-    except (OSError, MemoryError):
-        raise
-    except Exception:  # torch and pickle raise anything on bytes that they did not write
-        raise Damaged(
-            path, "it is not a checkpoint, or holds objects that could run code"
-        ) from None
+    read = read_pieces if path.is_dir() else read_state
+    state = read(path, checksum, device)
     if not _by_name(state):
         raise Damaged(path, "it does not hold the state of a training")
     if state.get("step", int(step)) != int(step):

@@ -44,6 +44,12 @@ class TrainConfig(Config):
     # parts in which the encoder computes a process's images, each once more in the backward pass:
     # one part's activations are in memory at a time, and the loss sees the whole batch
     encoder_parts: int = may_change(1, ge=1)
+    # each block of a transformer keeps its input alone, and computes the rest once more in the
+    # backward pass: less memory, a third more time
+    recompute: bool = may_change(False)
+    # weights, gradients and the optimizer's state are split over the processes of the run, which
+    # otherwise hold all of them; the encoder must have no batch normalisation
+    shard: bool = may_change(False)
     clip_gradient: float | None = Field(None, gt=0)  # largest L2 norm of all gradients together
     # the encoder's batch statistics span all processes; several processes need GPUs for it
     sync_batchnorm: bool = False

@@ -14,17 +14,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from selfsight import blame, distributed, randomness
+from selfsight import blame, distributed
 from selfsight.batch import Batch
 from selfsight.compiler import can_compile
 from selfsight.errors import UserError
 from selfsight.methods.method import Method, Output
-from selfsight.recompute import compute_in_parts
+from selfsight.random_layers import Generators, follow_images
+from selfsight.recompute import compute_in_parts, recompute_blocks
 from selfsight.train.config import TrainConfig
 from selfsight.train.events import SILENT, Events
 from selfsight.train.hooks import Hook
 from selfsight.train.layers import FrozenBackbone, layer_rates
 from selfsight.train.loader import ViewLoader
+from selfsight.train.log import say
 from selfsight.train.optim import (
     build_optimizer,
     lr_factor,
@@ -36,6 +38,7 @@ from selfsight.train.optim import (
 from selfsight.train.precision import pick_precision, prepare
 from selfsight.train.probe import OnlineProbe
 from selfsight.train.session import Session
+from selfsight.train.sharding import check_shard, clip_gradient, shard
 
 
 def fit(
@@ -58,7 +61,15 @@ def fit(
     Raises: Interrupted after SIGTERM or Ctrl-C; UserError for a loss that is not finite.
     """
     compute_in_parts(method, method.backbone, config.encoder_parts)
-    module = place(method, device, config.compile, config.sync_batchnorm)
+    follow_images(method, method.backbone)
+    generators = Generators(config.seed, device, config.accumulate * config.encoder_parts, say)
+    if config.recompute:
+        recompute_blocks(method, method.backbone)
+    amp = pick_precision(config.precision, device) == "bf16"
+    split = config.shard and distributed.world_size() > 1
+    if split:
+        check_shard(method, config.optimizer)
+    module = place(method, device, config.compile, config.sync_batchnorm, split, amp)
     peak = scaled_lr(config.optimizer, config.batch_size)
     layers = layer_rates(method.backbone, config.optimizer.layer_decay)
     rate = lambda name: method.rate(name) * layers(name)  # noqa: E731
@@ -68,10 +79,10 @@ def fit(
     session = Session(method, optimizer, loader, config, folder, probe, hooks, resume, events)
     steps, epochs = session.steps, session.steps / loader.steps_per_epoch
     trained = [p for p in method.parameters() if p.requires_grad]
-    amp = pick_precision(config.precision, device) == "bf16"
     method.train()
     if session.start == 0 and method.looks_at:
-        method.look(first_batches(loader, method.looks_at))
+        look = getattr(module, "look", method.look)  # of a split method: with whole weights
+        look(first_batches(loader, method.looks_at))
     with session.running(quiet):
         batches = loader.steps(session.start, steps, events)
         for step, parts in enumerate(batches, session.start):
@@ -81,14 +92,15 @@ def fit(
             speed = momentum(config.schedule, progress, epochs, steps)
             set_rates(optimizer, peak, factor, decay, speed)
             if frozen.changes(progress):
-                module = in_parallel(method, device)  # it must know which gradients to wait for
-            _seed_layers(config.seed, step)
-            output = _forward_backward(module, parts, amp, events)
+                # it must know which gradients to wait for
+                module = in_parallel(method, device, split, amp)
+            with generators.step(step):
+                output = _forward_backward(module, parts, amp, events)
             method.after_backward(progress)
             events.mark("teacher")
             session.guard(step, output.loss)
             if config.clip_gradient:
-                nn.utils.clip_grad_norm_(trained, config.clip_gradient)
+                clip_gradient(trained, config.clip_gradient)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             events.mark("optimizer")
@@ -112,9 +124,16 @@ def place(
     device: torch.device,
     compile: Literal["auto"] | bool = "auto",
     sync_batchnorm: bool = False,
+    split: bool = False,
+    amp: bool = False,
 ) -> nn.Module:
     """The module that `fit` calls: the method on its device, compiled, and with several processes
-    inside DistributedDataParallel. Raises: UserError, see `check_sync_batchnorm`."""
+    inside DistributedDataParallel, or with its weights split over them.
+
+    Args:
+        amp: the forward pass is computed in bfloat16.
+    Raises: UserError, see `check_sync_batchnorm` and `shard`.
+    """
     prepare(device)
     check_sync_batchnorm(sync_batchnorm, device)
     if (
@@ -124,18 +143,24 @@ def place(
     # channels_last is the fast layout of convolutions, except on MPS, where torch's have been slow
     # with it and at times wrong.
     layout = torch.preserve_format if device.type == "mps" else torch.channels_last
+    layout = torch.contiguous_format if split else layout  # fully_shard takes no other
     method.to(device=device, memory_format=layout)
     wanted = compile is True or (compile == "auto" and device.type == "cuda")
     if wanted and can_compile(device.type):
         for network in method.children():
             _compile(network)
-    return in_parallel(method, device)
+    return in_parallel(method, device, split, amp)
 
 
-def in_parallel(method: Method, device: torch.device) -> nn.Module:
-    """The method; with several processes inside DistributedDataParallel."""
+def in_parallel(
+    method: Method, device: torch.device, split: bool = False, amp: bool = False
+) -> nn.Module:
+    """The method; with several processes inside DistributedDataParallel, or split. Args: as of
+    `place`."""
     if distributed.world_size() == 1:
         return method
+    if split:
+        return shard(method, device, amp)
     ids = [device.index] if device.type == "cuda" else None
     # Each process keeps its own running statistics: they are not copied from rank 0. The argument
     # that says so is called broadcast_buffers before torch 2.15.
@@ -187,14 +212,9 @@ def _forward_backward(
     return Output(torch.stack(losses).mean(), output.features.detach(), embeddings)
 
 
-def _seed_layers(seed: int, step: int) -> None:
-    """Seed torch's generator, which dropout and stochastic depth draw from, for one step."""
-    torch.manual_seed(randomness.torch_seed(randomness.STEP, seed, step, distributed.rank()))
-
-
 def _check(output: Any, batch: Batch, module: nn.Module) -> None:
     """Raises: UserError for what `forward` of a method must not return."""
-    method = getattr(module, "module", module)  # inside DistributedDataParallel
+    method = getattr(module, "module", module)  # inside DistributedDataParallel or Sharded
     right = (len(batch.views[0]), method.backbone.num_features)
     if not isinstance(output, Output):
         found, wanted = _kind(output), "return Output(loss, features)"

@@ -10,7 +10,7 @@ from torch import Tensor
 from selfsight import distributed, randomness
 from selfsight.batch import Batch, Normalization, SampleKey
 from selfsight.data.crops import CropDecoder, PendingCrops
-from selfsight.data.images import Images
+from selfsight.data.images import Images, to_device
 from selfsight.errors import UserError
 from selfsight.train.config import TrainConfig
 from selfsight.train.events import SILENT, Events
@@ -49,17 +49,12 @@ class ViewLoader:
         parts: int = 1,
         compile: Compile = "auto",
     ) -> None:
-        world = distributed.world_size()
         if batch_size > len(images):
             raise UserError(
                 f"batch_size={batch_size}: there are only {len(images)} images to train on; "
                 f"set batch_size={len(images)} or less"
             )
-        if batch_size % (world * parts):
-            raise UserError(
-                f"batch_size={batch_size}: not a multiple of {world} processes x "
-                f"accumulate={parts}; choose a multiple of {world * parts}"
-            )
+        check_shares(batch_size, distributed.world_size(), parts)
         self.images, self.groups, self.seed = images, groups, seed
         self.batch_size, self.parts = batch_size, parts
         self.normalization = normalization
@@ -73,8 +68,12 @@ class ViewLoader:
 
     def indices(self, step: int) -> np.ndarray:
         """(batch_size,) the indices of the images of a step, over all ranks."""
-        epoch, place = divmod(step, self.steps_per_epoch)
-        places = np.arange(place * self.batch_size, (place + 1) * self.batch_size)
+        return self._at(step, np.arange(self.batch_size))
+
+    def _at(self, step: int, places: np.ndarray) -> np.ndarray:
+        """The indices of the images at these places of the batch of a step."""
+        epoch, batch = divmod(step, self.steps_per_epoch)
+        places = batch * self.batch_size + places
         return randomness.shuffled(places, len(self.images), randomness.ORDER, self.seed, epoch)
 
     def steps(self, start: int, stop: int, events: Events = SILENT) -> Iterator[list[Batch]]:
@@ -108,24 +107,21 @@ class ViewLoader:
 
     def _own(self, step: int) -> list[tuple[int, np.ndarray]]:
         """For each part of a step: epoch, and the indices of this rank's images."""
-        parts = np.split(self.indices(step), self.parts * distributed.world_size())
-        own = parts[distributed.rank() :: distributed.world_size()]
+        parts = np.arange(self.batch_size).reshape(self.parts, distributed.world_size(), -1)
+        own = (self._at(step, places) for places in parts[:, distributed.rank()])
         return [(step // self.steps_per_epoch, rows) for rows in own]
 
     def _coordinates(self, epoch: int, rows: np.ndarray) -> SampleKey:
-        index, device = torch.from_numpy(rows), self.images.device
-        if device.type == "cuda":
-            index = index.pin_memory()
-        return SampleKey(self.seed, epoch, index.to(device, non_blocking=True))
+        return SampleKey(self.seed, epoch, to_device(torch.from_numpy(rows), self.images.device))
 
-    def _batch(self, views: list[Tensor], at: SampleKey, step: int) -> Batch:
-        labels = self.images.labels
-        return Batch(views, None if labels is None else labels[at.index], at, step)
+    def _batch(self, views: list[Tensor], at: SampleKey, rows: np.ndarray, step: int) -> Batch:
+        return Batch(views, self.images.labels_of(rows), at, step)
 
     def _in_memory(self, epoch: int, rows: np.ndarray, step: int = 0) -> Batch:
-        at = self._coordinates(epoch, self.images.replace_bad(rows))
+        rows = self.images.replace_bad(rows)
+        at = self._coordinates(epoch, rows)
         pixels = self.images.tensor[at.index]
-        return self._batch(make_views(pixels, self.groups, at, *self._finish), at, step)
+        return self._batch(make_views(pixels, self.groups, at, *self._finish), at, rows, step)
 
     def _submit(self, epoch: int, rows: np.ndarray, events: Events = SILENT) -> PendingCrops:
         """Queue these images: the pool's threads decode and crop them."""
@@ -152,13 +148,22 @@ class ViewLoader:
         views = finish_crops(*moved, self.groups, at, *self._finish)
         self._decoder.take_back(crops)
         events.mark("views")
-        return self._batch(views, at, step)
+        return self._batch(views, at, taken, step)
 
     def _move(self, crops: PendingCrops) -> tuple[list[Tensor], Tensor]:
         """On the device: for each view (B, C, h, w), channels last; flips (V, B) bool."""
         device = self.images.device
         views = [v.to(device, non_blocking=True).permute(0, 3, 1, 2) for v in crops.views]
         return views, crops.flips.to(device, non_blocking=True)
+
+
+def check_shares(batch_size: int, processes: int, parts: int) -> None:
+    """Raises: UserError if a batch has no equal parts for the processes."""
+    if batch_size % (processes * parts):
+        raise UserError(
+            f"batch_size={batch_size}: not a multiple of {processes} processes x "
+            f"accumulate={parts}; choose a multiple of {processes * parts}"
+        )
 
 
 def make_loader(config: TrainConfig, images: Images) -> ViewLoader:

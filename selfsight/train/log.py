@@ -105,7 +105,7 @@ class MetricsFile:
         if the run's folder was deleted or renamed."""
         check_folder(self._path)
         line = json.dumps(record).encode() + b"\n"
-        with naming(self._path):
+        with naming(self._path, len(line)):
             end = self._file.seek(0, os.SEEK_END)
             try:
                 while line:  # a write may take a part of it

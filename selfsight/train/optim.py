@@ -10,7 +10,13 @@ from torch.optim import Optimizer
 
 from selfsight import schedules
 from selfsight.config import Config, added, near
-from selfsight.train.timm_optim import PREFIX, build_timm, check_timm
+from selfsight.train.timm_optim import (
+    PREFIX,
+    build_timm,
+    check_rows_of_timm,
+    check_timm,
+    whole_tensors_only,
+)
 
 
 class OptimizerConfig(Config):
@@ -191,6 +197,14 @@ def check_optimizer(config: OptimizerConfig) -> None:
     """Raises: UserError for an optimizer of timm that a run could not continue exactly with."""
     if config.name.startswith(PREFIX):
         check_timm(config.name, config.options)
+
+
+def check_rows(config: OptimizerConfig) -> None:
+    """Raises: UserError for an optimizer that needs whole tensors, not some rows of each."""
+    if config.name.startswith(PREFIX):
+        check_rows_of_timm(config.name, config.options)
+    elif config.name in ("lars", "lamb"):
+        raise whole_tensors_only(config.name)
 
 
 def lr_factor(config: ScheduleConfig, progress: float, epochs: float, steps: int = 1) -> float:

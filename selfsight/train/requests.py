@@ -1,6 +1,6 @@
 """What any rank asks of all ranks in a step: to end after a signal, or to save."""
 
-from collections.abc import Iterable
+from collections.abc import Collection
 
 import torch
 from torch import Tensor
@@ -11,44 +11,48 @@ from selfsight.processes import SIGNALS
 
 class Requests:
     """Travels with the loss, in one small all-reduce a step, so that all ranks hear of a request
-    after the same step.
+    after the same step: that in which it came, or the next.
 
-    >>> requests = Requests()
-    >>> requests.tell(torch.tensor(0.5), [signal.SIGTERM], save=False)
+    Args:
+        signals: that this rank has caught; the list grows when one comes.
+
+    >>> requests = Requests([signal.SIGTERM])
+    >>> requests.tell(torch.tensor(0.5), save=False)
     tensor(0.5000)
     >>> requests.heard() == (signal.SIGTERM, False)
     True
     """
 
-    def __init__(self) -> None:
-        self._asked: list[bool] | Tensor = [False] * (len(SIGNALS) + 1)
-        self._asked_before = self._asked
+    def __init__(self, signals: Collection[int]) -> None:
+        self._signals, self._save = signals, False
+        self._told = self._told_before = torch.zeros(len(SIGNALS) + 1)
 
-    def tell(self, loss: Tensor, signals: Iterable[int], save: bool) -> Tensor:
+    def tell(self, loss: Tensor, save: bool) -> Tensor:
         """The mean loss of all ranks.
 
         Args:
-            signals: that this rank has caught; save: whether it asks to save.
+            save: whether this rank asks to save.
         """
-        caught = set(signals)
-        asked = [number in caught for number in SIGNALS] + [save]
+        self._save = save
         if distributed.world_size() == 1:
-            self._asked = asked
             return loss
-        told = torch.tensor([0.0, *asked], dtype=loss.dtype).to(loss.device, non_blocking=True)
+        told = torch.tensor([0.0, *self._own()], dtype=loss.dtype)
+        told = told.to(loss.device, non_blocking=True)
         told[0] = loss
         told = distributed.mean(told)
-        self._asked_before, self._asked = self._asked, told[1:] > 0
+        self._told_before, self._told = self._told, told[1:] > 0
         return told[0]
+
+    def _own(self) -> list[bool]:
+        return [number in self._signals for number in SIGNALS] + [self._save]
 
     def heard(self) -> tuple[int, bool]:
         """A signal that any rank has caught, or 0, and whether any asks to save.
 
-        On a GPU as of the step before: its computation needs not to be waited for.
+        On several GPUs as of the step before: the computation of this one is not waited for.
         """
-        asked = self._asked
-        if isinstance(asked, Tensor):
-            asked = asked if asked.device.type == "cpu" else self._asked_before
-            asked = asked.tolist() if isinstance(asked, Tensor) else asked
+        asked = self._own()
+        if distributed.world_size() > 1:
+            asked = (self._told if self._told.is_cpu else self._told_before).tolist()
         caught = [number for number, sent in zip(SIGNALS, asked[:-1], strict=True) if sent]
-        return (caught or [0])[0], asked[-1]
+        return (caught or [0])[0], bool(asked[-1])

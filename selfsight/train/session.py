@@ -13,27 +13,23 @@ from torch import Tensor
 
 from selfsight import agreement, distributed
 from selfsight.errors import UserError
-from selfsight.files import are_numbers, read_or_set_aside, sealed, write_json
+from selfsight.files import write_json
 from selfsight.methods.method import Method, Output
 from selfsight.train.checkpoint import Checkpoints, Part, misfit
 from selfsight.train.collapse import CollapseMonitor
 from selfsight.train.config import TrainConfig
+from selfsight.train.cost import write_cost
 from selfsight.train.events import SILENT, Events
 from selfsight.train.hooks import Hook, RunState, call_all
 from selfsight.train.loader import ViewLoader
-from selfsight.train.log import MetricsFile, TrainingProgress, console, say
+from selfsight.train.log import MetricsFile, TrainingProgress, console
 from selfsight.train.loggers import LogConfig, Logger, open_loggers
-from selfsight.train.precision import device_name, peak_memory
 from selfsight.train.probe import OnlineProbe
+from selfsight.train.replicas import check_replicas
 from selfsight.train.requests import Requests
 from selfsight.train.resume import fitting, load_optimizer, load_other, place_of
+from selfsight.train.sharding import collect, gathered, is_split, own_rows, release, whole
 from selfsight.train.signals import Interrupted, caught_signals
-
-
-def is_cost(value: dict[str, Any]) -> bool:
-    """Whether this is the content of a cost.json."""
-    numbers = {key: item for key, item in value.items() if key != "device"}
-    return {"seconds", "peak_memory_mib"} <= numbers.keys() and are_numbers(numbers)
 
 
 class Session:
@@ -76,12 +72,12 @@ class Session:
         self._resume(resume)
         self._check_start()
         self._saved_at = time.perf_counter()
-        self._requests = Requests()
 
     def _resume(self, other_run: str | None) -> None:
         """Load the newest checkpoint of this folder; if it has none, that of the other run. Rank 0
         reads it for all: their disks may hold others, or none."""
-        found = agreement.state_by_first(lambda: self._find(other_run), self._device)
+        keep = own_rows(self._parts)
+        found = agreement.state_by_first(lambda: self._find(other_run), self._device, keep)
         if found is not None:
             step, state, other = found
             with fitting(other) if other else contextlib.nullcontext():
@@ -90,11 +86,13 @@ class Session:
     def _find(self, other_run: str | None) -> tuple[int, dict[str, Any], str | None] | None:
         """Step, state, and the other run if it is of that."""
         identity = self.config.identity()
-        found = self.checkpoints.load(self._device, lambda s: misfit(s, self._parts, identity))
+        # a whole state may not fit where the rows of a split one do
+        device = torch.device("cpu") if is_split(self.method) else self._device
+        found = self.checkpoints.load(device, lambda s: misfit(s, self._parts, identity))
         if found is not None:
             return *found, None
         if other_run is not None:
-            return *load_other(other_run, self.loader, self.steps, self._device), other_run
+            return *load_other(other_run, self.loader, self.steps, device), other_run
         return None
 
     def _load(self, start: int, state: dict[str, Any]) -> None:
@@ -118,10 +116,15 @@ class Session:
             )
 
     def _save(self, done: int) -> None:
+        check_replicas(done, self._parts, self.checkpoints.kept())
         state = {name: part.state_dict() for name, part in self._parts.items()}
         state |= {"seconds": self.seconds, "step": done, "config": self.config.identity()}
         state["place"] = place_of(self.loader)
-        agreement.by_first(lambda: self.checkpoints.save(done, state))
+        if self.config.checkpoint.sharded:
+            self.checkpoints.save_pieces(done, state)
+        else:
+            state = gathered(state)
+            agreement.by_first(lambda: self.checkpoints.save(done, state))
         self._saved_at = time.perf_counter()
 
     @contextlib.contextmanager
@@ -135,7 +138,8 @@ class Session:
         self._since, self._images = time.perf_counter(), 0
         self._seconds_before, self._began = self.seconds, time.perf_counter()
         try:
-            with caught_signals() as self._signals:
+            with caught_signals() as signals:
+                self._requests = Requests(signals)
                 yield self
         finally:
             self._progress.close()
@@ -151,25 +155,11 @@ class Session:
         return open_loggers(asked, self.folder, self.start, self.config.tree())
 
     def finish(self) -> None:
-        """Write cost.json: seconds, images per second, peak memory of this process, its device.
-
-        If the run was interrupted, seconds are the sum of its parts and memory is their maximum.
-        """
-        path = self.folder / "cost.json"
-        main = distributed.rank() == 0
-        before = (main and read_or_set_aside(path, is_cost, say)) or {}
-        if main and not (self.start == self.steps and before):  # else no step was left to do
-            peak = max(before.get("peak_memory_mib", 0), peak_memory(self._device))
-            seen = self.steps * self.config.batch_size
-            cost = {
-                "seconds": round(self.seconds, 3),
-                "images_per_second": round(seen / max(1e-9, self.seconds), 2),
-                "peak_memory_mib": round(peak, 1),
-                "device": device_name(self._device),
-                "threads": torch.get_num_threads(),
-                "processes": distributed.world_size(),
-            }
-            write_json(path, sealed(cost))
+        """Write cost.json, and give the encoder's file the weights of the last step."""
+        collect(self.method)
+        if distributed.rank() == 0:
+            images, trained = self.steps * self.config.batch_size, self.start < self.steps
+            write_cost(self.folder, self.seconds, images, self._device, trained)
 
     def guard(self, step: int, loss: Tensor) -> None:
         """Tell all ranks of a loss that is not finite, of a signal, and that it is time to save.
@@ -178,7 +168,7 @@ class Session:
         since reading the loss after every step would make it wait.
         """
         save = distributed.rank() == 0 and self._is_time_to_save()
-        loss = self._requests.tell(loss.detach(), self._signals, save)
+        loss = self._requests.tell(loss.detach(), save)
         bad = ~torch.isfinite(loss) & (self._first_bad < 0)
         self._first_bad.masked_fill_(bad, step)
         if self._device.type == "cpu":
@@ -192,8 +182,7 @@ class Session:
         step = int(self._first_bad)
         if step < 0:
             return
-        saved = self.checkpoints.files()
-        path = self.folder / "nonfinite.json"
+        saved, path = self.checkpoints.files(), self.folder / "nonfinite.json"
         if distributed.rank() == 0:
             report = {
                 "step": step,
@@ -204,11 +193,10 @@ class Session:
                 "last_checkpoint": str(saved[-1][1]) if saved else None,
             }
             write_json(path, report)
-        kept = f"the checkpoint of step {saved[-1][0]} is kept" if saved else "no checkpoint yet"
         raise UserError(
-            f"The loss of step {step} is not finite; {kept}. The step's images and seed are in "
-            f"{path}. Try a lower optimizer.lr, more schedule.warmup_epochs, clip_gradient=1 or "
-            f"precision=fp32"
+            f"The loss of step {step} is not finite; {self.checkpoints.kept()}. The step's images "
+            f"and seed are in {path}. Try a lower optimizer.lr, more schedule.warmup_epochs, "
+            f"clip_gradient=1 or precision=fp32"
         )
 
     def after(self, done: int, lr: float, output: Output, labels: Tensor | None) -> None:
@@ -228,6 +216,7 @@ class Session:
             self._log(done, lr, output, accuracy, measured)
             if self._metrics:
                 self._tell(due)
+            release(self.method)
         every = self.config.checkpoint
         save = last or is_time or self._is_due(every.every_epochs, done)
         if stop or save or (every.every_steps and done % every.every_steps == 0):
@@ -247,6 +236,7 @@ class Session:
         """What the hooks return, on rank 0; {} on others. Their time is left out of images/s."""
         self._events.mark("log, save")
         began = time.perf_counter()
+        collect(self.method)
         values = agreement.by_first(lambda: self._measure_alone(hooks, done))
         self._since += time.perf_counter() - began
         self._events.mark("evaluation")
@@ -254,10 +244,13 @@ class Session:
 
     def _measure_alone(self, hooks: list[Hook], done: int) -> dict[str, float]:
         epoch = done / self.loader.steps_per_epoch
-        state = RunState(done, self.steps, epoch, self.method, self.folder, self._device)
-        self.method.eval()
+        method = whole(self.method)
+        state = RunState(done, self.steps, epoch, method, self.folder, self._device)
+        modes = {part: part.training for part in method.modules()}
+        method.eval()
         values = call_all(hooks, state)
-        self.method.train()
+        for part, training in modes.items():  # a frozen encoder is in eval mode
+            part.training = training
         return values
 
     def _tell(self, hooks: list[Hook]) -> None:

@@ -2,7 +2,7 @@
 
 import copy
 import pickle
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -78,6 +78,41 @@ def check_timm(name: str, options: dict[str, Any]) -> None:
         )
 
 
+def check_rows_of_timm(name: str, options: dict[str, Any]) -> None:
+    """Compare a few steps on whole tensors with those on their rows, as two processes have them.
+
+    Raises: UserError for an optimizer that updates a number by others of its tensor.
+    """
+    whole = [*_parameters(), nn.Parameter(torch.linspace(-1, 1, 96 * 64).view(96, 64))]
+    halves = [[nn.Parameter(p.detach().chunk(2)[n].clone()) for p in whole] for n in (0, 1)]
+    gradients = [_gradients(whole, step) for step in range(STEPS)]
+
+    def train(parameters: list[nn.Parameter], part: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        # with weight decay, without which some rules of whole tensors are not applied
+        groups = [{"params": parameters, "weight_decay": 0.1}]
+        optimizer = _make(name, groups, 0.01, options)
+        for each in gradients:
+            for parameter, gradient in zip(parameters, each, strict=True):
+                parameter.grad = part(gradient)
+            optimizer.step()
+
+    train(whole, lambda gradient: gradient)
+    for number, half in enumerate(halves):
+        train(half, lambda gradient, n=number: gradient.chunk(2)[n].clone())
+    found = [torch.cat(pair) for pair in zip(*halves, strict=True)]
+    if not all(torch.allclose(a, b, rtol=1e-4) for a, b in zip(found, whole, strict=True)):
+        raise whole_tensors_only(name)
+
+
+def whole_tensors_only(name: str) -> UserError:
+    """What is wrong with an optimizer for tensors that are split over processes."""
+    return UserError(
+        f"optimizer.name={name}: with shard=true a process has some rows of a tensor, and this "
+        f"optimizer updates each number by the whole tensor; choose adamw or sgd, or leave out "
+        f"shard"
+    )
+
+
 def _parameters() -> list[nn.Parameter]:
     generator = torch.Generator().manual_seed(0)
     shapes = ((6, 4), (4,), (3, 2, 3, 3))
@@ -86,11 +121,15 @@ def _parameters() -> list[nn.Parameter]:
 
 def _steps(optimizer: Optimizer, parameters: list[nn.Parameter], steps: range) -> Iterator[int]:
     for step in steps:
-        generator = torch.Generator().manual_seed(step + 1)
-        for parameter in parameters:
-            parameter.grad = torch.randn(parameter.shape, generator=generator)
+        for parameter, gradient in zip(parameters, _gradients(parameters, step), strict=True):
+            parameter.grad = gradient
         optimizer.step()
         yield step
+
+
+def _gradients(parameters: list[nn.Parameter], step: int) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(step + 1)
+    return [torch.randn(parameter.shape, generator=generator) for parameter in parameters]
 
 
 def _hidden(optimizer: Optimizer) -> bytes:

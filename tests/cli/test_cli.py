@@ -149,7 +149,7 @@ def test_help_names_every_command_in_a_panel():
         elif row := re.match(r"│ ([a-z][\w-]*) ", line):
             panels[row[1]] = panel
     commands = {c.name or c.callback.__name__.replace("_", "-") for c in app.registered_commands}
-    assert len(commands) == 26
+    assert len(commands) == 27
     assert panels.keys() == commands
     assert list(dict.fromkeys(panels.values())) == [
         "Train",

@@ -18,9 +18,11 @@ from PIL import Image
 from selfsight.data.config import DataConfig
 from selfsight.data.decode import decode
 from selfsight.data.source import BadImage, Subset
-from selfsight.data.sources import parquet
+from selfsight.data.sources import huggingface
+from selfsight.data.sources import parquet as parquet_files
+from selfsight.data.sources.huggingface import HuggingFace
 from selfsight.data.sources.open import open_source
-from selfsight.data.sources.parquet import HuggingFace, Parquet
+from selfsight.data.sources.parquet import Parquet
 from selfsight.errors import UserError
 from tests.processes import environment
 
@@ -174,7 +176,7 @@ def test_data_sets_without_images(tmp_path):
 def named(tmp_path, monkeypatch):
     """A folder that the library opens by name, as it does those of the hub."""
     monkeypatch.chdir(tmp_path)
-    parquet._load_hub.cache_clear()
+    huggingface._load_hub.cache_clear()
     folder = Path("us/pets")
     folder.mkdir(parents=True)
     data_set(0, 9).to_parquet(folder / "train.parquet")
@@ -244,7 +246,7 @@ def test_no_network_and_no_such_name(tmp_path):
 
 
 def test_a_missing_library_is_named(monkeypatch, tmp_path):
-    parquet._load_hub.cache_clear()
+    huggingface._load_hub.cache_clear()
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(UserError, match=r"needs datasets: pip install 'selfsight\[huggingface\]'"):
         open_both(source="huggingface:us/pets")
@@ -264,7 +266,7 @@ def table(start: int, stop: int, **columns: list) -> pa.Table:
 @pytest.mark.parametrize("kept", [2**31, 3000, 1])
 def test_row_groups_are_read_when_needed(tmp_path, monkeypatch, kept):
     """Whatever may be kept, many threads read in any order what was written."""
-    monkeypatch.setattr(parquet, "KEPT", kept)
+    monkeypatch.setattr(parquet_files, "KEPT", kept)
     files = [tmp_path / f"{n}.parquet" for n in range(3)]
     for n, file in enumerate(files):
         pq.write_table(table(20 * n, 20 * n + 20, label=[n] * 20), file, row_group_size=3)
@@ -294,6 +296,18 @@ def test_a_damaged_row_group_spoils_only_its_images(tmp_path):
     for i in (3, 4, 5):
         with pytest.raises(BadImage, match=f"a.parquet row {i}"):
             source.read(i)
+
+
+def test_a_table_that_is_cut_short_while_it_is_read_is_no_broken_image(tmp_path, monkeypatch):
+    monkeypatch.setattr(parquet_files, "KEPT", 1)
+    path = tmp_path / "a.parquet"
+    pq.write_table(table(0, 9), path, row_group_size=3)
+    source = Parquet([path])
+    assert source.read(0) == encoded(0)
+    os.truncate(path, pq.read_metadata(path).row_group(1).column(0).data_page_offset)
+    with pytest.raises(UserError, match=r"a\.parquet: cut short meanwhile") as error:
+        source.read(8)
+    assert not isinstance(error.value, BadImage)
 
 
 def test_images_without_bytes(tmp_path):

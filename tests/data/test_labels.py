@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from sklearn.model_selection import train_test_split
 
-from selfsight.data.labels import as_classes, draw_part, hold_out
+from selfsight import randomness
+from selfsight.data.labels import as_classes, by_class, draw_part, hold_out
 from selfsight.errors import UserError
 
 FORMS = {
@@ -87,3 +88,15 @@ def test_a_part_of_images_without_labels_is_plainly_drawn():
     assert small < large
     many = np.arange(500) % 2
     assert set(draw_part(many, 500, 20).tolist()) == small, "no class is left out, nothing changes"
+
+
+@pytest.mark.parametrize("classes", [1, 3, 50, 2**16 + 1])
+def test_rows_of_a_class_are_in_the_order_of_all_rows(classes):
+    """As they would be taken out of one permutation of all images."""
+    y = np.random.default_rng(0).integers(0, classes, 400)
+    y[0] = classes - 1
+    order = randomness.permutation(len(y), randomness.SPLIT, 7)
+    found = list(by_class(y, randomness.SPLIT, 7))
+    assert len(found) == classes
+    for label in set(y.tolist()):
+        assert found[label].tolist() == order[y[order] == label].tolist()

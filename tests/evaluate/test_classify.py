@@ -1,14 +1,17 @@
 """Classifiers on an encoder: frozen heads that learn alone, fine-tuning, the test pass."""
 
 import copy
+import dataclasses
 
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from timm.data import Mixup
 from timm.optim import param_groups_layer_decay
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from selfsight import randomness
 from selfsight.batch import Normalization, SampleKey
@@ -27,6 +30,7 @@ from selfsight.train.optim import (
     set_rates,
 )
 from tests.conftest import TinyEncoder, tiny_vit
+from tests.processes import in_ranks
 
 CPU = torch.device("cpu")
 
@@ -156,6 +160,38 @@ def test_mixing_is_timms_and_follows_from_seed_and_step():
     assert torch.equal(x, mixed[5][0])
     assert torch.equal(y, mixed[5][1])
     assert method.eval()._mixed(x, batch())[0] is x, "nothing is mixed outside training"
+
+
+def mixed_gradients(rank: int, world: int, folder: str) -> None:
+    """The gradients of some steps with mixup and CutMix, of this rank's part of the batch."""
+    if world > 1:
+        dist.init_process_group("gloo", f"file://{folder}/store", world_size=world, rank=rank)
+    torch.manual_seed(0)
+    config = FineTuned.Config(mixup=0.8, cutmix=1.0)
+    method = FineTuned(TinyEncoder(), config, 10).double().train()
+    nn.init.normal_(method.heads[0].weight)
+    wrapped = DistributedDataParallel(method) if world > 1 else method
+    rows = slice(rank * 12 // world, (rank + 1) * 12 // world)
+    for step in range(4):
+        whole = batch(step=step)
+        views = [view[rows].double() for view in whole.views]
+        wrapped(dataclasses.replace(whole, views=views, labels=whole.labels[rows])).loss.backward()
+    found = {key: p.grad for key, p in method.named_parameters()}
+    torch.save(found, f"{folder}/{world}-{rank}.pt")
+    if world > 1:
+        dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_images_are_mixed_over_all_ranks(tmp_path, world):
+    """Each with its mirror place, as in one process; the loss is in float32."""
+    mixed_gradients(0, 1, str(tmp_path))
+    in_ranks(mixed_gradients, str(tmp_path), world=world)
+    one = torch.load(tmp_path / "1-0.pt")
+    for rank in range(world):
+        found = torch.load(tmp_path / f"{world}-{rank}.pt")
+        for key, gradient in one.items():
+            torch.testing.assert_close(found[key], gradient, rtol=1e-4, atol=1e-6)
 
 
 def test_a_step_schedule_falls_at_its_milestones():

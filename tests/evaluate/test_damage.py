@@ -17,8 +17,8 @@ from selfsight.evaluate.protocols.trained_classifier import _is_result
 from selfsight.files import Damaged, read_or_set_aside, sealed, write_json
 from selfsight.grid.cell import read_outcome, work
 from selfsight.report.compare import compare
+from selfsight.train.cost import is_cost
 from selfsight.train.log import MetricsFile, read_metrics
-from selfsight.train.session import is_cost
 from tests.conftest import ROOT
 
 LEGACY = ROOT / "tests/legacy/runs/finished"

@@ -2,11 +2,13 @@
 
 import csv
 import json
+import os
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import ClassVar
 
@@ -14,8 +16,10 @@ import numpy as np
 import pytest
 import timm
 import torch
+import typer
 import yaml
 from PIL import Image
+from torch.distributed.elastic.multiprocessing.subprocess_handler import subprocess_handler
 
 from selfsight import config as layers
 from selfsight import interop as dialects
@@ -27,12 +31,13 @@ from selfsight.interop import native
 from selfsight.interop.cli import processes
 from selfsight.interop.lightweight_tables import SSL_ARGS
 from selfsight.interop.report import Converted, Fate
+from selfsight.processes import SIGNALS
 from selfsight.train.log import read_metrics
 from selfsight.train.optim import lr_factor, scaled_lr
 from tests.conftest import ROOT, selfsight
 from tests.interop.opened import composed, converted
 from tests.interop.test_ini import dump
-from tests.processes import Started
+from tests.processes import Started, forked
 
 SECTIONS = ("wandb_args", "ckpt_args", "ssl_args")
 FLAT = {  # each flat key that pretraining has
@@ -530,23 +535,38 @@ class Forked(Started):
 
     all: ClassVar[list["Forked"]] = []
 
-    def __init__(self, command: list[str], env: dict, **_: object) -> None:
-        super().__init__(*command[len(processes.COMMAND) :], cwd=Path.cwd(), **env)
+    def __init__(self, args: tuple[str, ...], env: dict[str, str], **_: object) -> None:
+        super().__init__(*args[len(processes.COMMAND) :], cwd=Path.cwd(), **env)
+        self.pid = self._process.pid
         self.all.append(self)
 
-    @property
-    def returncode(self) -> int | None:
+    def wait(self, timeout: float) -> int | None:
+        self._process.join(timeout)
         return self.poll()
 
 
-def test_devices_start_processes_that_share_the_batch(folder, command, monkeypatch):
-    monkeypatch.setattr(processes, "Popen", Forked)
+@pytest.fixture
+def launcher(monkeypatch):
+    """Torch's launcher in this process, without what it leaves behind."""
+    forked(os.getpid).join()  # the server of forks starts without what is set here
+    for name in ("OMP_NUM_THREADS", "TORCHELASTIC_SIGNALS_TO_HANDLE"):
+        monkeypatch.setenv(name, "1")
+    monkeypatch.setenv("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "30")
+    monkeypatch.setattr(processes, "CHECK_EVERY", 0.1)
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    yield subprocess_handler
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def test_devices_start_processes_that_share_the_batch(folder, command, launcher, monkeypatch):
+    monkeypatch.setattr(launcher, "Popen", Forked)
     keys = {"ssl_method": "simsiam", "batch_size": 4, "epochs": 1, "log_type": "tensorboard"}
     sections = {"ckpt_args": {"dirpath": "ckpts", "filename": "two", "monitor": "lin_acc1"}}
     both = {"devices": 2, "accelerator": "cpu", "strategy": "ddp"}
     path = small(folder, **keys, ssl_args={"lr": 0.1}, **sections, compute_cfg=both)
     assert command("run", str(path), cwd=folder).returncode == 0
-    said = [rank.wait().stdout for rank in Forked.all]
+    said = [Started.wait(rank).stdout for rank in Forked.all]
     assert [text.count("Done: ") for text in said] == [1, 0]
     run = folder / "ckpts" / "two"
     assert json.loads((run / "cost.json").read_text())["processes"] == 2
@@ -558,62 +578,79 @@ def test_devices_start_processes_that_share_the_batch(folder, command, monkeypat
 
 # In place of `selfsight`: what each of two processes does.
 STUB = """
-import os, signal, sys, time
-rank = int(os.environ["RANK"])
-def save(*_):
+import glob, os, signal, sys, time
+rank, word = int(os.environ["RANK"]), sys.argv[1]
+def save(number, _):
     time.sleep(0.5)
     open(f"saved-{rank}", "w").close()
     print("Stopped", file=sys.stderr)
-    sys.exit(143)
-signal.signal(signal.SIGTERM, save)
-open(f"began-{rank}", "w").close()
-match sys.argv[1]:
-    case "wait":
-        time.sleep(60)
-    case "mistake":
-        sys.exit(print("selfsight: wrong", file=sys.stderr) or 2)
-    case "alone" if rank == 1:
-        sys.exit(print("lost", file=sys.stderr) or 3)
-    case "alone":
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        time.sleep(60)
-"""
-DRIVER = """
-import sys, typer
-from selfsight.interop.cli import processes
-processes.COMMAND = [sys.executable, "stub.py"]
-processes.GRACE = 1
-try:
-    processes.share_out(2, "cpu")
-except typer.Exit as end:
-    sys.exit(end.exit_code)
+    sys.exit(128 + number)
+for name in ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1"):
+    signal.signal(getattr(signal, name), signal.SIG_IGN if word == "mistake" else save)
+with open(f"began-{rank}", "w") as file:
+    file.write(repr(sys.argv[2:]))
+while len(glob.glob("began-*")) < 2:
+    time.sleep(0.01)
+if word == "mistake":
+    sys.exit(print("selfsight: wrong", file=sys.stderr) or 2)
+if word == "killed" and rank == 0:
+    sys.exit(print("another has ended", file=sys.stderr) or 2)
+if word == "killed":
+    os.kill(os.getpid(), signal.SIGKILL)
+if word == "alone" and rank == 1:
+    sys.exit(print("lost", file=sys.stderr) or 3)
+for _ in range(600):  # a signal just before a sleep is handled after it
+    time.sleep(0.1)
 """
 
 
-def launch(where: Path, word: str) -> subprocess.Popen:
+def launch(where: Path, *words: str) -> BaseProcess:
+    """Start the launcher of two processes."""
     (where / "stub.py").write_text(STUB)
-    command = [sys.executable, "-c", DRIVER, word]
-    return subprocess.Popen(command, cwd=where, stderr=subprocess.PIPE, text=True)
+    return forked(_launcher, str(where), words)
+
+
+def _launcher(where: str, words: tuple[str, ...]) -> None:
+    os.chdir(where)
+    os.dup2(os.open("said", os.O_WRONLY | os.O_APPEND | os.O_CREAT), 2)
+    sys.argv = ["selfsight", *words]
+    processes.COMMAND = [sys.executable, "stub.py"]
+    processes.CHECK_EVERY = 0.1
+    try:
+        processes.share_out(2, "cpu")
+    except typer.Exit as end:
+        sys.exit(end.exit_code)
+
+
+ALL = ", so all have ended; the same command continues\n"
+ODD = ["a b", "$HOME ${local_rank} $$", 'it\'s "quoted"', "é\n"]
 
 
 @pytest.mark.parametrize(
-    ("word", "code", "said"), [("mistake", 2, "selfsight: wrong\n"), ("alone", 3, "lost\n")]
+    ("word", "code", "said"),
+    [
+        ("mistake", 2, "selfsight: wrong\n"),
+        ("alone", 3, "Stopped\nlost\n"),
+        ("killed", 137, f"another has ended\nselfsight: process 1 was ended by SIGKILL{ALL}"),
+    ],
 )
 def test_what_goes_wrong_in_a_process_is_said_once(tmp_path, word, code, said):
     """A mistake that all have, and the end of one, after which the others cannot go on."""
-    started = launch(tmp_path, word)
-    assert started.communicate(timeout=60) == (None, said)
-    assert started.returncode == code
+    started = launch(tmp_path, word, *ODD)
+    started.join(60)
+    assert (started.exitcode, (tmp_path / "said").read_text()) == (code, said)
+    assert [(tmp_path / f"began-{n}").read_text() for n in (0, 1)] == [repr(ODD)] * 2
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_lets_all_processes_save(tmp_path, number, code):
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1"])
+def test_a_signal_lets_all_processes_save(tmp_path, name):
     started = launch(tmp_path, "wait")
     while len(list(tmp_path.glob("began-*"))) < 2:
         time.sleep(0.05)
-    started.send_signal(number)
-    assert started.communicate(timeout=60) == (None, "Stopped\n")
-    assert started.returncode == code
+    os.kill(started.pid, signal.Signals[name])
+    started.join(60)
+    assert (tmp_path / "said").read_text() == "Stopped\n"
+    assert started.exitcode == 128 + signal.Signals[name]
     assert len(list(tmp_path.glob("saved-*"))) == 2
 
 

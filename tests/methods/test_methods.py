@@ -48,13 +48,17 @@ def batch_of(name: str, n: int = 32, step: int = 0, kind: tuple = (3, np.uint8))
     return Batch(make_views(pixels, groups, at, normalization), labels, at, step)
 
 
-def build(name: str, kind: tuple = (3, np.uint8), **keys) -> Method:
-    """The method with small heads around a tiny encoder of the kind that it needs."""
+def build(name: str, kind: tuple = (3, np.uint8), vit: bool = False, **keys) -> Method:
+    """The method with small heads around a tiny encoder of the kind that it needs.
+
+    Args:
+        vit: a ViT even if it needs none.
+    """
     torch.manual_seed(0)
     cls = METHODS[name]
     channels = kind[0]
     tokens = {"ViT", "frozen teacher"} & {*cls.needs}
-    encoder = tiny_vit(16, channels) if tokens else TinyEncoder(channels)
+    encoder = tiny_vit(16, channels) if vit or tokens else TinyEncoder(channels)
     more = tiny_teacher(16, channels) if cls.frozen_teacher == "required" else {}
     return cls(encoder, cls.Config(**{**small_heads(name), **keys}), **more).train()
 

@@ -11,6 +11,7 @@ from selfsight.methods.heads import EncoderWithProjection
 from selfsight.pretraining import job as jobs
 from selfsight.pretraining.config import compose
 from selfsight.train.checkpoint import read_checkpoint
+from selfsight.train.hooks import Hook
 from selfsight.train.layers import FrozenBackbone, depths
 from tests.conftest import TINY, TinyEncoder, heads, power_cuts
 from tests.pretraining.test_weights import config_of
@@ -42,7 +43,8 @@ def test_a_frozen_encoder_stays_while_heads_learn(first, tmp_path, method):
     config = config_of(tmp_path / "run", *keys, "freeze_backbone=0.5", method=method)
     start = {k: v.clone() for k, v in jobs.build_method(config).state_dict().items()}
     inner = "backbone.backbone." if method == "simclr_v2" else "backbone."
-    jobs.pretrain(config, quiet=True)
+    check = Hook(lambda state: {"seen": 1.0}, steps=1)  # in eval mode, between the steps
+    jobs.pretrain(config, quiet=True, hooks=[check])
     for step in (1, 2):
         assert not changed(tmp_path / "run", start, step, inner)  # the statistics of norms, too
         assert changed(tmp_path / "run", start, step, "projector.")

@@ -9,6 +9,7 @@ import json
 import math
 import os
 import warnings
+from collections.abc import Iterator
 from concurrent.futures import Executor
 from pathlib import Path
 from typing import Any
@@ -16,14 +17,16 @@ from typing import Any
 import numpy as np
 
 from selfsight.batch import MOST_CHANNELS
+from selfsight.data.by_machine import Copied
+from selfsight.data.names import NameBlock, blocks
+from selfsight.data.pack.tables import File, Table, ascending
+from selfsight.data.packed_strings import PackedStrings
 from selfsight.data.source import ChangedImage, content_hash
 from selfsight.errors import UserError
 from selfsight.files import (
     Damaged,
     file_hash,
-    open_plain,
     parse_json,
-    read_at,
     read_text,
     unsealed,
 )
@@ -40,7 +43,7 @@ BLOCK = 256  # images of one task of a thread
 warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
 
 
-class Pack:
+class Pack(Copied):
     """One split of a pack, opened without reading its images.
 
     Attributes:
@@ -54,6 +57,8 @@ class Pack:
         written.
     """
 
+    own = ("_seen", "origins")
+
     def __init__(self, folder: Path, labels: bool = True) -> None:
         self._folder, about = folder, read_description(folder)
         try:
@@ -62,9 +67,14 @@ class Pack:
             raise
         except Exception as error:  # on damaged files NumPy raises more kinds than it documents
             raise _damaged(folder, " ".join(str(error).split())) from None
-        self._seen = np.zeros(self._count, bool)  # images whose bytes are right
         if not labels:
             self.classes = self.labels = None
+        self.begin()
+
+    def begin(self) -> None:
+        """No image has been compared with its hash: a bit for each, 1 if its bytes are right. Of
+        two threads that set bits of one byte one may be lost: an image is then compared again."""
+        self._seen = np.zeros(self._count // 8 + 1, np.uint8)
 
     def _open(self, folder: Path, about: dict[str, Any]) -> None:
         """Open all files. Raises: UserError, or another exception, if one does not match the
@@ -76,24 +86,24 @@ class Pack:
         self.levels = (0, 65535) if about.get("bits", 8) == 16 else None
         self._type = np.uint8 if self.levels is None else np.uint16
         if self.classes is not None:
-            self.labels = _Table(folder / "labels.npy", np.int64, (n,)).load()
+            self.labels = Table(folder / "labels.npy", np.int64, (n,)).load()
             if self.labels.min() < 0 or self.labels.max() >= len(self.classes):
                 raise ValueError("labels.npy contains labels of no class")
-        self._hashes = _Table(folder / "hashes.npy", np.uint8, (n, 16))
-        self._origins = _Table(folder / "source_hashes.npy", np.uint8, (n, 16))
-        self._name_ends = _Table(folder / "name_offsets.npy", np.uint64, (n + 1,))
-        self._last_name = int(_ascending(self._name_ends)[-1])
-        self._names = _File(folder / "names.bin", self._last_name)
+        self._hashes = Table(folder / "hashes.npy", np.uint8, (n, 16))
+        self._origins = Table(folder / "source_hashes.npy", np.uint8, (n, 16))
+        self._name_ends = Table(folder / "name_offsets.npy", np.uint64, (n + 1,))
+        self._last_name = int(ascending(self._name_ends)[-1])
+        self._names = File(folder / "names.bin", self._last_name)
         if self._kind == "raw":
             self._shape = (about["size"], about["size"], self.channels)
-            self._images = _Table(folder / BLOB["raw"], self._type, (n, *self._shape))
+            self._images = Table(folder / BLOB["raw"], self._type, (n, *self._shape))
             self._start = self._images.start
             self._length = math.prod(self._shape) * np.dtype(self._type).itemsize
         else:
-            self._ends = _ascending(_Table(folder / "offsets.npy", np.uint64, (n + 1,)))
-            self._images = _File(folder / BLOB["jpeg"], int(self._ends[-1]))
+            self._ends = ascending(Table(folder / "offsets.npy", np.uint64, (n + 1,)))
+            self._images = File(folder / BLOB["jpeg"], int(self._ends[-1]))
 
-    @functools.cached_property
+    @property
     def hashes(self) -> np.ndarray:
         """(N, 16) uint8, the content hash of each image as it is stored here."""
         return self._loaded(self._hashes)
@@ -103,7 +113,7 @@ class Pack:
         """(N, 16) uint8, the content hash of the image that each image was made from."""
         return self._loaded(self._origins)
 
-    def _loaded(self, table: "_Table") -> np.ndarray:
+    def _loaded(self, table: Table) -> np.ndarray:
         try:
             return table.load()
         except (OSError, ValueError) as error:
@@ -115,16 +125,19 @@ class Pack:
     def read(self, i: int) -> bytes | np.ndarray:
         """Image i as it is stored. Raises: ChangedImage if its bytes are not as they were."""
         image = self._stored(i)
-        if not self._seen[i]:
+        if not self._seen[i >> 3] >> (i & 7) & 1:
             if not self.is_whole(i):
                 where = f"its bytes in the pack '{self._folder}'"
                 raise ChangedImage(self.name(i), f"{where} have changed; restore or repack it")
-            self._seen[i] = True
+            self._seen[i >> 3] |= 1 << (i & 7)
         return image
 
     def is_whole(self, i: int) -> bool:
         """Whether the bytes of image i are those that were packed."""
-        return content_hash(bytes(self._stored(i))) == self.hashes[i].tobytes()
+        stored = self._hashes.read(16, self._hashes.start + 16 * i)
+        if len(stored) < 16:
+            raise self._shorter(self._hashes)
+        return content_hash(bytes(self._stored(i))) == stored
 
     def _stored(self, i: int) -> bytes | np.ndarray:
         if self._kind == "raw":
@@ -138,7 +151,7 @@ class Pack:
                 return data
         raise self._shorter(self._images)
 
-    def _shorter(self, file: "_File") -> UserError:
+    def _shorter(self, file: File) -> UserError:
         return _damaged(self._folder, f"{file.name} has become shorter since it was opened")
 
     def files(self) -> list[Path]:
@@ -155,6 +168,17 @@ class Pack:
         if len(name) != end - start:
             raise self._shorter(self._names)
         return os.fsdecode(name)
+
+    def name_blocks(self) -> Iterator[NameBlock]:
+        ends = self._name_ends
+        for rows in blocks(len(self)):
+            size, place = 8 * (len(rows) + 1), ends.start + 8 * rows.start
+            places = np.frombuffer(ends.read(size, place), np.uint64)
+            start, stop = places[[0, -1]].tolist()
+            blob = self._names.read(stop - start, start)
+            if len(places) != len(rows) + 1 or len(blob) != stop - start:
+                raise self._shorter(self._names)
+            yield b"", PackedStrings(blob, places - places[0]).part(0, len(rows))
 
 
 def read_description(folder: Path) -> dict[str, Any]:
@@ -240,55 +264,3 @@ def verify(folder: Path, pool: Executor) -> list[str]:
     for rows in pool.map(damaged, range(0, len(pack), BLOCK)):
         problems += [f"{folder} image {i} ({pack.name(i)}): damaged" for i in rows]
     return problems
-
-
-def _ascending(table: "_Table") -> np.ndarray:
-    """(N + 1,) where names or images begin and end in their file."""
-    ends = table.load()
-    if ends[0] != 0 or (ends[1:] < ends[:-1]).any():
-        raise ValueError(f"{table.name} does not ascend from 0")
-    return ends
-
-
-class _File:
-    """A file that stays open; many threads read from it.
-
-    Raises: ValueError if its size is wrong.
-    """
-
-    def __init__(self, path: Path, size: int | None) -> None:
-        self.name, self._path, self._file = path.name, path, open_plain(path)
-        self._descriptor = self._file.fileno()
-        found = os.fstat(self._descriptor).st_size
-        if size is not None and found != size:
-            raise ValueError(f"{path.name} is {found:,} bytes long instead of {size:,}")
-
-    def read(self, size: int, place: int) -> bytes:
-        """The bytes from there on; fewer at the end of the file."""
-        return read_at(self._descriptor, size, place)
-
-
-class _Table(_File):
-    """A .npy file.
-
-    Attributes:
-        start: where its numbers begin, in bytes.
-    Raises: ValueError if it holds other numbers than these, or not all of them.
-    """
-
-    def __init__(self, path: Path, kind: type, shape: tuple[int, ...]) -> None:
-        super().__init__(path, None)
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
-        if array.dtype != kind or array.shape != shape or not array.flags.c_contiguous:
-            found = f"{array.dtype} {array.shape}"
-            raise ValueError(f"{path.name} contains {found} instead of {np.dtype(kind)} {shape}")
-        self.start = array.offset
-
-    def load(self) -> np.ndarray:
-        """All its numbers, in memory."""
-        try:
-            array = np.load(self._path, allow_pickle=False)
-        except (EOFError, ValueError) as error:
-            raise ValueError(f"{self.name}: {error}") from None
-        array.flags.writeable = False
-        return array

@@ -44,7 +44,7 @@ from selfsight.data.patience import Patience
 from selfsight.data.source import BadImage, Source, Watch, content_hash
 from selfsight.data.sources.open import open_source, relocated, with_range
 from selfsight.errors import UserError
-from selfsight.files import file_hash, rename_durably, sealed, write_atomically, write_json
+from selfsight.files import file_hash, naming, rename_durably, sealed, write_atomically, write_json
 from selfsight.locks import locked
 
 IMAGES, BAD = "images.part", "bad_images.txt"
@@ -103,7 +103,7 @@ def _pack_split(
         write_json(work / PLAN, sealed({**plan, STAMP: state}))
         bad = BadImages(work / BAD, len(source), data.max_bad)
         header = _header(0, plan) if config.raw else b""
-        with Journal(work / IMAGES, work / RECORDS, header) as journal:
+        with naming(work / IMAGES), Journal(work / IMAGES, work / RECORDS, header) as journal:
             rows = range(journal.count, len(source))
             with contextlib.closing(_made(source, rows, config, data)) as images:
                 for made in images:

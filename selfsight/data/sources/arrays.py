@@ -14,6 +14,7 @@ import numpy as np
 
 from selfsight.data.config import DataConfig
 from selfsight.data.labels import as_classes
+from selfsight.data.names import NameBlock, numbered
 from selfsight.data.source import TEST_NAMES, TRAIN_NAMES, WrongChannels, content_hash
 from selfsight.data.sources.files import Files
 from selfsight.errors import UserError
@@ -52,6 +53,9 @@ class _Pixels:
 
     def name(self, i: int) -> str:
         return f"{self._what} {i}"
+
+    def name_blocks(self) -> Iterator[NameBlock]:
+        return numbered(self._what, len(self))
 
 
 class Digits(_Pixels):

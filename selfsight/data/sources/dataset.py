@@ -3,7 +3,7 @@
 import contextlib
 import inspect
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from selfsight.data.config import DataConfig
 from selfsight.data.decode import USUAL, picture
 from selfsight.data.formats import DEEP, as_image
 from selfsight.data.labels import as_classes
+from selfsight.data.names import NameBlock, numbered
 from selfsight.data.source import content_hash
 from selfsight.errors import UserError
 from selfsight.own import Part
@@ -73,6 +74,9 @@ class Dataset:
     def __len__(self) -> int:
         return len(self._dataset)
 
+    def __reduce__(self) -> tuple:
+        raise TypeError("a data set of the user's own is opened by each process")
+
     def read(self, i: int) -> bytes | np.ndarray:
         item = self._item(i)
         image = item[0] if _is_pair(item) else item
@@ -87,6 +91,9 @@ class Dataset:
 
     def name(self, i: int) -> str:
         return f"{self._name} {i}"
+
+    def name_blocks(self) -> Iterator[NameBlock]:
+        return numbered(self._name, len(self))
 
     def _item(self, i: int) -> Any:
         with self._lock, blame.blamed(self._files):

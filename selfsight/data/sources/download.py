@@ -1,5 +1,6 @@
 """Download files by http and https, each file once."""
 
+import contextlib
 import hashlib
 import os
 import sys
@@ -14,7 +15,7 @@ from urllib.request import Request, urlopen
 from selfsight.data.source import first_line
 from selfsight.errors import UserError
 from selfsight.files import rename_durably
-from selfsight.locks import appending
+from selfsight.locks import locked
 
 CHUNK = 2**20  # bytes
 PATIENCE = 60.0  # seconds without data after which a download has failed
@@ -37,16 +38,17 @@ def fetch(url: str, place: str) -> Path:
     name = PurePosixPath(address.path).name[-100:]
     name = f"{hashlib.sha256(url.encode()).hexdigest()[:16]}-{name}"
     target = downloads() / "shards" / name
-    part = target.with_name(f".{name}.part")
+    part, lock = (target.with_name(f".{name}.{ending}") for ending in ("part", "lock"))
     try:
         if not target.exists():
-            with appending(part) as file:  # waits while another process downloads it
-                if target.exists():
-                    part.unlink(missing_ok=True)
-                else:
-                    file.truncate(0)
-                    _download(url, file.buffer, place)
+            part.parent.mkdir(parents=True, exist_ok=True)
+            with locked(part.parent, lock.name, wait=True):  # while another process downloads it
+                if not target.exists():
+                    with part.open("wb") as file:
+                        _download(url, file, place)
                     rename_durably(part, target)
+                with contextlib.suppress(PermissionError):  # Windows removes no open file
+                    lock.unlink()
     except (OSError, HTTPException) as error:
         reason = error if isinstance(error, HTTPError) else getattr(error, "reason", error)
         raise UserError(f"data.path={url}: not downloaded: {first_line(reason)}") from None

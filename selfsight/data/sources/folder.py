@@ -7,7 +7,7 @@ import stat
 import time
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from selfsight.data.names import NameBlock, blocks_in
 from selfsight.data.packed_strings import PackedStrings, load_index, save_index
 from selfsight.data.source import GRANULARITY
 from selfsight.data.sources.files import EXTENSIONS, Files, how_to_read, image_endings
@@ -40,10 +41,9 @@ class Folder(Files):
     """
 
     def __init__(self, root: Path, labels: bool = True, cache: Path | None = None) -> None:
-        """
-        Args:
-            cache: folder for the saved index of a large root, which is used again as long as no
-                modification time of a folder below the root has changed.
+        """Args:
+        cache: folder for the saved index of a large root, which is used again as long as no
+            modification time of a folder below the root has changed.
         """
         self._root = os.fsencode(root)
         index = _index(root, cache)
@@ -64,6 +64,11 @@ class Folder(Files):
     def _path(self, i: int) -> bytes:
         folder = self._folders.raw(bisect_right(self._ends, i))
         return os.path.join(self._root, folder, self._names.raw(i))
+
+    def name_blocks(self) -> Iterator[NameBlock]:
+        for folder, rows in blocks_in(self._ends):
+            prefix = os.path.join(self._root, self._folders.raw(folder), b"")
+            yield prefix, self._names.part(rows.start, rows.stop)
 
 
 class _Index(NamedTuple):
@@ -118,8 +123,7 @@ def _without_strays(root: Path, index: _Index) -> tuple[_Index, list[str]]:
 def _label(index: _Index) -> tuple[list[str] | None, np.ndarray | None]:
     """Classes and labels (N,) by the first folder of each path; None if an image has no folder."""
     counts = np.diff(index.ends, prepend=0)
-    separator = os.sep.encode()
-    tops = [index.folders.raw(f).partition(separator)[0] for f in range(len(index.folders))]
+    tops = [index.folders.raw(f).partition(os.sep.encode())[0] for f in range(len(index.folders))]
     used = sorted({top for top, count in zip(tops, counts, strict=True) if count})
     if b"" in used:
         return None, None
@@ -186,8 +190,7 @@ def _scan(root: bytes, pool: ThreadPoolExecutor) -> _Index:
     Raises: UserError if a folder cannot be read.
     """
     found: list[_Listing] = []
-    seen = set()
-    level, links = [b""], []
+    seen, level, links = set(), [b""], []
     while level:
         listings = _in_threads(pool, partial(_list, root), sorted(level))
         level = []
@@ -202,8 +205,7 @@ def _scan(root: bytes, pool: ThreadPoolExecutor) -> _Index:
             links += listing.links
         if not level:  # links last, so that a folder inside the root keeps its own path
             level, links = links, []
-    separator = os.sep.encode()
-    found.sort(key=lambda listing: listing.path.split(separator))
+    found.sort(key=lambda listing: listing.path.split(os.sep.encode()))
     others = sum((listing.others for listing in found if listing.others), Counter())
     return _Index(
         PackedStrings.of(listing.path for listing in found),

@@ -12,6 +12,7 @@ import numpy as np
 
 from selfsight.data.formats import joined
 from selfsight.data.labels import parse_label
+from selfsight.data.names import NameBlock, blocks
 from selfsight.data.packed_strings import PackedStrings
 from selfsight.data.sources.files import Files, is_image, read_file
 from selfsight.data.sources.tables import (
@@ -73,6 +74,13 @@ class ListFile(Files):
 
     def _path(self, i: int) -> bytes:
         return os.path.join(self._folder, self._paths.raw(i))
+
+    def name_blocks(self) -> Iterator[NameBlock]:
+        for rows in blocks(len(self)):
+            names, prefix = self._paths.part(rows.start, rows.stop), os.path.join(self._folder, b"")
+            if os.name != "posix" or any(name.startswith(b"/") for name in names):
+                names, prefix = [os.path.join(self._folder, name) for name in names], b""
+            yield prefix, names
 
     def _files(self, i: int) -> list[bytes]:
         """The paths of the files of an image, one for each band."""

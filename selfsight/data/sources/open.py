@@ -26,9 +26,10 @@ from selfsight.data.source import (
 from selfsight.data.sources.arrays import Arrays, Digits, NpyFiles, are_images
 from selfsight.data.sources.dataset import open_part
 from selfsight.data.sources.folder import Folder
+from selfsight.data.sources.huggingface import HuggingFace, hub_splits
 from selfsight.data.sources.kinds import KINDS
 from selfsight.data.sources.lists import ListFile
-from selfsight.data.sources.parquet import HuggingFace, Parquet, hub_splits
+from selfsight.data.sources.parquet import Parquet
 from selfsight.data.sources.shards import Shards, expand
 from selfsight.data.sources.splits import Found, Where, by_name, find_splits
 from selfsight.data.sources.torchvision_sets import Torchvision

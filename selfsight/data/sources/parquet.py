@@ -1,18 +1,21 @@
-"""Hugging Face's image tables: parquet files, and data sets of the `datasets` library."""
+"""Parquet files of images, as Hugging Face writes them."""
 
 import json
 import os
 import threading
-from functools import cache, lru_cache, partial
+from collections.abc import Iterator
+from functools import lru_cache, partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from selfsight.data.by_machine import Copied
 from selfsight.data.formats import as_image
 from selfsight.data.labels import as_classes
-from selfsight.data.source import TEST_NAMES, TRAIN_NAMES, BadImage, Unreachable, first_line
+from selfsight.data.names import NameBlock, numbered
+from selfsight.data.source import BadImage, Unreachable, first_line
 from selfsight.errors import UserError
 
 KEPT = 2**31  # bytes of images in memory; a smaller data set is read once
@@ -21,7 +24,7 @@ ARRAYS = ("image", "images", "img", "pixels", "array", "x", "data")  # columns o
 SAVED = "state.json"  # a file that `save_to_disk` writes into the folder of every split
 
 
-class Parquet:
+class Parquet(Copied):
     """Parquet files with a column of images and optionally a column of labels.
 
     An image is a struct {bytes, path}, or an array of numbers: lists of lists, (H, W), (H, W, C),
@@ -32,9 +35,12 @@ class Parquet:
     more, reading them in random order reads a whole row group for almost every image.
     """
 
+    own = ("_column", "_turns")
+
     def __init__(self, files: list[Path], labels: bool = True, channels: int = 3) -> None:
         pa = _pyarrow()
         self._files, self._footers = files, [_footer(file) for file in files]
+        self._sizes = {str(file): file.stat().st_size for file in files}
         schema = self._footers[0].schema.to_arrow_schema()
         self._channels = channels
         self._image, self._kind = _image_column(schema)
@@ -55,8 +61,8 @@ class Parquet:
             raise UserError(f"data.path={files[0]}: contains no rows")
         sizes = [group.total_byte_size for group in groups]
         kept = len(sizes) if sum(sizes) <= KEPT else max(1, KEPT // max(sizes))
-        self._column = lru_cache(kept)(self._read_group)
-        self._turns = [threading.Lock() for _ in groups]
+        self._kept = kept
+        self.begin()
         column = next((name for name in LABELS if name in schema.names), None)
         self.classes = self.labels = None
         if labels and column:
@@ -67,7 +73,11 @@ class Parquet:
             except (pa.ArrowException, OSError) as error:
                 raise UserError(f"{where}: column '{column}': {first_line(error)}") from None
             names = _class_names(schema, column)
-            self.classes, self.labels = _numbered(table.column(column), names, where)
+            self.classes, self.labels = as_labels(table.column(column), names, where)
+
+    def begin(self) -> None:
+        self._column = lru_cache(self._kept)(self._read_group)
+        self._turns = [threading.Lock() for _ in self._places]
 
     def __len__(self) -> int:
         return int(self._ends[-1])
@@ -80,9 +90,11 @@ class Parquet:
         except MemoryError:
             raise
         except (_pyarrow().ArrowException, OSError) as error:
+            path = str(self._files[self._places[group][0]])
             if getattr(error, "errno", None) is not None:  # of the disk, not of the content
-                path = str(self._files[self._places[group][0]])
                 raise Unreachable(error.errno, os.strerror(error.errno), path) from None
+            if os.path.getsize(path) < self._sizes[path]:
+                raise UserError(f"data.path={path}: cut short meanwhile; restore it") from None
             raise BadImage(self.name(i), first_line(error)) from None
         value = column[i - int(self._ends[group])].as_py()  # counted from the group's end
         if value is None:
@@ -102,6 +114,10 @@ class Parquet:
     def files(self) -> list[Path]:
         return self._files
 
+    def name_blocks(self) -> Iterator[NameBlock]:
+        for file, rows in zip(self._files, np.diff(self._starts), strict=True):
+            yield from numbered(f"{file} row", int(rows))
+
     def _read_group(self, group: int) -> Any:
         """The images of a row group, as a pyarrow column of bytes or of lists."""
         pa, (n, g) = _pyarrow(), self._places[group]
@@ -115,7 +131,7 @@ class Parquet:
         return f"{self._files[n]} row {i - self._starts[n]}"
 
 
-def _library(source: str, *modules: str) -> Any:
+def library(source: str, *modules: str) -> Any:
     """The first of these modules; all are imported."""
     try:
         first, *_ = map(import_module, modules)
@@ -126,8 +142,7 @@ def _library(source: str, *modules: str) -> Any:
         ) from None
 
 
-_pyarrow = partial(_library, "parquet", "pyarrow", "pyarrow.compute", "pyarrow.parquet")
-_datasets = partial(_library, "huggingface", "datasets")
+_pyarrow = partial(library, "parquet", "pyarrow", "pyarrow.compute", "pyarrow.parquet")
 
 
 def _image_column(schema: Any) -> tuple[str | None, np.dtype | None]:
@@ -167,7 +182,7 @@ def _class_names(schema: Any, column: str) -> list[str] | None:
         return None
 
 
-def _numbered(
+def as_labels(
     column: Any, names: list[str] | None, where: str
 ) -> tuple[list[str] | None, np.ndarray | None]:
     """Classes and labels (N,) of a pyarrow column, see `as_classes`; None without labels.
@@ -195,103 +210,8 @@ def _numbered(
         )
     values = column.to_numpy()
     if names is None or values.dtype.kind not in "iu":
-        return as_classes(
-            values if values.dtype != object else values.astype(str), len(values), where
-        )
+        values = values if values.dtype != object else values.astype(str)
+        return as_classes(values, len(values), where)
     if values.max() >= len(names):
         raise UserError(f"{where}: label {values.max()}, but only {len(names)} classes are named")
     return names, values.astype(np.int64)
-
-
-class HuggingFace:
-    """One split of a data set of the `datasets` library, which maps its files into memory.
-
-    Args:
-        data: a `datasets.Dataset`, or a folder that its `save_to_disk` has written.
-    """
-
-    def __init__(self, data: Any, labels: bool = True) -> None:
-        datasets = _datasets()
-        if isinstance(data, Path):
-            self._where, data = f"data.path={data}", _load_saved(data)
-        else:
-            self._where = f"data.source=huggingface:{data.info.dataset_name} {data.split}"
-        kinds = data.features
-        image = next((n for n, kind in kinds.items() if isinstance(kind, datasets.Image)), None)
-        if image is None or not len(data):
-            missing = "no rows" if image else f"no image column among {', '.join(kinds)}"
-            raise UserError(f"{self._where}: {missing}")
-        rows = data.select_columns([image]).cast_column(image, datasets.Image(decode=False))
-        self._rows = rows.with_format("arrow")
-        named = [n for n, kind in kinds.items() if isinstance(kind, datasets.ClassLabel)]
-        column = next((name for name in (*LABELS, *named) if name in kinds), None)
-        self.classes = self.labels = None
-        if labels and column:
-            table = data.select_columns([column]).with_format("arrow")[:]
-            names = getattr(kinds[column], "names", None)
-            self.classes, self.labels = _numbered(table.column(0), names, self._where)
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def read(self, i: int) -> bytes:
-        value = self._rows[i].column(0)[0].as_py()
-        if value is None or (value["bytes"] is None and value["path"] is None):
-            raise BadImage(self.name(i), "its bytes are missing in the data set")
-        return Path(value["path"]).read_bytes() if value["bytes"] is None else value["bytes"]
-
-    def name(self, i: int) -> str:
-        return f"{self._where.partition('=')[2]} row {i}"
-
-
-def hub_splits(name: str, folder: str | None, labels: bool = True) -> tuple[Any, Any | None]:
-    """The train and the test split of a data set of the hub; the second is None without one.
-
-    Args:
-        name: ORGANISATION/NAME on the hub, optionally followed by /CONFIGURATION and by :SPLIT, the
-            split to train on.
-        folder: the library's cache for this data set; None: its default cache.
-        labels: prefer a test split with labels, since some data sets hide those of one split.
-    Raises: UserError if the data set is not available.
-    """
-    name, *own = name.split(":", 1)
-    splits = _load_hub(name, folder)
-    train = [splits[n] for n in (*TRAIN_NAMES, *splits) if n in splits]
-    if own:
-        train = [_load_hub(name, folder, own[0])]
-    elif not any(n in splits for n in TRAIN_NAMES) and len(splits) > 1:
-        raise UserError(
-            f"data.source=huggingface:{name}: none of its splits {', '.join(splits)} is called "
-            f"train; name one: huggingface:{name}:{next(iter(splits))}"
-        )
-    tests = [splits[n] for n in TEST_NAMES if n in splits]
-    labelled = [s for s in tests if HuggingFace(s, labels).labels is not None]
-    return train[0], next(iter(labelled + tests), None)
-
-
-@cache
-def _load_hub(name: str, folder: str | None, split: str | None = None) -> Any:
-    """The DatasetDict of a data set, or the Dataset of one split."""
-    datasets = _datasets()
-    path, configuration = name, None
-    if name.count("/") == 2:
-        path, _, configuration = name.rpartition("/")
-    where = folder and str(Path(folder).expanduser())
-    try:
-        return datasets.load_dataset(path, configuration, split=split, cache_dir=where)
-    except Exception as error:  # downloads raise too many kinds of exceptions to list
-        asked = f"huggingface:{name}" + (f":{split}" if split else "")
-        raise UserError(f"data.source={asked}: {first_line(error)}") from None
-
-
-def _load_saved(path: Path) -> Any:
-    try:
-        data = _datasets().load_from_disk(str(path))
-    except Exception as error:
-        raise UserError(f"data.path={path}: {first_line(error)}") from None
-    if isinstance(data, dict):
-        raise UserError(
-            f"data.path={path}: none of its splits {', '.join(data)} is called train; name one: "
-            f"data.path={path / next(iter(data))}"
-        )
-    return data

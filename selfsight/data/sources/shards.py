@@ -11,12 +11,15 @@ import math
 import os
 import re
 from bisect import bisect_right
+from collections.abc import Iterator
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
+from selfsight.data.by_machine import Copied
+from selfsight.data.names import NameBlock, blocks_in
 from selfsight.data.packed_strings import PackedStrings, load_index, save_index
 from selfsight.data.source import Unreachable
 from selfsight.data.sources.download import fetch
@@ -53,7 +56,7 @@ class Index(NamedTuple):
     skipped: np.ndarray
 
 
-class Shards:
+class Shards(Copied):
     """Images in tar shards, in the order of the shards' names and of the members in each shard.
 
     Any image can be read by its index, so training shuffles over all shards. The label of a sample
@@ -63,6 +66,8 @@ class Shards:
         skipped: how many samples have no image; they are left out.
         notes: a line about them.
     """
+
+    own = ("_opened",)
 
     def __init__(
         self, files: list[Path] | list[str], labels: bool = True, cache: Path | None = None
@@ -80,7 +85,7 @@ class Shards:
         self._offsets = np.concatenate([shard.offsets for shard in shards])
         self._sizes = np.concatenate([shard.sizes for shard in shards])
         self.skipped = sum(int(shard.skipped) for shard in shards)
-        self._opened = lru_cache(DESCRIPTORS)(partial(open, mode="rb", buffering=0))
+        self.begin()
         if not len(self):
             endings = " ".join(ending.decode() for ending in IMAGES)
             raise UserError(
@@ -95,6 +100,9 @@ class Shards:
                 f"data.path={self._files[0].parent}: {self.skipped:,} samples without an image are "
                 f"left out"
             ]
+
+    def begin(self) -> None:
+        self._opened = lru_cache(DESCRIPTORS)(partial(open, mode="rb", buffering=0))
 
     def _label(self, shards: list[Index]) -> tuple[list[str] | None, np.ndarray | None]:
         """Classes, sorted by number or name, and labels; None and None if no image has a label."""
@@ -135,6 +143,11 @@ class Shards:
 
     def name(self, i: int) -> str:
         return f"{self._file(i)} {self._keys[i]}"
+
+    def name_blocks(self) -> Iterator[NameBlock]:
+        for shard, rows in blocks_in(self._ends):
+            prefix = os.fsencode(f"{self._files[shard]} ")
+            yield prefix, self._keys.part(rows.start, rows.stop)
 
     def files(self) -> list[Path]:
         return self._files

@@ -1,6 +1,7 @@
 """torchvision's data sets by name: CIFAR-10, STL-10 and others whose images have one class each."""
 
 import inspect
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -8,6 +9,7 @@ import numpy as np
 from selfsight.config import near
 from selfsight.data.decode import picture
 from selfsight.data.labels import as_classes
+from selfsight.data.names import NameBlock, numbered
 from selfsight.data.source import first_line
 from selfsight.data.sources.download import downloads
 from selfsight.errors import UserError
@@ -96,6 +98,9 @@ class Torchvision:
 
     def name(self, i: int) -> str:
         return f"torchvision:{self._name} {self._split} {i}"
+
+    def name_blocks(self) -> Iterator[NameBlock]:
+        return numbered(f"torchvision:{self._name} {self._split}", len(self))
 
 
 def _find(name: str) -> type:

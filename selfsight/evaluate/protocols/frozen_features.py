@@ -176,13 +176,17 @@ def _pixels(context: EvaluationContext, images: Images, digest: str) -> Tensor:
     what = " ".join(map(str, [digest, context.size, images.in_memory, *_unusual(context)]))
     key = hashlib.sha256(what.encode()).hexdigest()[:16]
     file = cache_beside(context.target.folder) / f"pixels-{key}.npy"
-    if distributed.rank() == 0 and not _is_sound(file, images):
+
+    def make() -> None:
+        if _is_sound(file, images):
+            return
         pixels = raw_pixels(images, context.size, context.resize).cpu()
         if images.tensor is None and images.decode(0)[1].dtype == np.uint8:  # resized to bytes
             pixels = pixels.mul_(255).round_().byte()
-        write_atomically(file, functools.partial(_save, pixels.numpy()))
+        write_atomically(file, functools.partial(_save, pixels.numpy()), pixels.nbytes)
         seal(file)
-    agreement.barrier()
+
+    agreement.by_first(make)
     return read_features(file)
 
 

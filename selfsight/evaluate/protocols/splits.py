@@ -11,6 +11,7 @@ import torch
 
 from selfsight import agreement, distributed
 from selfsight.data.bad import BadImages
+from selfsight.data.by_machine import by_machine
 from selfsight.data.config import LOADING_KEYS, DataConfig
 from selfsight.data.identity import fingerprint
 from selfsight.data.images import Images
@@ -64,7 +65,7 @@ def open_splits(config: Evaluation, target: EvaluationTarget, device: torch.devi
     Raises: UserError if there are no labels, if classes differ, or for a shared image unless
         allow_overlap.
     """
-    train, test = agreement.by_all(
+    train, test = by_machine(
         lambda: _open_both(config, target),
         lambda both: {f"{k} {n}": v for n, s in enumerate(both) for k, v in fingerprint(s).items()},
     )

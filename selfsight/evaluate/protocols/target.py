@@ -149,17 +149,18 @@ def _from_where_it_ran(data: Tree, home: Path | None) -> Tree:
 
 def _of_checkpoint(path: Path, folder: str | None) -> EvaluationTarget:
     """The encoder as it is in a checkpoint, or in the newest one of an unfinished run."""
-    home = path if path.is_dir() else path.absolute().parent.parent
+    one = Checkpoints.step_of(path) is not None  # a file, or a folder with one of each process
+    home = path.absolute().parent.parent if one else path
     if not (home / DESCRIPTION).is_file():
         raise UserError(
             f"'{path}': no {DESCRIPTION} in '{home}', which describes the encoder; the "
             f"`selfsight pretrain` command of the run writes it when it continues"
         )
     description = read_description(home / DESCRIPTION)
-    if path.is_dir():
-        found = Checkpoints(home / "checkpoints").load(torch.device("cpu"))
-    else:
+    if one:
         found = read_checkpoint(path, torch.device("cpu"), f"'{path}'")
+    else:
+        found = Checkpoints(home / "checkpoints").load(torch.device("cpu"))
     if found is None:
         raise UserError(f"'{path}': every checkpoint is damaged; there is no encoder to measure")
     step, state = found

@@ -1,21 +1,27 @@
 """A command that starts itself in several processes, where a file asks for several devices."""
 
+import contextlib
+import logging
 import os
 import signal
-import socket
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from subprocess import Popen, TimeoutExpired
-from typing import IO
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import typer
 
+from selfsight.cli.said import say
+from selfsight.processes import SIGNALS
+
+if TYPE_CHECKING:
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
 COMMAND = [sys.executable, "-P", "-m", "selfsight"]  # -P: the current folder holds no modules
-SIGNALS = [getattr(signal, n) for n in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, n)]
-GRACE = 30  # seconds for the others to end, once one has failed
+SAVING = 3600  # seconds to save after a signal; torch's 30 are few for a large state
+CHECK_EVERY = 1.0  # seconds: after a mistake of all, torch should find that all have ended
+ENDED = (-signal.SIGTERM, 128 + signal.SIGTERM)  # by torch, after another has failed
 
 
 def share_out(count: int, device: str) -> None:
@@ -41,64 +47,61 @@ def _launch(count: int) -> int:
 
     What the others write to stderr the first one writes too, unless another alone has failed.
     """
-    with ExitStack() as stack:
-        unheard = [stack.enter_context(tempfile.TemporaryFile("w+")) for _ in range(count - 1)]
-        ranks: list[Popen] = []
-        caught = stack.enter_context(_passed_on(ranks))
-        ranks += _start([None, *unheard])
-        first = _first_failure(ranks)
-        code = ranks[first].returncode
-        if caught:
-            return 128 + caught[0]
-        if first > 0 and not code == ranks[0].returncode == 2:
-            unheard[first - 1].seek(0)
-            sys.stderr.write(unheard[first - 1].read())
-    return code if code >= 0 else 128 - code
+    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException, Std
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-
-def _start(errors: list[IO[str] | None]) -> Iterator[Popen]:
-    """Start one process for each output file in the list, with the variables that torchrun sets.
-    Each has a session of its own, so that Ctrl-C reaches it through this process only."""
-    count = len(errors)
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        shared = {"MASTER_ADDR": "localhost", "MASTER_PORT": free.getsockname()[1]}
-    shared |= {"WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count}
-    threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // count))}
-    for n, file in enumerate(errors):
-        mine = {key: str(value) for key, value in {**shared, "RANK": n, "LOCAL_RANK": n}.items()}
-        env = {**threads, **os.environ, **mine}
-        yield Popen([*COMMAND, *sys.argv[1:]], env=env, stderr=file, start_new_session=True)
-
-
-def _first_failure(ranks: list[Popen]) -> int:
-    """Wait until all have ended. Returns: the index of the first that failed; 0 if none did."""
-    while not (failed := [n for n, rank in enumerate(ranks) if rank.poll()]):
-        if all(rank.returncode == 0 for rank in ranks):
-            return 0
-        time.sleep(0.1)
-    for rank in ranks:
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // count)))
+    os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(SAVING))
+    heeded = [n for n in SIGNALS if signal.getsignal(n) is not signal.SIG_IGN]  # as under nohup
+    words = [word.replace("$", "$$") for word in (*COMMAND, *sys.argv[1:])]  # torch replaces ${...}
+    with tempfile.TemporaryDirectory(prefix="selfsight-") as folder, _silent():
+        config = LaunchConfig(
+            min_nodes=1,
+            max_nodes=1,
+            nproc_per_node=count,
+            run_id="selfsight",
+            rdzv_backend="c10d",
+            rdzv_endpoint="localhost:0",  # a free port
+            local_addr="localhost",
+            max_restarts=0,
+            monitor_interval=CHECK_EVERY,
+            logs_specs=DefaultLogsSpecs(folder, dict.fromkeys(range(1, count), Std.ERR)),
+            signals_to_handle=",".join(signal.Signals(n).name for n in heeded),
+        )
         try:
-            rank.wait(GRACE)
-        except TimeoutExpired:
-            rank.kill()
-            rank.wait()
-    return failed[0]
+            elastic_launch(config, words[0])(*words[1:])
+        except SignalException as stopped:
+            return 128 + stopped.sigval
+        except ChildFailedError as error:
+            return _told(error, Path(folder))
+    return 0
 
 
-@contextmanager
-def _passed_on(ranks: list[Popen]) -> Iterator[list[int]]:
-    """Collect signals in a list and pass them on: the first lets the processes save and end."""
-    caught: list[int] = []
-
-    def pass_on(number: int, _frame: object) -> None:
-        for rank in ranks:
-            rank.kill() if caught else rank.terminate()
-        caught.append(number)
-
-    before = {number: signal.signal(number, pass_on) for number in SIGNALS}
+@contextlib.contextmanager
+def _silent() -> Iterator[None]:
+    """Torch's launcher does not log what it does with which process."""
+    logging.disable()
     try:
-        yield caught
+        yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        logging.disable(logging.NOTSET)
+
+
+def _told(error: "ChildFailedError", folder: Path) -> int:
+    """The exit code of the process that failed first, whose messages are printed if they were not.
+
+    One that says that another has ended exits with 2, as after a mistake of all; so it is the first
+    only if none has another code.
+    """
+    codes = {rank: failure.exitcode for rank, failure in error.failures.items()}  # in that order
+    own = [rank for rank, code in codes.items() if code not in (2, *ENDED)]
+    first = own[0] if own else error.get_first_failure()[0]
+    if first > 0 and not codes[first] == codes.get(0) == 2:
+        for file in folder.glob(f"*/*/{first}/stderr.log"):
+            sys.stderr.write(file.read_text(errors="replace"))
+    if codes[first] >= 0:
+        return codes[first]
+    name = signal.Signals(-codes[first]).name
+    say(f"process {first} was ended by {name}, so all have ended; the same command continues")
+    return 128 - codes[first]

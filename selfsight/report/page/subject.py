@@ -21,10 +21,10 @@ from selfsight.evaluate.protocols.target import EvaluationTarget, open_target
 from selfsight.files import Damaged, read_json, read_text
 from selfsight.pretraining.config import RunConfig, read_run_config
 from selfsight.report.page.seen import Seen, look
+from selfsight.train.cost import is_cost
 from selfsight.train.folder import BAD_IMAGES, CONFIG
 from selfsight.train.log import read_metrics
 from selfsight.train.precision import pick_device, pick_precision
-from selfsight.train.session import is_cost
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,139 @@
+"""A checkpoint with a file for each process, for states of more than 20 GB: each writes the rows
+that it holds, and no state is whole anywhere.
+
+It is a folder that is named as a checkpoint's file is, and that one rename makes visible. Each file
+in it has its checksum in its name; the checksum in the folder's name is that of these names.
+"""
+
+import hashlib
+import os
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from selfsight import distributed
+from selfsight.agreement import Keys
+from selfsight.errors import UserError
+from selfsight.files import Damaged, file_hash, rename_durably
+
+_NAME = re.compile(r"process-(\d+)-of-(\d+)\.([0-9a-f]{16})\.pt")
+_SPLIT = "split along rows"  # {_SPLIT: key} is in place of a tensor whose rows the files hold
+
+
+def each_tensor(value: Any, work: Callable[[Keys, Tensor], Any], path: Keys = ()) -> Any:
+    """A state with what `work` returns in place of each of its tensors."""
+    if isinstance(value, Tensor):
+        return work(path, value)
+    if isinstance(value, Mapping):
+        return {key: each_tensor(item, work, (*path, key)) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(each_tensor(item, work, (*path, n)) for n, item in enumerate(value))
+    return value
+
+
+def write_state(state: dict[str, Any], path: Path) -> None:
+    """Raises: OSError if the disk is full, for which torch alone raises a RuntimeError."""
+    try:
+        with path.open("wb", buffering=0) as file:
+            torch.save(state, file)
+    except RuntimeError as error:
+        if isinstance(error.__context__, OSError):
+            raise error.__context__ from None
+        raise
+
+
+def read_state(path: Path, checksum: str, device: torch.device) -> dict[str, Any]:
+    """The content of a file, of which no code is run. Raises: Damaged; OSError."""
+    try:
+        if checksum_of(path) != checksum:
+            raise Damaged(path, "its checksum is not that in its name")
+    except FileNotFoundError:
+        raise Damaged(path, "it is a link to nothing, or was removed") from None
+    try:
+        state = torch.load(path, map_location=device, weights_only=True)
+    except (OSError, MemoryError):
+        raise
+    except Exception:  # torch and pickle raise anything on bytes that they did not write
+        raise Damaged(
+            path, "it is not a checkpoint, or holds objects that could run code"
+        ) from None
+    if not (isinstance(state, dict) and all(isinstance(key, str) for key in state)):
+        raise Damaged(path, "it does not hold the state of a training")
+    return state
+
+
+def checksum_of(path: Path) -> str:
+    return file_hash(path)[:16]
+
+
+def write_piece(state: dict[str, Any], folder: Path) -> str:
+    """Write what this rank holds of a state: its rows of each tensor that is split, and on rank 0
+    all else. Returns: the name of the file. Raises: UserError on a machine that does not see the
+    folder, which rank 0 has made."""
+    from torch.distributed.tensor import DTensor  # a second: only a training pays for it
+
+    rows: dict[str, Tensor] = {}
+
+    def work(path: Keys, tensor: Tensor) -> Tensor | dict[str, str]:
+        if not isinstance(tensor, DTensor):
+            return tensor
+        key = "/".join(map(str, path))
+        rows[key] = tensor.to_local().detach().to("cpu", copy=True)
+        return {_SPLIT: key}
+
+    rank, count = distributed.rank(), distributed.world_size()
+    if not folder.is_dir():
+        raise UserError(
+            f"checkpoint.sharded=true: '{folder.parent}' is not the folder of process 0; put the "
+            f"run on a disk that all machines share, or set checkpoint.sharded=false"
+        )
+    rest = each_tensor(state, work)
+    temporary = folder / f"process-{rank}.tmp"
+    write_state({"rows": rows, **({"rest": rest} if rank == 0 else {})}, temporary)
+    name = f"process-{rank}-of-{count}.{checksum_of(temporary)}.pt"
+    rename_durably(temporary, folder / name)
+    return name
+
+
+def checksum_of_names(names: list[str]) -> str:
+    return hashlib.sha256("\n".join(sorted(names)).encode()).hexdigest()[:16]
+
+
+def read_pieces(folder: Path, checksum: str, device: torch.device) -> dict[str, Any]:
+    """The whole state in a folder, whatever the number of processes that wrote it. Raises: Damaged;
+    OSError."""
+    found = {name: match for name in os.listdir(folder) if (match := _NAME.fullmatch(name))}
+    if checksum_of_names([*found]) != checksum:
+        raise Damaged(folder, "files in it are missing or have other names")
+    pieces: dict[int, dict[str, Any]] = {}
+    for name, match in found.items():
+        try:
+            pieces[int(match[1])] = read_state(folder / name, match[3], torch.device("cpu"))
+        except Damaged as error:
+            raise Damaged(folder, f"of {name}, {error.reason}") from None
+    try:
+        every = [pieces[rank]["rows"] for rank in range(len(pieces))]
+        return _joined(pieces[0]["rest"], every, device)
+    except (KeyError, TypeError, AttributeError, RuntimeError):
+        raise Damaged(folder, "its files are no parts of one state") from None
+
+
+def _joined(value: Any, every: list[dict[str, Tensor]], device: torch.device) -> Any:
+    """The state with whole tensors.
+
+    Args:
+        every: of each rank the rows; they are removed from it one after the other.
+    """
+    if isinstance(value, dict) and value.keys() == {_SPLIT}:
+        return torch.cat([rows.pop(value[_SPLIT]) for rows in every]).to(device)
+    if isinstance(value, Tensor):
+        return value.to(device)
+    if isinstance(value, dict):
+        return {key: _joined(item, every, device) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(_joined(item, every, device) for item in value)
+    return value
