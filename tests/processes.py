@@ -21,6 +21,7 @@ import torch
 import torch.multiprocessing as mp
 
 import selfsight
+from selfsight.processes import PARENT
 
 MAIN = str(Path(selfsight.__file__).parent / "__main__.py")
 _context = multiprocessing.get_context("forkserver")
@@ -179,6 +180,7 @@ def _cell(command: list[str], environ: dict[str, str], log: str) -> None:
         os.dup2(os.open(log, os.O_WRONLY | os.O_APPEND), number)
     os.environ.clear()
     os.environ.update(environ)
+    os.environ.pop(PARENT, None)  # the grid, which is not the process that this one is forked from
     torch.set_num_threads(int(environ["OMP_NUM_THREADS"]))
     place = command.index("-m")
     sys.argv = command[place + 1 :]
