@@ -614,6 +614,7 @@ def _launcher(where: str, words: tuple[str, ...]) -> None:
     os.chdir(where)
     os.dup2(os.open("said", os.O_WRONLY | os.O_APPEND | os.O_CREAT), 2)
     sys.argv = ["selfsight", *words]
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored below a background job
     processes.COMMAND = [sys.executable, "stub.py"]
     processes.CHECK_EVERY = 0.1
     try:
