@@ -9,6 +9,8 @@ import faulthandler
 import os
 import signal
 import sys
+import threading
+import time
 from collections.abc import Callable
 
 EXIT_CODE = 2
@@ -42,7 +44,11 @@ def end_with_a_line(say: Callable[[str], None]) -> None:
     if sys.platform != "linux" or sys.maxsize < 2**32 or faulthandler.is_enabled():
         return
 
+    first = threading.Lock()
+
     def end(number: int, about: int, _context: int) -> None:
+        while not first.acquire(blocking=False):  # several threads compute with one file
+            time.sleep(1)
         try:
             file = _file_at(ctypes.c_size_t.from_address(about + _ADDRESS).value)
             say(

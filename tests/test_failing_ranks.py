@@ -76,7 +76,7 @@ def undisturbed(places: list[Path], run: Path) -> bytes:
     return whole
 
 
-@pytest.mark.parametrize("stopped", [0, 1])
+@pytest.mark.parametrize("stopped", [pytest.param(0, marks=pytest.mark.slow), 1])
 def test_a_process_that_stands_still(places, stopped):
     """The other one ends with a line; the one that stood still ends when it goes on."""
     run, ranks = start(places, "epochs=100000", "timeout_minutes=0.05", "data.patience=1")

@@ -134,6 +134,7 @@ def test_other_files_of_a_run_that_do_not_fit(disk, what):
         selfsight(*COMMAND, *keys, cwd=place)
 
 
+@pytest.mark.slow
 def test_features_packs_and_tables_that_do_not_fit(tmp_path, disk):
     place = disk(2**25)
     images = make_folder(tmp_path / "images", 60, set())

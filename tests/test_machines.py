@@ -75,6 +75,7 @@ def is_lost(place: int, minutes: float) -> str:
     return f"selfsight: timeout_minutes={minutes:g}: {process} has given no sign of life"
 
 
+@pytest.mark.slow
 def test_a_lost_network_ends_both_machines_and_the_same_command_continues(machines, tmp_path):
     """After one of 3 seconds they go on."""
     (tmp_path / "one").mkdir()

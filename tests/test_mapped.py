@@ -74,6 +74,7 @@ def test_features_that_are_cut_short(tmp_path):
     assert ".npy' was cut short" in last
 
 
+@pytest.mark.slow
 def test_tables_of_the_library_datasets_that_are_cut_short(tmp_path):
     """It maps its files: a training that reads them ends with a line."""
     datasets = pytest.importorskip("datasets")
