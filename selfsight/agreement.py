@@ -18,7 +18,7 @@ from selfsight.peers import Peers
 
 T = TypeVar("T")
 Keys = tuple[str | int, ...]  # that lead to a tensor of a state
-MISTAKES = (UserError, OSError, MemoryError)  # each is told in one line
+MISTAKES = (UserError, OSError, MemoryError)  # one line says what is wrong
 SECONDS = 1800.0  # that a process waits for another one that gives no sign of life
 MARGIN = 15.0  # seconds that a collective waits for longer
 BRIEF = 10.0  # seconds in which a process that has failed joins the others, to tell them

@@ -7,7 +7,9 @@ arXiv 2101.06983). Or each block of a transformer keeps its input alone (source:
 Both are PyTorch's activation checkpointing.
 """
 
+import ctypes
 import functools
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -17,6 +19,7 @@ from torch.utils.checkpoint import checkpoint
 
 from selfsight.errors import UserError
 
+KEPT = 2**29  # bytes that a CPU's allocator may keep from part to part: asking for them takes time
 PARTS = "encoder_parts"  # attribute of an encoder that computes in parts
 AGAIN = "recomputed"  # attribute of a block that is computed again in the backward pass
 LISTS = ("blocks", "layers", "layer")  # how timm, torch and transformers call a list of blocks
@@ -74,8 +77,37 @@ def in_parts(encoder: nn.Module, work: Callable[..., Tensor], *inputs: Tensor | 
         mine = of_rows(work, first, last)
         learn = torch.is_grad_enabled()
         outputs.append(checkpoint(mine, *part, use_reentrant=False) if learn else mine(*part))
+        if outputs[-1].is_cpu:
+            _give_back()
+            if outputs[-1].requires_grad:  # called between the backward passes of two parts
+                outputs[-1].register_hook(lambda _: _give_back())
         first = last
     return torch.cat(outputs)
+
+
+class _Use(ctypes.Structure):
+    """What glibc's mallinfo2 returns, by its names; fordblks are the free bytes that it keeps."""
+
+    _names = "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost"
+    _fields_ = tuple((name, ctypes.c_size_t) for name in _names.split())
+
+
+@functools.cache
+def _glibc() -> ctypes.CDLL | None:
+    """The C library of Linux, if it is glibc (2.33 or newer)."""
+    library = ctypes.CDLL(None) if sys.platform == "linux" else None
+    if not hasattr(library, "mallinfo2"):
+        return None
+    library.mallinfo2.restype = _Use
+    return library
+
+
+def _give_back() -> None:
+    """Return memory of earlier parts to the system: glibc keeps what is free, finds no room in it
+    for the next part, and so may hold several times what a part needs."""
+    library = _glibc()
+    if library is not None and library.mallinfo2().fordblks > KEPT:
+        library.malloc_trim(0)
 
 
 def check_parts(encoder: nn.Module, count: int) -> None:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 import torch.multiprocessing as mp
 
 import selfsight
@@ -94,6 +95,22 @@ def forked(work: Callable[..., None], *arguments: Any) -> BaseProcess:
     process = _context.Process(target=work, args=arguments)
     process.start()
     return process
+
+
+def results_of_ranks(work: Callable[[int, int], Any], folder: Path) -> list[Any]:
+    """What work(rank, 2) returns in each of two processes that are one group, of tensors, numbers
+    and text."""
+    in_ranks(_saved, work, str(folder))
+    return [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in (0, 1)]
+
+
+def _saved(rank: int, world: int, work: Callable[[int, int], Any], folder: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group(
+        "gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=world
+    )
+    torch.save(work(rank, world), f"{folder}/rank{rank}.pt")
+    dist.destroy_process_group()
 
 
 class Started:

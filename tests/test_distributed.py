@@ -24,7 +24,7 @@ from tests.channels import KINDS, NAMES
 from tests.conftest import TINY, TinyEncoder, heads, selfsight
 from tests.data.test_bad import make_folder
 from tests.methods.test_methods import batch_of, build
-from tests.processes import environment, in_ranks, two_ranks_of
+from tests.processes import environment, in_ranks, results_of_ranks, two_ranks_of
 
 
 def part(batch: Batch, rank: int, world: int, kind: torch.dtype = torch.float64) -> Batch:
@@ -141,29 +141,20 @@ ENCODER_PARTS = (2, 4, 8)
 PARTS = {"batch norm": batch_norm, "queue": queue}  # of methods, alone
 
 
-def worker(rank: int, world: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group(
-        "gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=world
-    )
-    results = {
-        name: one_step(name, rank, world) for name in (*METHODS, *SPECIAL, *SPECIAL_CHANNELS)
-    }
-    results |= {name: part(rank, world) for name, part in PARTS.items()}
-    results |= {
+def of_rank(rank: int, world: int) -> dict[str, dict[str, torch.Tensor]]:
+    found = {name: one_step(name, rank, world) for name in (*METHODS, *SPECIAL, *SPECIAL_CHANNELS)}
+    found |= {name: part(rank, world) for name, part in PARTS.items()}
+    found |= {
         f"{name}, {parts} parts": one_step(name, rank, world, parts)
         for name in METHODS
         for parts in ENCODER_PARTS
     }
-    torch.save(results, f"{folder}/rank{rank}.pt")
-    dist.destroy_process_group()
+    return found
 
 
 @pytest.fixture(scope="module")
 def two_ranks(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("ranks")
-    in_ranks(worker, str(folder))
-    return [torch.load(folder / f"rank{r}.pt", weights_only=True) for r in (0, 1)]
+    return results_of_ranks(of_rank, tmp_path_factory.mktemp("ranks"))
 
 
 @pytest.mark.parametrize("name", [*METHODS, *SPECIAL, *SPECIAL_CHANNELS, *PARTS])

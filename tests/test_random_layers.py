@@ -7,7 +7,6 @@ from itertools import combinations
 import pytest
 import timm
 import torch
-import torch.distributed as dist
 import torchvision
 from timm.layers import DropPath, PatchDropout
 from torch import Tensor, nn
@@ -24,7 +23,7 @@ from selfsight.train import engine
 from tests.conftest import TINY, heads
 from tests.methods.test_methods import batch_of as batch_of_images
 from tests.methods.test_methods import build
-from tests.processes import in_ranks
+from tests.processes import results_of_ranks
 from tests.test_distributed import one_step
 
 STEP = 7
@@ -58,24 +57,17 @@ def by_rank(rank: int, method: nn.Module) -> None:
 CONTROL = ("simclr", "dino", "mae")  # views one by one, many views, patches
 
 
-def worker(rank: int, world: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group(
-        "gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=world
-    )
+def of_rank(rank: int, world: int) -> dict[str, dict[str, torch.Tensor]]:
     before = functools.partial(by_rank, rank)
     found = {name: one_step(name, rank, world, change=followed) for name in METHODS}
     found |= {f"{name}, parts": one_step(name, rank, world, 4, followed) for name in CONTROL}
     found |= {f"{name}, control": one_step(name, rank, world, change=before) for name in CONTROL}
-    torch.save(found, f"{folder}/rank{rank}.pt")
-    dist.destroy_process_group()
+    return found
 
 
 @pytest.fixture(scope="module")
 def two_ranks(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("ranks")
-    in_ranks(worker, str(folder))
-    return [torch.load(folder / f"rank{r}.pt", weights_only=True) for r in (0, 1)]
+    return results_of_ranks(of_rank, tmp_path_factory.mktemp("ranks"))
 
 
 def same(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:

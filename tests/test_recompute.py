@@ -3,8 +3,10 @@
 import copy
 import functools
 import gc
+import os
 import weakref
 from collections.abc import Iterable
+from pathlib import Path
 
 import pytest
 import timm
@@ -59,10 +61,16 @@ class Peak(TorchDispatchMode):
 
 
 def peak(parts: int, images: int = 512) -> int:
-    """Bytes that the encoder needs in a step beyond inputs, weights and gradients."""
+    """As `peak_of`, of an encoder in parts."""
     torch.manual_seed(0)
-    encoder, x = tiny_vit(SIZE), torch.rand(images, 3, SIZE, SIZE)
+    encoder = tiny_vit(SIZE)
     compute_in_parts(encoder, encoder, parts)
+    return peak_of(encoder, images)
+
+
+def peak_of(encoder: nn.Module, images: int) -> int:
+    """Bytes that the encoder needs in a step beyond inputs, weights and gradients."""
+    x = torch.rand(images, 3, SIZE, SIZE)
     weights = list(encoder.parameters())
     for weight in weights:
         weight.grad = torch.zeros_like(weight)
@@ -79,6 +87,24 @@ def test_activations_of_one_part_are_in_memory():
     for parts in (2, 4, 8):
         features = 2 * 512 * 24 * 4  # and their gradient
         assert peak(parts) - features == pytest.approx((whole - features) / parts, rel=0.05), parts
+
+
+def resident() -> int:
+    """Bytes of memory that this process holds."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+@pytest.mark.skipif(recompute._glibc() is None, reason="another C library frees at once, or later")
+def test_memory_between_parts_is_given_back(monkeypatch):
+    """Free blocks between blocks that are in use: glibc keeps them, which is the control."""
+    monkeypatch.setattr(recompute, "KEPT", 2**26)
+    size = 100_000  # bytes; larger blocks may be given back one by one
+    blocks = [torch.ones(size, dtype=torch.uint8) for _ in range(2_000)]
+    filled = resident()
+    del blocks[::2], blocks[::2]  # three of four
+    assert filled - resident() < 2**26
+    recompute._give_back()
+    assert filled - resident() > 0.9 * 1_500 * size - 2**24
 
 
 def gradients(encoder: nn.Module, work) -> list[Tensor]:
@@ -201,19 +227,13 @@ def test_what_accumulated_parts_change_is_said_with_the_remedy(name, said, comma
 
 
 def peak_of_blocks(depth: int, again: bool, images: int = 32) -> int:
-    """As `peak`, of an encoder of so many blocks, whole."""
+    """As `peak_of`, of an encoder of `depth` blocks."""
     torch.manual_seed(0)
     options = {"img_size": SIZE, "patch_size": 4, "num_classes": 0, "embed_dim": 24, "depth": depth}
     encoder = timm.create_model("vit_tiny_patch16_224", num_heads=2, **options)
     if again:
         recompute_blocks(encoder, encoder)
-    x, weights = torch.rand(images, 3, SIZE, SIZE), list(encoder.parameters())
-    for weight in weights:
-        weight.grad = torch.zeros_like(weight)
-    gc.collect()
-    with Peak([x, *weights, *(w.grad for w in weights)]) as found:
-        encoder(x).square().mean().backward()
-    return found.most
+    return peak_of(encoder, images)
 
 
 def test_a_block_that_is_computed_again_keeps_its_input_alone():

@@ -8,7 +8,6 @@ from collections.abc import Iterable
 import pytest
 import timm
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
@@ -27,7 +26,7 @@ from selfsight.train.optim import OptimizerConfig, build_optimizer
 from selfsight.train.sharding import check_shard, clip_gradient
 from tests.conftest import TINY, heads
 from tests.methods.test_methods import batch_of, build
-from tests.processes import in_ranks, two_ranks
+from tests.processes import results_of_ranks, two_ranks
 
 CPU = torch.device("cpu")
 ADAMW = OptimizerConfig(name="adamw", lr=1e-3)
@@ -161,11 +160,7 @@ def storage_bytes(tensors: Iterable[Tensor]) -> int:
     return sum({x.data_ptr(): x.nbytes() for t in local for x in [t.untyped_storage()]}.values())
 
 
-def compare(rank: int, world: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group(
-        "gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=world
-    )
+def compare(rank: int, world: int) -> tuple[dict, str, dict[str, int]]:
     results = {}
     for case, (name, how) in CASES.items():
         results[case] = [one_step(name, split, **how) for split in (False, True)]
@@ -181,15 +176,12 @@ def compare(rank: int, world: int, folder: str) -> None:
         assert_rows(one_step("swav", True, double=False), results["swav in fp32"][0], rank)
     except (AssertionError, RuntimeError, ValueError) as error:
         control = f"{type(error).__name__}: {error}"
-    torch.save((results, control, bytes_held), f"{folder}/rank{rank}.pt")
-    dist.destroy_process_group()
+    return results, control, bytes_held
 
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("ranks")
-    in_ranks(compare, str(folder))
-    return [torch.load(folder / f"rank{r}.pt", weights_only=True) for r in (0, 1)]
+    return results_of_ranks(compare, tmp_path_factory.mktemp("ranks"))
 
 
 @pytest.mark.parametrize("case", CASES)
