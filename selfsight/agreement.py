@@ -2,6 +2,7 @@
 of one ends them all, with one line. With one process each function just calls the work."""
 
 import contextlib
+import functools
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from selfsight.connect import connect, is_of_another, lost, met
 from selfsight.distributed import rank, world_size
-from selfsight.errors import UserError, described
+from selfsight.errors import UserError, with_remedy
 from selfsight.peers import Peers
 
 T = TypeVar("T")
@@ -22,8 +23,9 @@ MISTAKES = (UserError, OSError, MemoryError)  # one line says what is wrong
 SECONDS = 1800.0  # that a process waits for another one that gives no sign of life
 MARGIN = 15.0  # seconds that a collective waits for longer
 BRIEF = 10.0  # seconds in which a process that has failed joins the others, to tell them
-_peers: tuple[Any, Peers] | None = None  # with the process group that they are of
-_joins = False  # this process has begun to
+_peers: tuple[Any, Peers] | None = None  # a process group, and the processes in it
+_has_begun_to_join = False  # even if it failed, or has left again
+_mistake: UserError | None = None  # that ended the last group
 
 
 @contextlib.contextmanager
@@ -37,6 +39,7 @@ def joined(
         pause: the longest, in seconds, that a process may do something else than the others.
     Raises: UserError on every rank, within 5 seconds, for a mistake of any of them.
     """
+    is_given = dist.is_available() and dist.is_initialized()  # by a user's own program
     try:
         yield setup(device, seconds, pause)
     except Exception as error:
@@ -45,12 +48,12 @@ def joined(
         told = _told_by_another(error, seconds)
         if told is not None:
             raise told from None
-        heard = peers().tell(_named(_in_words(error)))
+        heard = peers().tell(_named(with_remedy(error)))
         if not heard or not isinstance(error, MISTAKES):
             raise  # nobody else prints it; or its traceback is of use
         raise peers().mistake() from None
     finally:
-        teardown()
+        teardown(is_given)
 
 
 def _told_by_another(error: Exception, seconds: float) -> UserError | None:
@@ -62,15 +65,15 @@ def _told_by_another(error: Exception, seconds: float) -> UserError | None:
 
 def setup(device: torch.device, seconds: float, pause: float) -> torch.device:
     """Join the process group if torchrun started this process. Args and returns: see `joined`."""
-    global _peers, _joins
+    global _peers, _has_begun_to_join
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
         if device.type == "cuda":
             device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
             torch.cuda.set_device(device)
         backend = "nccl" if device.type == "cuda" else "gloo"
-        _joins = True
+        _has_begun_to_join = True
         store, place, count = met(seconds)
-        _peers = (None, Peers(store, place, count, seconds, watch=True))
+        _peers = (None, Peers(store, place, count, seconds, watch=True))  # there is no group yet
         # Peers see a lost process first, and say which it is.
         connect(backend, store, place, count, seconds + pause + MARGIN)
         _peers = (dist.group.WORLD, _peers[1])
@@ -82,23 +85,25 @@ def before_joining(error: Exception) -> UserError | None:
 
     Returns: the mistake that ends all, if they have heard of it.
     """
-    if _joins or int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    if _has_begun_to_join or int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return None
     try:
         store, place, count = met(BRIEF)
     except UserError:  # nobody waits
         return None
-    others, words = Peers(store, place, count, BRIEF, watch=True), _in_words(error)
+    others, words = Peers(store, place, count, BRIEF, watch=True), with_remedy(error)
     heard = others.tell(words if place == 0 else f"process {place} of {count}: {words}")
     others.close()
     return others.mistake() if heard else None
 
 
-def teardown() -> None:
-    global _peers
+def teardown(is_given: bool) -> None:
+    """Leave the others, and the process group, unless a user's own program has made it."""
+    global _peers, _mistake
     if _peers is not None:
+        _mistake = _peers[1].mistake()  # before the others are waited for: a signal may come
         peers().close()
-    if dist.is_available() and dist.is_initialized():
+    if dist.is_available() and dist.is_initialized() and not is_given:
         dist.destroy_process_group()
     _peers = None
 
@@ -107,18 +112,15 @@ def peers() -> Peers:
     """The processes of the group; one that a user's own program has made is not watched."""
     global _peers
     if _peers is None or _peers[0] is not dist.group.WORLD:
-        _peers = (dist.group.WORLD, _open_peers(SECONDS, watch=False))
+        store = dist.distributed_c10d._get_default_store()
+        place, count = dist.get_rank(), dist.get_world_size()
+        _peers = (dist.group.WORLD, Peers(store, place, count, SECONDS, watch=False))
     return _peers[1]
 
 
-def _open_peers(seconds: float, watch: bool) -> Peers:
-    store = dist.distributed_c10d._get_default_store()
-    return Peers(store, dist.get_rank(), dist.get_world_size(), seconds, watch)
-
-
 def mistake() -> UserError | None:
-    """The mistake of any process that ends them all, if this one has heard of it."""
-    return peers().mistake() if world_size() > 1 or _peers is not None else None
+    """The mistake that has ended all processes, if this one heard of it before it left."""
+    return _mistake
 
 
 def barrier() -> None:
@@ -161,7 +163,7 @@ def _agreed(
         problem, all_came = _first_problem(found), len(found) == world_size()
         return problem, result if share and problem is None else None, all_came
 
-    words = None if error is None else _in_words(error)
+    words = None if error is None else with_remedy(error)
     problem, shared, all_came = peers().meet((words, told), decide, words and _named(words))
     if error is not None and not isinstance(error, MISTAKES):
         raise error  # its traceback is of use
@@ -202,12 +204,6 @@ def _named(words: str, place: int | None = None) -> str:
     return words if place == 0 else f"process {place} of {world_size()}: {words}"
 
 
-def _in_words(error: Exception) -> str:
-    if isinstance(error, OSError):
-        return described(error)
-    return str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
-
-
 def told_by_all(value: Any) -> list[Any]:
     """The values of all ranks in rank order, any objects that can be pickled."""
     if world_size() == 1:
@@ -218,13 +214,6 @@ def told_by_all(value: Any) -> list[Any]:
 def share(value: Any) -> Any:
     """The value of rank 0, any object that can be pickled, on every rank."""
     return by_first(lambda: value)
-
-
-def every(value: Any) -> list[Any]:
-    """What each rank gives, any small object that can be pickled, in rank order, on every rank."""
-    if world_size() == 1:
-        return [value]
-    return peers().meet(value, lambda found: [found[place] for place in range(world_size())])
 
 
 def state_by_first(
@@ -278,7 +267,8 @@ def _received(
 ) -> Any:
     """The state, each of whose tensors rank 0 sends and the others receive."""
     if isinstance(plan, _Sent):
-        own = next(tensors).detach() if rank() == 0 else torch.empty(plan.shape, dtype=plan.dtype)
+        empty = functools.partial(torch.empty, plan.shape, dtype=plan.dtype, device=device)
+        own = next(tensors).detach() if rank() == 0 else empty()
         tensor = own.to(device).contiguous(memory_format=plan.layout)
         if tensor.numel():
             in_order = tensor.permute(0, 2, 3, 1) if plan.layout == torch.channels_last else tensor

@@ -8,6 +8,7 @@ import torch.distributed as dist
 
 from selfsight.errors import UserError
 from selfsight.meeting import meet
+from selfsight.peers import DOWN
 
 UNREACHABLE = ("Connection timed out", "No route to host", "Network is unreachable")
 
@@ -51,8 +52,8 @@ def connect(backend: str, store: dist.Store, rank: int, count: int, seconds: flo
 def is_of_another(error: RuntimeError) -> bool:
     """Whether a collective failed because another process has ended."""
     kinds = ("DistBackendError", "DistNetworkError", "DistStoreError")
-    told = ("Connection closed by peer", "Connection reset by peer", "gloo/transport", "Timed out")
-    return type(error).__name__ in kinds or any(words in str(error) for words in told)
+    said = ("Connection closed by peer", "Connection reset by peer", "gloo/transport", "Timed out")
+    return type(error).__name__ in kinds or any(words in str(error) for words in said)
 
 
 def lost(words: str, seconds: float) -> UserError | None:
@@ -64,13 +65,13 @@ def lost(words: str, seconds: float) -> UserError | None:
     if "Timed out" in words:
         why = (
             f"timeout_minutes={seconds / 60:g}: another process was waited for in a step for "
-            f"longer: it is stopped, or its machine or network is down"
+            f"longer: {DOWN}"
         )
     elif any(reason in words for reason in UNREACHABLE):
-        why = "the connection to another process is lost: its machine or network is down"
+        why = f"the connection to another process is lost: {DOWN}"
     else:
         return None
-    return alone(f"{why}. The same command continues after the last checkpoint")
+    return alone(why)
 
 
 def alone(words: str) -> UserError:

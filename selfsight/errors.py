@@ -49,6 +49,17 @@ def described(error: OSError) -> str:
     return reason if error.filename is None else f"'{_text(error.filename)}': {reason}"
 
 
+def with_remedy(error: Exception) -> str:
+    """An error of the operating system, a lack of memory or another error, in one line with what to
+    do, if that is known."""
+    if isinstance(error, OSError):  # a folder that cannot be written, a full disk
+        return f"{described(error)}. Remove the cause and run the same command again"
+    if isinstance(error, MemoryError):
+        detail = f" ({error})" if str(error) else ""
+        return f"not enough memory{detail}; free some, or reduce batch_size"
+    return str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+
+
 def room(path: Path, needed: int | None = None, quota: bool = False) -> str:
     """How many bytes a file needs, if that is known, and how many are free on its disk, in words.
 

@@ -19,8 +19,12 @@ import torch.distributed as dist
 
 from selfsight.errors import UserError, printable
 
+DOWN = (
+    "it is stopped, or its machine or network is down. The same command continues after the last "
+    "checkpoint"
+)
 EVERY = 0.5  # seconds between two reports that a process is alive
-PATIENCE = 1.0  # seconds in which the others may come to a meeting where one has failed
+PATIENCE = 1.0  # seconds that rank 0 waits for the others after one has failed
 GRACE = 3.0  # seconds in which a process may end by itself after a mistake
 LONGEST_PAUSE = 0.05  # seconds between two looks at the store
 # keys of the store
@@ -111,6 +115,8 @@ class Peers:
         if self._mistake is None:
             return None
         words, speaker = self._mistake
+        if self._failed and words.endswith(f": {self._failed}"):  # all have made the same one
+            words = self._failed
         error = UserError(words)
         error.everywhere = speaker != self._rank
         return error
@@ -121,19 +127,19 @@ class Peers:
         return self.mistake()
 
     def tell(self, words: str) -> bool:
-        """End all processes with this mistake, which rank 0 prints. Returns: whether all others
-        have heard of it, within GRACE seconds."""
+        """End all processes with this mistake, which rank 0 prints. Returns: whether all have heard
+        of it, within GRACE seconds."""
         self._ends_itself, self._failed = True, words
         try:
             self._publish(words, 0)
-            return self._watches and self._all_in(HEARD)
+            return self._watches and self._all_in(HEARD, self._count)
         except RuntimeError:  # rank 0, which may have the store, is gone
             return False
 
-    def _all_in(self, key: str) -> bool:
-        """Whether all other processes have added themselves, within GRACE seconds."""
+    def _all_in(self, key: str, count: int) -> bool:
+        """Whether this many processes have added themselves, within GRACE seconds."""
         end = time.monotonic() + GRACE
-        while self._store.add(key, 0) < self._count - 1:
+        while self._store.add(key, 0) < count:
             if time.monotonic() > end:
                 return False
             time.sleep(LONGEST_PAUSE)
@@ -141,8 +147,11 @@ class Peers:
 
     def _publish(self, words: str, speaker: int) -> None:
         """Tell of a mistake, if no other process was faster."""
-        line = self._store.compare_set(MISTAKE, "", f"{speaker} {words}").decode()
-        self._mistake = line.partition(" ")[2], int(line.partition(" ")[0])
+        self._take(self._store.compare_set(MISTAKE, "", f"{speaker} {words}"))
+
+    def _take(self, line: bytes) -> None:
+        speaker, _, words = line.decode().partition(" ")
+        self._mistake = words, int(speaker)
 
     def close(self) -> None:
         """End the reports. Rank 0, which may have the store, leaves last."""
@@ -159,7 +168,7 @@ class Peers:
                 self._leave()
                 return
             self._store.set(OVER, b"1")
-            self._all_in(LEFT)
+            self._all_in(LEFT, self._count - 1)
 
     def _leave(self) -> None:
         if not self._left:
@@ -177,8 +186,8 @@ class Peers:
                 if next(looks) % look_every == 0:
                     self._look_for_lost(seen)
                 if self._store.check([MISTAKE]):
-                    self._publish("", 0)  # that of the process that was first
-                    self._store.add(HEARD, int(not self._ends_itself))
+                    self._take(self._store.get(MISTAKE))
+                    self._store.add(HEARD, 1)
                     return self._end()
                 if self._store.check([OVER]):
                     return self._leave()
@@ -228,8 +237,7 @@ class Peers:
     def _lost(self, process: str) -> str:
         return (
             f"timeout_minutes={self._seconds / 60:g}: {process} has given no sign of life for as "
-            f"long: it is stopped, or its machine or network is down. The same command continues "
-            f"after the last checkpoint"
+            f"long: {DOWN}"
         )
 
     def _end(self) -> None:

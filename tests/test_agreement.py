@@ -11,9 +11,11 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from selfsight import agreement
+from selfsight import agreement, cli
 from selfsight.errors import UserError
 from selfsight.processes import SIGNALS
+from selfsight.train import session
+from selfsight.train.checkpoint import CheckpointConfig
 from selfsight.train.requests import Requests
 from tests.conftest import TINY, heads
 from tests.processes import exits_of_ranks, start_ranks, two_ranks
@@ -21,11 +23,11 @@ from tests.processes import exits_of_ranks, start_ranks, two_ranks
 CPU = torch.device("cpu")
 
 
-def mistake_in_a_step(rank: int, where: int, kind: str) -> None:
-    """One rank fails while the other waits for it in a collective, or is at work."""
+def mistake_in_a_step(rank: int, where: int | None, kind: str) -> None:
+    """One rank fails while the other waits for it in a collective, or is at work; None: both."""
     try:
         with agreement.joined(CPU, 60):
-            if rank != where:
+            if where not in (rank, None):
                 dist.all_reduce(torch.zeros(1)) if kind == "collective" else time.sleep(60)
             Path("failed").write_text(str(time.monotonic()))
             raise ValueError("a bug") if kind == "bug" else UserError("lr=9: too high")
@@ -36,7 +38,8 @@ def mistake_in_a_step(rank: int, where: int, kind: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "where"), [("collective", 0), ("collective", 1), ("work", 1), ("bug", 1)]
+    ("kind", "where"),
+    [("collective", 0), ("collective", 1), ("work", 1), ("bug", 1), ("all", None)],
 )
 def test_a_mistake_ends_all_within_five_seconds_with_one_line(kind, where, tmp_path):
     codes, errors = exits_of_ranks(mistake_in_a_step, where, kind, cwd=tmp_path)
@@ -44,14 +47,69 @@ def test_a_mistake_ends_all_within_five_seconds_with_one_line(kind, where, tmp_p
     said = "process 1 of 2: " if where else ""
     said += "ValueError: a bug" if kind == "bug" else "lr=9: too high"
     told = [line for text in errors for line in text.splitlines() if line.startswith("selfsight: ")]
-    if kind == "bug":  # its traceback is where it happened, and the other says what it waited for
+    assert told == [f"selfsight: {said}"]
+    if kind == "bug":  # its traceback is where it happened
         assert "Traceback" in errors[where]
-        assert codes[where] == 1
-        assert codes[1 - where] == 2
-        assert told in ([f"selfsight: {said}"], [])
+        assert codes == [2, 1]
     else:
-        assert told == [f"selfsight: {said}"]
         assert codes == [2, 2]
+
+
+def ended_by_its_launcher(rank: int) -> None:
+    """torchrun ends the others by SIGTERM when one has ended after a mistake."""
+
+    def run() -> int:
+        try:
+            with agreement.joined(CPU, 60):
+                Path(f"pid{rank}").write_text(str(os.getpid()))
+                agreement.by_all(lambda: None)
+                if rank == 0:
+                    time.sleep(60)
+                raise UserError("data.path=x: none")
+        except UserError as error:
+            cli._say_mistake(error)
+            return 2
+
+    cli._run = run
+    try:
+        cli.main()
+    finally:
+        if rank == 1:
+            os.kill(int(Path("pid0").read_text()), signal.SIGTERM)
+
+
+def test_a_launcher_that_ends_the_others_does_not_hide_the_mistake(tmp_path):
+    codes, errors = exits_of_ranks(ended_by_its_launcher, cwd=tmp_path)
+    assert codes == [2, 2]
+    assert errors == ["selfsight: process 1 of 2: data.path=x: none\n", ""]
+
+
+def test_a_mistake_that_all_make_is_one_line(tmp_path):
+    """Before they join, and in a step."""
+    early = two_ranks(*KEYS, "timeout_minutes=0", "run=a", cwd=tmp_path)
+    late = two_ranks(*KEYS, "optimizer.lr=1e30", "run=b", cwd=tmp_path)
+    for done, words in ((early, "timeout_minutes=0: "), (late, "The loss of step ")):
+        assert [rank.returncode for rank in done] == [2, 2]
+        lines = [line for rank in done for line in rank.stderr.splitlines() if words in line]
+        assert len(lines) == 1
+        assert lines[0].startswith(f"selfsight: {words}")
+        assert not done[1].stderr
+
+
+def keeps_its_group(rank: int) -> None:
+    """A user's own program has made the process group."""
+    port = os.environ["MASTER_PORT"]
+    dist.init_process_group("gloo", f"tcp://127.0.0.1:{port}", world_size=2, rank=rank)
+    with agreement.joined(CPU, 60):
+        agreement.barrier()
+    total = torch.ones(1)
+    dist.all_reduce(total)
+    assert total == 2
+
+
+def test_a_group_that_was_there_before_stays(tmp_path):
+    codes, errors = exits_of_ranks(keeps_its_group, cwd=tmp_path)
+    assert codes == [0, 0], errors
 
 
 def mistake_before_the_others(rank: int, where: int) -> None:
@@ -88,11 +146,12 @@ def waits(rank: int, how: str) -> None:
             dist.barrier()
 
 
-@pytest.mark.parametrize(("how", "code"), [("by_first", 0), ("a collective", 1)])
-def test_work_of_rank_0_has_no_timeout(how, code, tmp_path):
+@pytest.mark.parametrize("how", ["by_first", "a collective"])
+def test_work_of_rank_0_has_no_timeout(how, tmp_path):
     """The control is a collective, which has one."""
     codes, errors = exits_of_ranks(waits, how, cwd=tmp_path)
-    assert (codes[1] == 0) == (code == 0), errors
+    assert codes[1] == (0 if how == "by_first" else 1), errors
+    assert ("timeout_minutes=" in errors[1]) == (how != "by_first")
 
 
 def is_stopped(rank: int) -> None:
@@ -190,6 +249,41 @@ def test_time_makes_checkpoints(minutes, steps, tmp_path):
     assert [p.returncode for p in done] == [0, 0], done[0].stderr
     files = sorted((tmp_path / "r" / "checkpoints").iterdir())
     assert [int(file.name[5:13]) for file in files] == steps
+
+
+class OnGpu(torch.Tensor):
+    """Takes part in a computation whose end is waited for in the next step."""
+
+    is_cuda = property(lambda _: True)
+
+
+class Event:
+    def record(self) -> None:
+        pass
+
+    def synchronize(self) -> None:
+        pass
+
+
+def test_gpus_hear_one_step_later_and_save_once(monkeypatch, tmp_path):
+    """A step a second, a checkpoint after each 10 seconds."""
+    now = [0.0]
+    monkeypatch.setattr(session.distributed, "rank", lambda: 0)
+    monkeypatch.setattr(session.distributed, "world_size", lambda: 2)
+    monkeypatch.setattr(session.distributed, "mean", lambda x: x.as_subclass(OnGpu))
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(session.time, "perf_counter", lambda: now[0])
+    run = object.__new__(session.Session)
+    run.config = SimpleNamespace(checkpoint=CheckpointConfig(every_minutes=10 / 60))
+    run._requests, run._saved_at, saved = Requests([]), 0.0, []
+    run._device, run._first_bad = torch.device("meta"), torch.tensor(-1)
+    for step in range(40):
+        now[0] = float(step)
+        run.guard(step, torch.tensor(0.5))
+        if run._requests.heard()[1]:
+            saved.append(step)
+            run._saved_at = now[0]
+    assert saved == [11, 22, 33]
 
 
 def signalled(rank: int, where: int) -> None:

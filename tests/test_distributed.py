@@ -320,10 +320,15 @@ def test_a_mistake_on_one_rank_is_told_to_all(tmp_path):
     assert first["none"] == "done"
     assert first["by first"] == [0, 2]
     one, of = "UserError", "process 1 of 2: "
+    again = "Remove the cause and run the same command again"
     assert first["first"] == (one, "seed=x: no number", True)
     assert first["second"] == (one, of + "seed=x: no number", True)
-    assert first["disk"] == (one, of + "'/a': No space left on device", True)
-    assert first["memory"] == (one, of + "MemoryError: 8 TiB", True)
+    assert first["disk"] == (one, of + f"'/a': No space left on device. {again}", True)
+    assert first["memory"] == (
+        one,
+        of + "not enough memory (8 TiB); free some, or reduce batch_size",
+        True,
+    )
     words = "process 1 of 2 differs from process 0: lr=0.1 instead of 0.0; start all with the"
     assert first["unlike"] == (one, f"{words} same keys and the same data", True)
     # a bug keeps its traceback where it happened

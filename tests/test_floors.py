@@ -33,7 +33,7 @@ FLOORS = [
     ["yaml_text"],
     ["files", "metrics", "compiler", "recompute", "agreement"],
     ["locks", "randomness", "distributed", "connect", "peers", "schedules", "blame"],
-    ["lease"],
+    ["lease", "peers"],
     ["processes", "mapped", "errors", "meeting"],
 ]
 

@@ -164,7 +164,7 @@ def outcome(process: subprocess.Popen) -> tuple[int, str]:
 
 
 def each_for_itself() -> None:
-    agreement.state_by_first = lambda work, device: work()
+    agreement.state_by_first = lambda work, device, keep: work()
 
 
 def half_run(machines: list[Machine], start: Callable[[Machine], Process]) -> None:

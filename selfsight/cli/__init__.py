@@ -11,7 +11,7 @@ import sys
 
 from selfsight import mapped
 from selfsight.cli.said import is_first_rank, say, this_command
-from selfsight.errors import UserError, described
+from selfsight.errors import UserError, with_remedy
 from selfsight.processes import Stopped, end_with_parent, stopped_by_signals
 
 
@@ -67,12 +67,8 @@ def _run() -> int:
         _say_mistake(error)
     except BrokenPipeError:
         raise
-    except OSError as error:  # a folder that cannot be written, a full disk
-        words = f"{described(error)}. Remove the cause and run the same command again"
-        _say_mistake(UserError(words))
-    except MemoryError as error:
-        detail = f" ({error})" if str(error) else ""
-        _say_mistake(UserError(f"not enough memory{detail}; free some, or reduce batch_size"))
+    except (OSError, MemoryError) as error:
+        _say_mistake(UserError(with_remedy(error)))
     except RuntimeError as error:
         if not _is_of_another_process(error):
             raise

@@ -47,7 +47,7 @@ class Allocation:
             value = getattr(self, option)
             if value is not None and not NAME.fullmatch(value):
                 raise UserError(f"--{option} {value!r}: no name that Slurm could have; repair it")
-        if self.time is not None and seconds(self.time) <= self.before:
+        if self.time is not None and 0 < seconds(self.time) <= self.before:  # 0: no limit
             raise UserError(
                 f"--time {self.time}: the run would be stopped at once, {self.before} seconds "
                 f"before the limit; give more time, or a smaller --before"

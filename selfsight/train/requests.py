@@ -8,6 +8,8 @@ from torch import Tensor
 from selfsight import distributed
 from selfsight.processes import SIGNALS
 
+Asked = tuple[Tensor, torch.cuda.Event | None]
+
 
 class Requests:
     """Travels with the loss, in one small all-reduce a step, so that all ranks hear of a request
@@ -25,7 +27,11 @@ class Requests:
 
     def __init__(self, signals: Collection[int]) -> None:
         self._signals, self._save = signals, False
-        self._told = self._told_before = torch.zeros(len(SIGNALS) + 1)
+        nothing = torch.zeros(len(SIGNALS) + 1)
+        # What all ranks have asked: in the step before, and in this one; on a GPU with the event
+        # after which it is on the CPU.
+        self._before: Asked = (nothing, None)
+        self._now: Asked = (nothing, None)
 
     def tell(self, loss: Tensor, save: bool) -> Tensor:
         """The mean loss of all ranks.
@@ -36,12 +42,16 @@ class Requests:
         self._save = save
         if distributed.world_size() == 1:
             return loss
-        told = torch.tensor([0.0, *self._own()], dtype=loss.dtype)
-        told = told.to(loss.device, non_blocking=True)
-        told[0] = loss
-        told = distributed.mean(told)
-        self._told_before, self._told = self._told, told[1:] > 0
-        return told[0]
+        asked = torch.tensor([0.0, *self._own()], dtype=loss.dtype)
+        asked = asked.to(loss.device, non_blocking=True)
+        asked[0] = loss
+        mean = distributed.mean(asked)
+        on_cpu = (mean[1:] > 0).to("cpu", non_blocking=True)
+        copied = torch.cuda.Event() if mean.is_cuda else None
+        if copied is not None:
+            copied.record()
+        self._before, self._now = self._now, (on_cpu, copied)
+        return mean[0]
 
     def _own(self) -> list[bool]:
         return [number in self._signals for number in SIGNALS] + [self._save]
@@ -53,6 +63,9 @@ class Requests:
         """
         asked = self._own()
         if distributed.world_size() > 1:
-            asked = (self._told if self._told.is_cpu else self._told_before).tolist()
+            found, copied = self._now if self._now[1] is None else self._before
+            if copied is not None:
+                copied.synchronize()
+            asked = found.tolist()
         caught = [number for number, sent in zip(SIGNALS, asked[:-1], strict=True) if sent]
         return (caught or [0])[0], bool(asked[-1])

@@ -168,6 +168,8 @@ class Session:
         since reading the loss after every step would make it wait.
         """
         save = distributed.rank() == 0 and self._is_time_to_save()
+        if save:
+            self._saved_at = time.perf_counter()  # GPUs hear of it one step later: it asks once
         loss = self._requests.tell(loss.detach(), save)
         bad = ~torch.isfinite(loss) & (self._first_bad < 0)
         self._first_bad.masked_fill_(bad, step)

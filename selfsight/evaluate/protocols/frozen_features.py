@@ -243,9 +243,7 @@ def _kept(context: EvaluationContext, name: str, what: list[Any], make: Callable
     if stored is not None:
         return stored[name]
     value = agreement.share(make())
-    if first:
-        write_json(file, sealed({name: value}))
-    agreement.barrier()
+    agreement.by_first(lambda: write_json(file, sealed({name: value})))
     return value
 
 

@@ -54,7 +54,8 @@ def _launch(count: int) -> int:
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // count)))
     os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(SAVING))
     heeded = [n for n in SIGNALS if signal.getsignal(n) is not signal.SIG_IGN]  # as under nohup
-    words = [word.replace("$", "$$") for word in (*COMMAND, *sys.argv[1:])]  # torch replaces ${...}
+    # torch replaces ${...} in arguments
+    words = [word.replace("$", "$$") for word in (*COMMAND[1:], *sys.argv[1:])]
     with tempfile.TemporaryDirectory(prefix="selfsight-") as folder, _silent():
         config = LaunchConfig(
             min_nodes=1,
@@ -70,7 +71,7 @@ def _launch(count: int) -> int:
             signals_to_handle=",".join(signal.Signals(n).name for n in heeded),
         )
         try:
-            elastic_launch(config, words[0])(*words[1:])
+            elastic_launch(config, COMMAND[0])(*words)
         except SignalException as stopped:
             return 128 + stopped.sigval
         except ChildFailedError as error:
