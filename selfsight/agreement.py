@@ -45,9 +45,9 @@ def joined(
     except Exception as error:
         if (world_size() == 1 and _peers is None) or getattr(error, "everywhere", False):
             raise
-        told = _told_by_another(error, seconds)
-        if told is not None:
-            raise told from None
+        theirs = _mistake_of_another(error, seconds)
+        if theirs is not None:
+            raise theirs from None
         heard = peers().tell(_named(with_remedy(error)))
         if not heard or not isinstance(error, MISTAKES):
             raise  # nobody else prints it; or its traceback is of use
@@ -56,7 +56,7 @@ def joined(
         teardown(is_given)
 
 
-def _told_by_another(error: Exception, seconds: float) -> UserError | None:
+def _mistake_of_another(error: Exception, seconds: float) -> UserError | None:
     """The mistake of another process, if this error follows from it."""
     if not isinstance(error, RuntimeError) or not is_of_another(error):
         return None
@@ -152,10 +152,10 @@ def _agreed(
     work: Callable[[], T], alike: Callable[[T], dict[str, Any]] | None, share: bool = False
 ) -> tuple[T, Any]:
     """What `work` returns here and, if asked, on rank 0."""
-    result, error, told = None, None, {}
+    result, error, facts = None, None, {}
     try:
         result = work()
-        told = {} if alike is None else alike(result)
+        facts = {} if alike is None else alike(result)
     except Exception as raised:
         error = raised
 
@@ -164,16 +164,16 @@ def _agreed(
         return problem, result if share and problem is None else None, all_came
 
     words = None if error is None else with_remedy(error)
-    problem, shared, all_came = peers().meet((words, told), decide, words and _named(words))
+    problem, shared, all_came = peers().meet((words, facts), decide, words and _named(words))
     if error is not None and not isinstance(error, MISTAKES):
         raise error  # its traceback is of use
     if problem is None:
         return result, shared
     if rank() == 0 and not all_came:
         peers().tell(problem)  # to those that are still at work
-    everywhere = UserError(problem)
-    everywhere.everywhere = True
-    raise everywhere from None
+    same = UserError(problem)
+    same.everywhere = True
+    raise same from None
 
 
 def _first_problem(found: dict[int, tuple[str | None, dict[str, Any]]]) -> str | None:
@@ -183,11 +183,11 @@ def _first_problem(found: dict[int, tuple[str | None, dict[str, Any]]]) -> str |
         if words is not None:
             return _named(words, place)
     first = found[0][1]
-    for place, (_, told) in found.items():
-        odd = [key for key in (first | told) if first.get(key) != told.get(key)]
+    for place, (_, facts) in found.items():
+        odd = [key for key in (first | facts) if first.get(key) != facts.get(key)]
         if odd:
             shown = "; ".join(
-                f"{key}={told.get(key, '(absent)')} instead of {first.get(key, '(absent)')}"
+                f"{key}={facts.get(key, '(absent)')} instead of {first.get(key, '(absent)')}"
                 for key in odd[:3]
             )
             more = f" and {len(odd) - 3} more" if len(odd) > 3 else ""
@@ -204,7 +204,7 @@ def _named(words: str, place: int | None = None) -> str:
     return words if place == 0 else f"process {place} of {world_size()}: {words}"
 
 
-def told_by_all(value: Any) -> list[Any]:
+def gather_objects(value: Any) -> list[Any]:
     """The values of all ranks in rank order, any objects that can be pickled."""
     if world_size() == 1:
         return [value]

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 
 EXIT_CODE = 2
-_WITH_ADDRESS = 4  # SA_SIGINFO of Linux: the handler is told the address
+_WITH_ADDRESS = 4  # SA_SIGINFO of Linux: the handler gets the address
 _ADDRESS = 16  # the place of the address in Linux's siginfo_t, in bytes
 _HANDLER = ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p)
 

@@ -32,7 +32,7 @@ FLOORS = [
     ["batch", "losses", "config", "own"],
     ["yaml_text"],
     ["files", "metrics", "compiler", "recompute", "agreement"],
-    ["locks", "randomness", "distributed", "connect", "peers", "schedules", "blame"],
+    ["locks", "randomness", "distributed", "connect", "schedules", "blame"],
     ["lease", "peers"],
     ["processes", "mapped", "errors", "meeting"],
 ]

@@ -7,9 +7,10 @@ import os
 import pickle
 import tempfile
 from collections.abc import Callable
+from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from selfsight import agreement, distributed
 
@@ -34,23 +35,17 @@ class Place(NamedTuple):
 
 
 class Copied:
-    """A source that leaves attributes, such as open files, out of its copy in another process.
-
-    Attributes:
-        own: their names; `begin` makes them, also in the copy.
-    """
-
-    own: ClassVar[tuple[str, ...]] = ()
-
-    def begin(self) -> None:
-        raise NotImplementedError
+    """A source that leaves its cached properties, such as open files, out of its copy in another
+    process, which makes them anew."""
 
     def __getstate__(self) -> dict[str, Any]:
-        return {key: value for key, value in vars(self).items() if key not in self.own}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state)
-        self.begin()
+        cached = {
+            name
+            for kind in type(self).__mro__
+            for name, value in vars(kind).items()
+            if isinstance(value, cached_property)
+        }
+        return {key: value for key, value in vars(self).items() if key not in cached}
 
 
 def by_machine(work: Callable[[], T], alike: Callable[[T], dict[str, Any]]) -> T:
@@ -69,7 +64,7 @@ def by_machine(work: Callable[[], T], alike: Callable[[T], dict[str, Any]]) -> T
     opened = agreement.by_all(lambda: _opened(work, alike, many) if local == 0 else None)
     place = opened and opened[1]
     try:
-        places = agreement.told_by_all(place)
+        places = agreement.gather_objects(place)
         theirs = places[distributed.rank() - local]
 
         def take() -> T:

@@ -31,7 +31,7 @@ HEIF = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 BITS, COLOURS, SAMPLES, EXTRA, NUMBERS = 258, 262, 277, 338, 339
 ORIENTATION = 0x0112  # the EXIF tag
 MOST_HEADER = 10_000  # bytes of an .npy header
-# They warn of what is unusual in a file; what cannot be decoded is told by exceptions.
+# They warn of what is unusual in a file; what cannot be decoded raises an exception.
 warnings.filterwarnings("ignore", module=r"pydicom\b")
 UPRIGHT = {  # EXIF orientation -> what makes the image upright
     2: np.fliplr,
@@ -98,7 +98,7 @@ def tiff(data: bytes, how: Decoding) -> Values | None:
     if _pillow_reads(data, how):
         return None
     tifffile = library("tifffile", "tiff")
-    logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # damage is told by exceptions
+    logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # damage raises an exception
     with tifffile.TiffFile(io.BytesIO(data)) as file:
         first = file.pages[0]
         # one picture, or bands of which each may be a page

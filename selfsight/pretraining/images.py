@@ -29,7 +29,7 @@ def training_images(
         bad_images: the file that lists broken images; without it, a broken image is an error.
     """
     cache, data = cache_beside(config.run), agreement.by_first(lambda: _recorded(config))
-    source = by_machine(lambda: open_source(data, "train", cache), _told)
+    source = by_machine(lambda: open_source(data, "train", cache), _facts)
     data = agreement.by_first(lambda: settled(data, source))
     bad = bad_images and BadImages(bad_images, len(source), data.max_bad)
     return Images(source, data, device, bad)
@@ -44,6 +44,6 @@ def _recorded(config: RunConfig) -> DataConfig:
     return recorded(config.data, read_description(folder / DESCRIPTION)["data"])
 
 
-def _told(source: Source) -> dict[str, Any]:
+def _facts(source: Source) -> dict[str, Any]:
     """What must not differ between the processes of a run."""
     return {**fingerprint(source), "data.range": decoding(source).range}

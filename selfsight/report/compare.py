@@ -141,8 +141,8 @@ def _evaluations(records: list[dict[str, dict[str, Any]]]) -> tuple[list[Line], 
         differing = [key for key, _ in _different_keys(list(same.values()))]
         for key, conditions in same.items():
             found = [by_key.get(key, {}).get("metrics", {}) for by_key in records]
-            told = ", ".join(f"{k}={conditions.get(k, ABSENT)}" for k in differing)
-            lines += _lines(f"{protocol} [{told}]" if told else protocol, found)
+            shown = ", ".join(f"{k}={conditions.get(k, ABSENT)}" for k in differing)
+            lines += _lines(f"{protocol} [{shown}]" if shown else protocol, found)
         partly = any(key not in by_key for by_key in records for key in same)
         if partly and differing:
             notes.append(

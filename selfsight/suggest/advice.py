@@ -81,7 +81,7 @@ def _about_content(images: ImageFacts) -> list[str]:
     if images.repeated >= REPEATED * images.looked:
         found.append(
             f"{images.repeated:,} of {images.looked:,} images are equal to others, byte for byte: "
-            f"they count several times, and in a batch two of them are to be told apart. "
+            f"they count several times, and a batch may contrast two of them. "
             f"`selfsight check` lists them."
         )
     if images.shared:

@@ -156,7 +156,7 @@ def _find_depth(data: DataConfig) -> dict[str, Any]:
     given, keys = data.model_fields_set, {}
     if kinds and "channels" not in given and channels == USUAL.channels:
         number = Counter(n for n, _ in kinds.elements()).most_common(1)[0][0]
-        channels = 3 if number == 1 else number  # gray is told from RGB later, by its pixels
+        channels = 3 if number == 1 else number  # its pixels show later whether it is gray
     if channels != USUAL.channels and "channels" not in given:
         keys["channels"] = channels
     deep = any(dtype != "uint8" for _, dtype in kinds)

@@ -99,7 +99,7 @@ class Checkpoints:
         try:
             with naming(self.folder):
                 name = agreement.by_all(lambda: write_piece(state, temporary))
-            names = agreement.told_by_all(name)
+            names = agreement.gather_objects(name)
             checksum = checksum_of_names(names)
             agreement.by_first(lambda: self._finish(step, temporary, checksum))
         finally:

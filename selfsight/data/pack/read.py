@@ -57,8 +57,6 @@ class Pack(Copied):
         written.
     """
 
-    own = ("_seen", "origins")
-
     def __init__(self, folder: Path, labels: bool = True) -> None:
         self._folder, about = folder, read_description(folder)
         try:
@@ -69,12 +67,12 @@ class Pack(Copied):
             raise _damaged(folder, " ".join(str(error).split())) from None
         if not labels:
             self.classes = self.labels = None
-        self.begin()
 
-    def begin(self) -> None:
-        """No image has been compared with its hash: a bit for each, 1 if its bytes are right. Of
-        two threads that set bits of one byte one may be lost: an image is then compared again."""
-        self._seen = np.zeros(self._count // 8 + 1, np.uint8)
+    @functools.cached_property
+    def _seen(self) -> np.ndarray:
+        """A bit for each image, 1 if its bytes were compared with its hash. Of two threads that set
+        bits of one byte one may be lost: an image is then compared again."""
+        return np.zeros(self._count // 8 + 1, np.uint8)
 
     def _open(self, folder: Path, about: dict[str, Any]) -> None:
         """Open all files. Raises: UserError, or another exception, if one does not match the

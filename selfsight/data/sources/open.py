@@ -124,8 +124,8 @@ def _about_classes(source: Source) -> list[str]:
         return []
     if len(source.classes) == 1:
         return [
-            f"The images have only one class, '{source.classes[0]}': nothing can be told apart by "
-            f"it; if the classes are the folders below it, set data.path to that folder"
+            f"The images have only one class, '{source.classes[0]}': it distinguishes "
+            f"nothing; if the classes are the folders below it, set data.path to that folder"
         ]
     if len(source.classes) == len(source):
         return [f"Each of the {len(source):,} images has a class of its own; are these classes?"]

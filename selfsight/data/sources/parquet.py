@@ -3,8 +3,8 @@
 import json
 import os
 import threading
-from collections.abc import Iterator
-from functools import lru_cache, partial
+from collections.abc import Callable, Iterator
+from functools import cached_property, lru_cache, partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -35,8 +35,6 @@ class Parquet(Copied):
     more, reading them in random order reads a whole row group for almost every image.
     """
 
-    own = ("_column", "_turns")
-
     def __init__(self, files: list[Path], labels: bool = True, channels: int = 3) -> None:
         pa = _pyarrow()
         self._files, self._footers = files, [_footer(file) for file in files]
@@ -62,7 +60,6 @@ class Parquet(Copied):
         sizes = [group.total_byte_size for group in groups]
         kept = len(sizes) if sum(sizes) <= KEPT else max(1, KEPT // max(sizes))
         self._kept = kept
-        self.begin()
         column = next((name for name in LABELS if name in schema.names), None)
         self.classes = self.labels = None
         if labels and column:
@@ -75,9 +72,13 @@ class Parquet(Copied):
             names = _class_names(schema, column)
             self.classes, self.labels = as_labels(table.column(column), names, where)
 
-    def begin(self) -> None:
-        self._column = lru_cache(self._kept)(self._read_group)
-        self._turns = [threading.Lock() for _ in self._places]
+    @cached_property
+    def _column(self) -> Callable[[int], Any]:
+        return lru_cache(self._kept)(self._read_group)
+
+    @cached_property
+    def _turns(self) -> list[threading.Lock]:
+        return [threading.Lock() for _ in self._places]
 
     def __len__(self) -> int:
         return int(self._ends[-1])

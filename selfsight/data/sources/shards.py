@@ -11,10 +11,10 @@ import math
 import os
 import re
 from bisect import bisect_right
-from collections.abc import Iterator
-from functools import lru_cache, partial
+from collections.abc import Callable, Iterator
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
@@ -67,8 +67,6 @@ class Shards(Copied):
         notes: a line about them.
     """
 
-    own = ("_opened",)
-
     def __init__(
         self, files: list[Path] | list[str], labels: bool = True, cache: Path | None = None
     ) -> None:
@@ -85,7 +83,6 @@ class Shards(Copied):
         self._offsets = np.concatenate([shard.offsets for shard in shards])
         self._sizes = np.concatenate([shard.sizes for shard in shards])
         self.skipped = sum(int(shard.skipped) for shard in shards)
-        self.begin()
         if not len(self):
             endings = " ".join(ending.decode() for ending in IMAGES)
             raise UserError(
@@ -101,8 +98,9 @@ class Shards(Copied):
                 f"left out"
             ]
 
-    def begin(self) -> None:
-        self._opened = lru_cache(DESCRIPTORS)(partial(open, mode="rb", buffering=0))
+    @cached_property
+    def _opened(self) -> Callable[[Path], BinaryIO]:
+        return lru_cache(DESCRIPTORS)(partial(open, mode="rb", buffering=0))
 
     def _label(self, shards: list[Index]) -> tuple[list[str] | None, np.ndarray | None]:
         """Classes, sorted by number or name, and labels; None and None if no image has a label."""

@@ -75,7 +75,7 @@ def _launch(count: int) -> int:
         except SignalException as stopped:
             return 128 + stopped.sigval
         except ChildFailedError as error:
-            return _told(error, Path(folder))
+            return _report_of(error, Path(folder))
     return 0
 
 
@@ -89,7 +89,7 @@ def _silent() -> Iterator[None]:
         logging.disable(logging.NOTSET)
 
 
-def _told(error: "ChildFailedError", folder: Path) -> int:
+def _report_of(error: "ChildFailedError", folder: Path) -> int:
     """The exit code of the process that failed first, whose messages are printed if they were not.
 
     One that says that another has ended exits with 2, as after a mistake of all; so it is the first

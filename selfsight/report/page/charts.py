@@ -18,7 +18,7 @@ from markupsafe import Markup
 
 from selfsight.report.page.panel import clean, fragment
 
-# After Okabe and Ito: told apart by most colour-blind readers, visible on white and on near black.
+# After Okabe and Ito: distinct for most colour-blind readers, visible on white and on near black.
 COLOURS = ("#2b83c9", "#e69f00", "#009e73", "#cc79a7", "#d55e00", "#56b4e9")
 COLOURS += ("#a89b00", "#8c8c8c", "#7a5cc4", "#9a5b3c")
 GOOD, BAD = "#009e73", "#d55e00"
