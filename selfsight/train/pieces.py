@@ -36,9 +36,13 @@ def each_tensor(value: Any, work: Callable[[Keys, Tensor], Any], path: Keys = ()
 
 
 def write_state(state: dict[str, Any], path: Path) -> None:
-    """Raises: OSError if the disk is full, for which torch alone raises a RuntimeError."""
+    """Raises: OSError if the disk is full, for which torch alone raises a RuntimeError.
+
+    torch takes each write for complete. A buffered file makes it so; the system alone may write a
+    part: at most 2 GiB at a time, and what there is room for.
+    """
     try:
-        with path.open("wb", buffering=0) as file:
+        with path.open("wb") as file:
             torch.save(state, file)
     except RuntimeError as error:
         if isinstance(error.__context__, OSError):

@@ -5,7 +5,9 @@ import fcntl
 import io
 import itertools
 import os
+import resource
 import shutil
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -300,3 +302,37 @@ def test_a_full_disk_leaves_no_folder(tmp_path, monkeypatch):
         checkpoints.save_pieces(2, whole_of(2))
     assert caught.value.filename == str(tmp_path)
     assert [path for _, path in checkpoints.files()] == [*tmp_path.iterdir()]
+
+
+def test_a_write_that_the_system_cuts_short_is_no_checkpoint(tmp_path):
+    """Room for all but the last bytes; the system then writes a part, without an error."""
+    path, state = tmp_path / "state.pt", {"w": torch.arange(1000.0)}
+    pieces.write_state(state, path)
+    size = path.stat().st_size
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        for missing in (0, 1, 21, 22, 100, 4000):
+            resource.setrlimit(resource.RLIMIT_FSIZE, (size - missing, before[1]))
+            with pytest.raises(OSError) if missing else contextlib.nullcontext():
+                pieces.write_state(state, path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, ignored)
+
+
+def test_a_tensor_of_more_bytes_than_the_system_writes_at_once(tmp_path, monkeypatch):
+    """Linux writes at most 2 GiB at a time, and says how many; here 1,000."""
+
+    class Raw(io.FileIO):
+        def write(self, data: Any) -> int:
+            return super().write(memoryview(data)[:1000])
+
+    def open_it(path: Path, mode: str, buffering: int = -1) -> Any:
+        raw = Raw(path, mode.replace("b", ""))
+        return raw if buffering == 0 else io.BufferedWriter(raw)
+
+    state = {"w": torch.arange(100_000.0)}
+    monkeypatch.setattr(Path, "open", open_it)
+    pieces.write_state(state, tmp_path / "state.pt")
+    assert torch.equal(torch.load(tmp_path / "state.pt")["w"], state["w"])
