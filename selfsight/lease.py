@@ -88,8 +88,9 @@ def held(place: Path, wait: bool = False) -> Iterator[Lease]:
                 try:
                     yield lease
                 finally:
-                    _take_away(lease.inside, new)
-                    with contextlib.suppress(OSError):  # another lease is in it by now
+                    # another lease is in it by now, or the disk is away: no error hides an earlier
+                    with contextlib.suppress(OSError):
+                        _take_away(lease.inside, new)
                         place.rmdir()
     finally:
         shutil.rmtree(new, ignore_errors=True)
@@ -198,13 +199,14 @@ def _look(place: Path) -> tuple[str, dict[str, Any], str] | None:
     if token is None:
         return None
     try:
-        first, _, beat = (place / token / _HOLDER).read_text().partition("\n")
+        first, _, beat = (place / token / _HOLDER).read_bytes().partition(b"\n")
+    except FileNotFoundError:  # it has just ended, or lost its file
+        return (token, {}, "") if _token(place) == token else None
+    try:
         about = json.loads(first)
-    except FileNotFoundError:
-        return None
     except ValueError:  # damaged: taken over if it stays as it is
-        return token, {}, first
-    return token, about if isinstance(about, dict) else {}, beat
+        return token, {}, f"{first} {beat}"
+    return token, about if isinstance(about, dict) else {}, str(beat)
 
 
 def _named(about: dict[str, Any]) -> str:
@@ -216,7 +218,19 @@ def _has_ended(about: dict[str, Any]) -> bool:
     pid = about.get("pid")
     if about.get("machine") != machine() or not isinstance(pid, int):
         return False
-    return process(pid) != {key: about.get(key) for key in ("pid", "started")}
+    return process(pid) != {key: about.get(key) for key in ("pid", "started")} and not _hidden(pid)
+
+
+def _hidden(pid: int) -> bool:
+    """Whether another user's process has this number: a /proc that was mounted with hidepid does
+    not show it."""
+    try:
+        os.kill(pid, 0)  # sends nothing
+    except PermissionError:
+        return True
+    except (ProcessLookupError, OverflowError):  # the latter: no number of a process
+        pass
+    return False
 
 
 def machine() -> str:

@@ -178,6 +178,50 @@ def test_a_lease_of_another_machine_is_waited_for(folder, no_locks, capfd):
     assert "process 4194305 on far was writing in it; it is taken over" in capfd.readouterr().err
 
 
+@pytest.mark.parametrize("content", [None, b"", b"\xff\xfe\n1", b"{}\n1", b"5\n\xff"])
+def test_a_lease_that_does_not_say_who_holds_it_is_waited_for(
+    folder, no_locks, monkeypatch, content
+):
+    """None: its file is missing, as after a loss of power."""
+    monkeypatch.setattr(lease, "STALE", 0.2)
+    place = folder / f"{LOCK}.lease" / "token"
+    place.mkdir(parents=True)
+    if content is not None:
+        (place / "holder").write_bytes(content)
+    began = time.monotonic()
+    with locked(folder):
+        assert time.monotonic() - began >= lease.STALE
+
+
+def test_a_process_of_another_user_lives_though_it_is_hidden(folder, no_locks, monkeypatch):
+    """A /proc mounted with hidepid has no folder for it. Control: no process has the number."""
+    mine = {"machine": lease.machine(), "pid": os.getpid(), "started": "1"}
+    assert lease._has_ended(mine)  # the number was given again
+    monkeypatch.setattr(lease, "process", lambda pid: {"pid": pid, "started": None})
+
+    def kill(pid, number):
+        assert number == 0
+        raise OSError(errno.EPERM if pid == os.getpid() else errno.ESRCH, "")
+
+    monkeypatch.setattr(os, "kill", kill)
+    assert not lease._has_ended(mine)
+    assert lease._has_ended({**mine, "pid": os.getpid() + 1})
+
+
+def test_the_end_of_a_lease_on_a_lost_disk_hides_no_error(folder, no_locks, monkeypatch):
+    def lost(*_):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    @contextlib.contextmanager
+    def losing():
+        with locked(folder):
+            monkeypatch.setattr(os, "rename", lost)
+            yield
+
+    with pytest.raises(UserError, match="the reason"), losing():
+        raise UserError("the reason")
+
+
 @pytest.mark.parametrize("wait", [False, True])
 def test_signs_of_life_from_another_machine(folder, no_locks, monkeypatch, wait):
     """Who waits gets the folder when the other ends; who does not is refused."""
