@@ -8,6 +8,7 @@ a process holds its rows alone: of weights, gradients, the optimizer's state and
 """
 
 import copy
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -125,6 +126,32 @@ def check_shard(method: Method, optimizer: OptimizerConfig) -> None:
                 f"shard=true: {name} is a number without rows to split; give it the shape (1,), "
                 f"or leave out shard"
             )
+    shared = _shared_matrix(method)
+    if shared is not None:
+        raise UserError(
+            f"shard=true: {shared} is a matrix of a block that another block, or what is outside "
+            f"of the blocks, has as well; a block is gathered for itself. Give each its own, or "
+            f"leave out shard"
+        )
+
+
+def _shared_matrix(method: Method) -> str | None:
+    """The name of a matrix in a block that is in another part, too: that part would train a whole
+    matrix of its own on each process."""
+    everywhere, before = _uses(method), Counter[nn.Parameter]()
+    for block in blocks_of(method):
+        inside = _uses(block)
+        for name, parameter in method.named_parameters():
+            others = everywhere[parameter] - inside[parameter] + before[parameter]
+            if parameter.ndim > 1 and inside[parameter] and others:
+                return name
+        before += inside
+    return None
+
+
+def _uses(module: nn.Module) -> Counter[nn.Parameter]:
+    """How many modules have a parameter."""
+    return Counter(p for part in module.modules() for p in part.parameters(recurse=False))
 
 
 # A whole copy -------------------------------------------------------------------------------------

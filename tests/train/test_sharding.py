@@ -1,6 +1,7 @@
 """shard=true: the same numbers as one process and as DistributedDataParallel, with a part of the
 memory; what cannot be split is refused."""
 
+import contextlib
 import dataclasses
 import functools
 from collections.abc import Iterable
@@ -247,6 +248,46 @@ class Scalar(METHODS["simclr"]):
     def __init__(self, *arguments) -> None:
         super().__init__(*arguments)
         self.temperature = nn.Parameter(torch.tensor(0.1))
+
+
+def tied(where: str) -> Method:
+    """A method in which two parts have one parameter."""
+    method = METHODS["simclr"](tiny_vit())
+    first, second = method.backbone.blocks[:2]
+    if where == "matrices of two blocks":
+        second.mlp.fc1.weight = first.mlp.fc1.weight
+    elif where == "a layer of two blocks":
+        second.mlp = first.mlp
+    elif where == "a block and a head":
+        method.extra = nn.Linear(*first.mlp.fc1.weight.shape[::-1])
+        method.extra.weight = first.mlp.fc1.weight
+    elif where == "vectors of two blocks":
+        second.norm1.weight = first.norm1.weight
+    elif where == "one block":
+        first.mlp.extra = nn.Linear(*first.mlp.fc1.weight.shape[::-1])
+        first.mlp.extra.weight = first.mlp.fc1.weight
+    else:
+        method.also = method.backbone
+    return method
+
+
+@pytest.mark.parametrize(
+    ("where", "refused"),
+    [
+        ("matrices of two blocks", True),
+        ("a layer of two blocks", True),
+        ("a block and a head", True),
+        ("vectors of two blocks", False),
+        ("one block", False),
+        ("another name", False),
+    ],
+)
+def test_a_matrix_of_two_parts_is_refused(where, refused, monkeypatch):
+    """Each process would train a matrix of its own for the part that is not gathered with it."""
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
+    said = pytest.raises(UserError, match=r"shard=true: backbone\.blocks\.0\.mlp\.fc1\.weight is")
+    with said if refused else contextlib.nullcontext():
+        check_shard(tied(where), ADAMW)
 
 
 @pytest.mark.parametrize(
