@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import os
+import re
 import stat
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,7 +27,7 @@ _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.
 # Mounts whose locks hold on one machine, while other machines may write the same folder.
 _OF_ONE_MACHINE = {"localflock", "local_lock=flock", "local_lock=all", "nolock", "nobrl"}
 MOUNTS = "/proc/self/mountinfo"
-_SHARED_MOUNTS = ("fuse.", "9p", "virtiofs")
+_SHARED_MOUNTS = re.compile(r"fuse(\..*)?|9p|virtiofs|beegfs")
 
 
 @contextlib.contextmanager
@@ -83,11 +84,11 @@ def _is_of_one_machine(folder: Path) -> bool:
     except OSError:
         return False
     number = f"{os.major(device)}:{os.minor(device)}"
-    for words in (line.split() for line in lines):
+    for words in (line.split(" ") for line in lines):  # the source of a mount may be empty
         if words[2] == number:
             kind, _, options = words[words.index("-") + 1 :][:3]
             given = {*options.split(","), *words[5].split(",")}
-            return kind.startswith(_SHARED_MOUNTS) or bool(given & _OF_ONE_MACHINE)
+            return _SHARED_MOUNTS.fullmatch(kind) is not None or bool(given & _OF_ONE_MACHINE)
     return False
 
 

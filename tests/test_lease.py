@@ -308,7 +308,7 @@ def test_lines_are_added_where_there_are_no_locks(folder, no_locks):
     assert (folder / "bad.txt").read_text() == "a\n"
 
 
-MOUNT = "36 35 {number} / /mnt rw,noatime{more} shared:1 - {kind} server:/ rw{options}\n"
+MOUNT = "36 35 {number} / /mnt rw,noatime{more} shared:1 - {kind} {source} rw{options}\n"
 
 
 @pytest.mark.parametrize(
@@ -319,14 +319,19 @@ MOUNT = "36 35 {number} / /mnt rw,noatime{more} shared:1 - {kind} server:/ rw{op
         ("lustre", ",localflock", True),
         ("lustre", ",flock", False),
         ("fuse.sshfs", "", True),
+        ("fuse", "", True),
         ("fuseblk", "", False),
+        ("beegfs", ",cfgFile=/etc/beegfs.conf", True),
         ("ext4", "", False),
     ],
 )
-def test_mounts_whose_locks_other_machines_do_not_see(tmp_path, monkeypatch, kind, options, alone):
+@pytest.mark.parametrize("source", ["server:/", ""])
+def test_mounts_whose_locks_other_machines_do_not_see(
+    tmp_path, monkeypatch, kind, options, alone, source
+):
     device = os.stat(tmp_path).st_dev
     about = {"number": f"{os.major(device)}:{os.minor(device)}", "more": "", "kind": kind}
-    (tmp_path / "mounts").write_text(MOUNT.format(options=options, **about))
+    (tmp_path / "mounts").write_text(MOUNT.format(options=options, source=source, **about))
     monkeypatch.setattr(locks, "MOUNTS", str(tmp_path / "mounts"))
     (tmp_path / "run").mkdir()
     with locked(tmp_path / "run"):
