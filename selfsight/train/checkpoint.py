@@ -28,6 +28,7 @@ from selfsight.files import (
 )
 from selfsight.locks import check_folder
 from selfsight.train.pieces import (
+    bytes_of,
     checksum_of,
     checksum_of_names,
     read_pieces,
@@ -89,7 +90,7 @@ class Checkpoints:
         """
         self._begin()
         temporary = temporary_of(self.folder / f"step-{step}")
-        with naming(self.folder, _bytes(state), temporary), removed_at_the_end(temporary):
+        with naming(self.folder, bytes_of(state), temporary), removed_at_the_end(temporary):
             write_state(state, temporary)
             return self._finish(step, temporary, checksum_of(temporary))
 
@@ -97,14 +98,17 @@ class Checkpoints:
         """The same with a file for each rank, of what it holds. All ranks call it."""
         temporary = agreement.by_first(lambda: self._new_folder(step))
         try:
-            with naming(self.folder):
-                name = agreement.by_all(lambda: write_piece(state, temporary))
+            name = agreement.by_all(lambda: self._write_piece(state, temporary))
             names = agreement.gather_objects(name)
             checksum = checksum_of_names(names)
             agreement.by_first(lambda: self._finish(step, temporary, checksum))
         finally:
             if distributed.rank() == 0:
                 shutil.rmtree(temporary, ignore_errors=True)
+
+    def _write_piece(self, state: dict[str, Any], temporary: Path) -> str:
+        with naming(self.folder, bytes_of(state, whole=False), temporary):
+            return write_piece(state, temporary)
 
     def _begin(self) -> None:
         check_folder(self.folder)
@@ -198,13 +202,6 @@ def _remove(path: Path) -> None:
     hidden = path.with_name(f".step-{secrets.token_hex(4)}.tmp")
     path.replace(hidden)
     shutil.rmtree(hidden)
-
-
-def _bytes(value: Any) -> int:
-    """The size of the tensors in a tree."""
-    if isinstance(value, (dict, list, tuple)):
-        return sum(map(_bytes, value.values() if isinstance(value, dict) else value))
-    return value.nbytes if isinstance(value, Tensor) else 0
 
 
 def _read(path: Path, device: torch.device) -> dict[str, Any]:

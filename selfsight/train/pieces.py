@@ -35,6 +35,26 @@ def each_tensor(value: Any, work: Callable[[Keys, Tensor], Any], path: Keys = ()
     return value
 
 
+def bytes_of(state: dict[str, Any], whole: bool = True) -> int:
+    """The size of the tensors in a state, in bytes.
+
+    Args:
+        whole: count all; False: what this rank writes by `write_piece`.
+    """
+    sizes: list[int] = []
+
+    def work(_: Keys, tensor: Tensor) -> None:
+        if whole:
+            sizes.append(tensor.nbytes)
+        elif hasattr(tensor, "to_local"):  # it is split
+            sizes.append(tensor.to_local().nbytes)
+        elif distributed.rank() == 0:
+            sizes.append(tensor.nbytes)
+
+    each_tensor(state, work)
+    return sum(sizes)
+
+
 def write_state(state: dict[str, Any], path: Path) -> None:
     """Raises: OSError if the disk is full, for which torch alone raises a RuntimeError.
 

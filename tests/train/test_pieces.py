@@ -18,7 +18,8 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Shard, distribute_tensor
 
-from selfsight.errors import UserError
+from selfsight import agreement
+from selfsight.errors import UserError, with_remedy
 from selfsight.pretraining.job import assemble
 from selfsight.train import checkpoint, pieces
 from selfsight.train.checkpoint import Checkpoints, load_from
@@ -302,6 +303,25 @@ def test_a_full_disk_leaves_no_folder(tmp_path, monkeypatch):
         checkpoints.save_pieces(2, whole_of(2))
     assert caught.value.filename == str(tmp_path)
     assert [path for _, path in checkpoints.files()] == [*tmp_path.iterdir()]
+
+
+def test_a_full_disk_is_named_where_all_ranks_hear_of_it(tmp_path, monkeypatch):
+    """A rank hears of the mistake of another one as a line, to which nothing is added any more."""
+
+    def in_words(work: Callable[[], Any]) -> Any:
+        try:
+            return work()
+        except OSError as error:
+            raise UserError(with_remedy(error)) from None
+
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(agreement, "by_all", in_words)
+    monkeypatch.setattr(pieces, "write_state", full)
+    said = rf"'{tmp_path}': No space left on device \(76 bytes are needed, [\d,]+ bytes are free\)"
+    with pytest.raises(UserError, match=said):
+        Checkpoints(tmp_path).save_pieces(2, {"w": torch.ones(15), "b": [torch.ones(2).double()]})
 
 
 def test_a_write_that_the_system_cuts_short_is_no_checkpoint(tmp_path):
