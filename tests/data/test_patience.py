@@ -15,6 +15,7 @@ from selfsight.data.bad import BadImages, read_bad
 from selfsight.data.config import DataConfig
 from selfsight.data.decode import decode, read
 from selfsight.data.images import Images
+from selfsight.data.pack import read as packs
 from selfsight.data.pack import tables
 from selfsight.data.pack.plan import PackConfig
 from selfsight.data.pack.read import Pack
@@ -230,6 +231,17 @@ def test_the_names_of_a_pack_are_on_the_disk_that_is_away(tmp_path, monkeypatch,
     with pytest.raises(UserError, match=rf"'{tmp_path}/pack/.*': Input/output error") as end:
         decode(source, 1, NOW)
     assert not isinstance(end.value, BadImage)
+
+
+def test_a_pack_on_a_disk_that_is_away_is_not_called_damaged(tmp_path, monkeypatch):
+    folder = packed(tmp_path)._folder
+
+    def away(path):
+        raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+
+    monkeypatch.setattr(packs, "file_hash", away)
+    with pytest.raises(OSError, match="Input/output error"):
+        Pack(folder)
 
 
 def test_the_first_read_costs_no_more_than_before(tmp_path, monkeypatch):
