@@ -19,6 +19,7 @@ from selfsight.data import formats
 from selfsight.data.formats import DEEP, EXTRA, ORIENTATION, UPRIGHT, limit
 from selfsight.data.patience import Patience
 from selfsight.data.source import BadImage, Decoding, Source, decoding, first_line
+from selfsight.data.source import patience as waits
 from selfsight.data.values import OtherChannels, Values, shown
 
 Image.MAX_IMAGE_PIXELS = None  # data.max_pixels is the limit, tested before pixels are decoded
@@ -46,7 +47,7 @@ def read(source: Source, i: int, patience: Patience | None = None) -> bytes | np
         pass
     name = _name(source, i, patience)
     try:
-        return (patience or Patience()).wait_for(lambda: source.read(i), name)
+        return (patience or Patience(waits(source))).wait_for(lambda: source.read(i), name)
     except OSError as error:
         raise BadImage(name, error.strerror or first_line(error)) from None
 
@@ -57,7 +58,9 @@ def _name(source: Source, i: int, patience: Patience | None) -> str:
         return source.name(i)
     except (OSError, MemoryError):
         pass
-    return (patience or Patience()).wait_for(lambda: source.name(i), f"the name of image {i:,}")
+    return (patience or Patience(waits(source))).wait_for(
+        lambda: source.name(i), f"the name of image {i:,}"
+    )
 
 
 def decoded(
@@ -73,7 +76,9 @@ def decoded(
     try:
         return decode_bytes(data, name, how)
     except MemoryError:
-        return (patience or Patience()).wait_for(lambda: decode_bytes(data, name, how), name)
+        return (patience or Patience(waits(source))).wait_for(
+            lambda: decode_bytes(data, name, how), name
+        )
 
 
 def _is_usual(array: np.ndarray, how: Decoding) -> bool:

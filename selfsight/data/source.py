@@ -180,6 +180,7 @@ class Subset:
         self._source, self._rows = source, rows
         self.classes, self.notes = source.classes, notes(source)
         self.decoding, self.levels = decoding(source), levels(source)
+        self.patience = patience(source)
         self.labels = None if source.labels is None else source.labels[rows]
 
     @cached_property
@@ -236,6 +237,11 @@ def notes(source: Source) -> list[str]:
 def decoding(source: Source) -> Decoding:
     """How the files of a source are decoded."""
     return getattr(source, "decoding", Decoding())
+
+
+def patience(source: Source) -> float:
+    """Seconds for which a read is tried again, see `Patience`."""
+    return getattr(source, "patience", 60.0)
 
 
 def levels(source: Source) -> tuple[float, float] | None:

@@ -14,6 +14,7 @@ from selfsight.data import decode as decoder
 from selfsight.data.bad import BadImages, read_bad
 from selfsight.data.config import DataConfig
 from selfsight.data.decode import decode, read
+from selfsight.data.identity import fingerprint
 from selfsight.data.images import Images
 from selfsight.data.pack import read as packs
 from selfsight.data.pack import tables
@@ -242,6 +243,19 @@ def test_a_pack_on_a_disk_that_is_away_is_not_called_damaged(tmp_path, monkeypat
     monkeypatch.setattr(packs, "file_hash", away)
     with pytest.raises(OSError, match="Input/output error"):
         Pack(folder)
+
+
+@pytest.mark.parametrize("keys", [{}, {"limit": 10}])
+def test_reads_before_the_training_wait_as_long(tmp_path, monkeypatch, keys):
+    root = make_folder(tmp_path / "images", 20, set())
+    source = open_source(DataConfig(path=str(root), patience=0, **keys), "train")
+
+    def away(*_):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(Folder, "read", away)
+    with pytest.raises(UserError, match=r"data\.patience=0 seconds"):
+        fingerprint(source)
 
 
 def test_the_first_read_costs_no_more_than_before(tmp_path, monkeypatch):
