@@ -313,7 +313,7 @@ def tables() -> dict[str, str]:
 
 
 def measure(folder: Path) -> None:
-    """Print this machine's RATES, each the best of five."""
+    """Print this machine's RATES but that of names, each the best of five."""
     import torch
 
     from selfsight.files import file_hash

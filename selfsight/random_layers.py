@@ -147,7 +147,8 @@ def follow_images(method: nn.Module, encoder: nn.Module) -> None:
     Args:
         encoder: of the method. Copies of it, such as a teacher, are known by their shape.
     """
-    layers = [layer for layer in method.modules() if _probability(layer)]
+    others = _sequence_first(method)
+    layers = [layer for layer in method.modules() if _probability(layer) and layer not in others]
     if not layers:
         return
     draws = getattr(method, DRAWS, None)
@@ -167,6 +168,13 @@ def follow_images(method: nn.Module, encoder: nn.Module) -> None:
     for module in method.modules():  # for encoders, and for blocks that are computed again
         if any(_probability(layer) for layer in module.modules()):
             module.draws = draws
+
+
+def _sequence_first(method: nn.Module) -> set[nn.Module]:
+    """All in torch's layers of a transformer that get (N, B, D): their rows are not the images."""
+    blocks = (m for m in method.modules() if hasattr(m, "self_attn"))
+    first = (m for m in blocks if getattr(m.self_attn, "batch_first", True) is False)
+    return {layer for block in first for layer in block.modules()}
 
 
 def _begin(draws: Draws, _method: nn.Module, inputs: tuple[Any, ...]) -> None:

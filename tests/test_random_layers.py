@@ -252,6 +252,38 @@ def test_what_else_draws_is_said_if_it_matters(layer, parts, told):
     assert not told or "torch's own random generator" in said[0]
 
 
+class Tokens(nn.Module):
+    """An encoder of 4 tokens, of which torch's layer gets (4, B, 8) or (B, 4, 8)."""
+
+    num_features = 8
+
+    def __init__(self, batch_first: bool) -> None:
+        super().__init__()
+        self.patches = nn.Conv2d(3, 8, 8, 8)
+        self.block = nn.TransformerEncoderLayer(8, 2, 16, 0.5, batch_first=batch_first)
+        self.block.self_attn.dropout = 0.0  # a function in its code, not a layer
+        self.batch_first = batch_first
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.patches(x).flatten(2)  # (B, 8, 4)
+        x = self.block(x.permute(0, 2, 1) if self.batch_first else x.permute(2, 0, 1))
+        return x.mean(1 if self.batch_first else 0)
+
+
+@pytest.mark.parametrize("batch_first", [True, False])
+def test_layers_whose_rows_are_tokens_are_said_to_draw_from_elsewhere(batch_first):
+    """Of 2 images and 4 tokens the rows could be taken for those of the images."""
+    method, said = METHODS["simclr"](Tokens(batch_first)).train(), []
+    follow_images(method, method.backbone)
+    images, seen = torch.rand(4, 3, 16, 16), []
+    with Generators(0, torch.device("cpu"), 2, said.append).step(0):
+        for rows in ([0, 1, 2, 3], [2, 3]):
+            method(batch_of(images[rows], images[rows], seed=0, index=torch.tensor(rows)))
+            seen.append(method.backbone(images[rows]))
+    assert len(said) == (not batch_first)
+    assert torch.allclose(seen[0][2:], seen[1], atol=1e-6) == batch_first
+
+
 @pytest.mark.parametrize("name", METHODS)
 def test_no_method_of_the_package_draws_from_elsewhere(name):
     method, said = build(name), []

@@ -24,7 +24,7 @@ from selfsight.data.by_machine import _leave, _mapped
 from selfsight.data.config import DataConfig
 from selfsight.data.images import Images
 from selfsight.data.pack.write import PackConfig, pack
-from selfsight.data.source import Source
+from selfsight.data.source import ConcatSource, Source, Subset
 from selfsight.data.sources.open import open_source
 from selfsight.methods import METHODS
 from selfsight.pretraining.build import build_method
@@ -140,6 +140,17 @@ def test_an_image_takes_the_bytes_of_the_formula(kind, tmp_path):
     arrays, rest = (np.diff(column).item() / steps for column in zip(*found, strict=True))
     assert arrays == scaling.KINDS[kind].shared(SIZES[1], length)
     assert rest < 0.05
+
+
+@pytest.mark.parametrize("kind", ["list", "pack"])
+def test_a_part_takes_16_bytes_more_for_each_of_its_images(kind, tmp_path):
+    """Its rows and labels; of the images of a pack not what they were made from."""
+    source = OPENERS[kind][0](1_200, tmp_path)
+    whole = held(source)[0]
+    part = held(Subset(source, np.arange(0, 1_200, 2)))[0]
+    assert part - whole == 600 * 16
+    joined = held(ConcatSource([source, source]))[0]
+    assert joined - whole <= 2_400 * 8 + 100
 
 
 def test_memory_of_a_process_that_opens_and_of_one_that_maps(tmp_path):

@@ -19,6 +19,7 @@ from selfsight.data import formats
 from selfsight.data.formats import DEEP, EXTRA, ORIENTATION, UPRIGHT, limit
 from selfsight.data.patience import Patience
 from selfsight.data.source import BadImage, Decoding, Source, decoding, first_line
+from selfsight.data.source import patience as waits
 from selfsight.data.values import OtherChannels, Values, shown
 
 Image.MAX_IMAGE_PIXELS = None  # data.max_pixels is the limit, tested before pixels are decoded
@@ -44,11 +45,22 @@ def read(source: Source, i: int, patience: Patience | None = None) -> bytes | np
         return source.read(i)
     except (OSError, MemoryError):  # tried again below, which costs reads that succeed nothing
         pass
+    name = _name(source, i, patience)
     try:
-        return (patience or Patience()).wait_for(lambda: source.read(i), source.name(i))
+        return (patience or Patience(waits(source))).wait_for(lambda: source.read(i), name)
     except OSError as error:
-        reason = error.strerror or first_line(error)
-        raise BadImage(source.name(i), reason) from None
+        raise BadImage(name, error.strerror or first_line(error)) from None
+
+
+def _name(source: Source, i: int, patience: Patience | None) -> str:
+    """The name of image i: a pack reads it, too, from a disk that may be away."""
+    try:
+        return source.name(i)
+    except (OSError, MemoryError):
+        pass
+    return (patience or Patience(waits(source))).wait_for(
+        lambda: source.name(i), f"the name of image {i:,}"
+    )
 
 
 def decoded(
@@ -57,12 +69,16 @@ def decoded(
     """The same as `decode`, given what `read` returned."""
     how = decoding(source)
     if isinstance(data, np.ndarray):
-        return data if _is_usual(data, how) else _of_array(data, source.name(i), how)
-    name = source.name(i)
+        if _is_usual(data, how):
+            return data
+        return _of_array(data, _name(source, i, patience), how)
+    name = _name(source, i, patience)
     try:
         return decode_bytes(data, name, how)
     except MemoryError:
-        return (patience or Patience()).wait_for(lambda: decode_bytes(data, name, how), name)
+        return (patience or Patience(waits(source))).wait_for(
+            lambda: decode_bytes(data, name, how), name
+        )
 
 
 def _is_usual(array: np.ndarray, how: Decoding) -> bool:

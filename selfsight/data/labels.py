@@ -51,6 +51,21 @@ def as_classes(values: Any, count: int, where: str) -> tuple[list[str], np.ndarr
     return [str(value) for value in found], labels.reshape(-1).astype(np.int64)
 
 
+def align(source: Any, classes: list[str]) -> None:
+    """Renumber a source's labels so that they are indices into `classes`, those of another split.
+
+    Each split numbers its own classes: without this, a split that lacks a class would number all
+    later classes differently.
+    Raises: ValueError if the source has a class that is not in `classes`.
+    """
+    number = {name: n for n, name in enumerate(classes)}
+    unknown = [name for name in source.classes if name not in number]
+    if unknown:
+        raise ValueError(f"class '{unknown[0]}' is not among the others")
+    source.labels = np.array([number[name] for name in source.classes])[source.labels]
+    source.classes = classes
+
+
 def _plain(values: np.ndarray) -> np.ndarray:
     """Whole numbers from 0, or names. Raises: ValueError with the reason why they are neither."""
     if values.dtype.kind == "f":

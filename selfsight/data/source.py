@@ -4,11 +4,13 @@ import hashlib
 import os
 import time
 from collections.abc import Callable, Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
 import numpy as np
 
+from selfsight.data.labels import align
 from selfsight.data.names import NameBlock, name_blocks, some_of
 from selfsight.errors import UserError
 
@@ -121,12 +123,9 @@ class ConcatSource:
                 "data.path: some of these sources are packs of 16 bits and others are not; give "
                 "packs alone, or none of them"
             )
-        self.classes = self.labels = self.origins = None
+        self.classes = self.labels = None
         if any(source.classes is not None for source in sources):
             self._join_labels()
-        if any(origins(source) is not None for source in sources):
-            parts = [made_from(s, np.zeros((len(s), 16), np.uint8)) for s in sources]
-            self.origins = np.concatenate(parts)
 
     def _join_labels(self) -> None:
         if any(source.classes is None for source in self._sources):
@@ -141,6 +140,13 @@ class ConcatSource:
         for source in self._sources:
             align(source, self.classes)
         self.labels = np.concatenate([source.labels for source in self._sources])
+
+    @cached_property  # few need it, and it takes 16 bytes an image
+    def origins(self) -> np.ndarray | None:
+        if all(origins(source) is None for source in self._sources):
+            return None
+        parts = [made_from(s, np.zeros((len(s), 16), np.uint8)) for s in self._sources]
+        return np.concatenate(parts)
 
     @property
     def hashes(self) -> np.ndarray | None:
@@ -174,9 +180,13 @@ class Subset:
         self._source, self._rows = source, rows
         self.classes, self.notes = source.classes, notes(source)
         self.decoding, self.levels = decoding(source), levels(source)
+        self.patience = patience(source)
         self.labels = None if source.labels is None else source.labels[rows]
-        known = origins(source)
-        self.origins = None if known is None else known[rows]
+
+    @cached_property
+    def origins(self) -> np.ndarray | None:
+        known = origins(self._source)
+        return None if known is None else known[self._rows]
 
     @property
     def hashes(self) -> np.ndarray | None:
@@ -229,6 +239,11 @@ def decoding(source: Source) -> Decoding:
     return getattr(source, "decoding", Decoding())
 
 
+def patience(source: Source) -> float:
+    """Seconds for which a read is tried again, see `Patience`."""
+    return getattr(source, "patience", 60.0)
+
+
 def levels(source: Source) -> tuple[float, float] | None:
     """(lowest, highest) of values that were mapped to all bits when they were stored, as in packs
     of 16 bits: data.range is of other images."""
@@ -277,21 +292,6 @@ def stamp(source: Source) -> str | None:
 def _digest(*parts: str | bytes) -> str:
     encoded = (part.encode() if isinstance(part, str) else part for part in parts)
     return hashlib.sha256(b"\0".join(encoded)).hexdigest()
-
-
-def align(source: Source, classes: list[str]) -> None:
-    """Renumber a source's labels so that they are indices into `classes`, those of another split.
-
-    Each split numbers its own classes: without this, a split that lacks a class would number all
-    later classes differently.
-    Raises: ValueError if the source has a class that is not in `classes`.
-    """
-    number = {name: n for n, name in enumerate(classes)}
-    unknown = [name for name in source.classes if name not in number]
-    if unknown:
-        raise ValueError(f"class '{unknown[0]}' is not among the others")
-    source.labels = np.array([number[name] for name in source.classes])[source.labels]
-    source.classes = classes
 
 
 def cache_beside(run: str | Path | None) -> Path | None:

@@ -136,7 +136,8 @@ class FineTuned(Classifier):
         if self._mix is None or not self.training:
             return x, batch.labels
         count, both = len(x), (x, batch.labels)
-        if distributed.world_size() > 1:  # timm mixes each image with the mirror place of these
+        # timm mixes each image with that at the mirror place of these; it refuses odd numbers
+        if distributed.world_size() > 1 or count % 2:
             both = tuple(torch.cat([own, distributed.mirror(own)]) for own in both)
         with _numpy_seeded(randomness.key(randomness.MIX, batch.keys.seed, batch.step)):
             mixed, target = self._mix(both[0].clone(), both[1])

@@ -310,6 +310,30 @@ def test_a_table_that_is_cut_short_while_it_is_read_is_no_broken_image(tmp_path,
     assert not isinstance(error.value, BadImage)
 
 
+def test_another_table_in_the_place_of_one_is_refused(tmp_path, monkeypatch):
+    """With the row groups of the old one its images would be broken, or those of others."""
+    monkeypatch.setattr(parquet_files, "KEPT", 1)
+    path = tmp_path / "a.parquet"
+    pq.write_table(table(0, 9), path, row_group_size=3)
+    source = Parquet([path])
+    assert source.read(0) == encoded(0)
+    pq.write_table(table(30, 50), path, row_group_size=3)
+    with pytest.raises(UserError, match=r"a\.parquet: changed since it was opened") as error:
+        source.read(8)
+    assert not isinstance(error.value, BadImage)
+
+
+def test_labels_that_are_no_text_or_too_large_for_a_signed_number(tmp_path):
+    path = tmp_path / "a.parquet"
+    pq.write_table(table(0, 3, label=[b"a", b"\xff", b"a"]), path)
+    with pytest.raises(UserError, match="labels of type binary are not UTF-8"):
+        Parquet([path])
+    pq.write_table(table(0, 3, label=[b"b", b"a", b"b"]), path)
+    assert Parquet([path]).classes == ["a", "b"]
+    pq.write_table(table(0, 3, label=pa.array([2**63 + 1, 3, 3], pa.uint64())), path)
+    assert Parquet([path]).labels.tolist() == [1, 0, 0]
+
+
 def test_images_without_bytes(tmp_path):
     images = [{"bytes": encoded(0), "path": None}, {"bytes": None, "path": "1.png"}, None]
     pq.write_table(pa.table({"image": images}), tmp_path / "a.parquet")

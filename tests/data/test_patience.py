@@ -14,9 +14,16 @@ from selfsight.data import decode as decoder
 from selfsight.data.bad import BadImages, read_bad
 from selfsight.data.config import DataConfig
 from selfsight.data.decode import decode, read
+from selfsight.data.identity import fingerprint
 from selfsight.data.images import Images
+from selfsight.data.pack import read as packs
+from selfsight.data.pack import tables
+from selfsight.data.pack.plan import PackConfig
+from selfsight.data.pack.read import Pack
+from selfsight.data.pack.write import pack
 from selfsight.data.patience import Patience
 from selfsight.data.source import BadImage
+from selfsight.data.sources import shards
 from selfsight.data.sources.folder import Folder
 from selfsight.data.sources.open import open_source
 from selfsight.data.sources.shards import Shards
@@ -175,6 +182,80 @@ def test_a_shard_that_is_gone_is_named(tmp_path):
     with pytest.raises(UserError, match=r"0\.tar': No such file") as end:
         read(source, 1, NOW)
     assert not isinstance(end.value, BadImage)
+
+
+@pytest.mark.parametrize("kind", ["pack", "shard"])
+def test_a_disk_that_comes_back_is_read_by_new_descriptors(tmp_path, monkeypatch, kind):
+    """Those from before stay lost, as those of a mount that is gone."""
+    source = (
+        packed(tmp_path)
+        if kind == "pack"
+        else Shards([write_tar(tmp_path / "0.tar", samples(0, 3))])
+    )
+    module = tables if kind == "pack" else shards
+    whole, real = [read(source, i) for i in range(3)], module.read_at
+    parts = [part for part in vars(source).values() if isinstance(part, tables.File)]
+    kept = [part._file for part in parts] or [source._opened(source._files[0])]
+    old = {file.fileno() for file in kept}  # kept, so that no new one gets their numbers
+
+    def lost(descriptor, *place):
+        if descriptor in old:
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+        return real(descriptor, *place)
+
+    monkeypatch.setattr(module, "read_at", lost)
+    assert [read(source, i, Patience(2)) for i in range(3)] == whole
+
+
+def packed(tmp_path, count: int = 3) -> Pack:
+    root = make_folder(tmp_path / "images", count, set())
+    config = DataConfig(path=str(root), labels=False)
+    return Pack(pack(config, PackConfig(), tmp_path / "pack", lambda *_: None)[0][0])
+
+
+@pytest.mark.parametrize("errors", [1, 2, 3, 8, 999])
+def test_the_names_of_a_pack_are_on_the_disk_that_is_away(tmp_path, monkeypatch, errors):
+    source = packed(tmp_path)
+    left, real = [errors], tables.read_at
+
+    def away(*place):
+        left[0] -= 1
+        if left[0] >= 0:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return real(*place)
+
+    whole = decode(source, 1)
+    monkeypatch.setattr(tables, "read_at", away)
+    if errors < 999:
+        assert np.array_equal(decode(source, 1, Patience(10)), whole)
+        return
+    with pytest.raises(UserError, match=rf"'{tmp_path}/pack/.*': Input/output error") as end:
+        decode(source, 1, NOW)
+    assert not isinstance(end.value, BadImage)
+
+
+def test_a_pack_on_a_disk_that_is_away_is_not_called_damaged(tmp_path, monkeypatch):
+    folder = packed(tmp_path)._folder
+
+    def away(path):
+        raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+
+    monkeypatch.setattr(packs, "file_hash", away)
+    with pytest.raises(OSError, match="Input/output error"):
+        Pack(folder)
+
+
+@pytest.mark.parametrize("keys", [{}, {"limit": 10}])
+def test_reads_before_the_training_wait_as_long(tmp_path, monkeypatch, keys):
+    root = make_folder(tmp_path / "images", 20, set())
+    source = open_source(DataConfig(path=str(root), patience=0, **keys), "train")
+
+    def away(*_):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(Folder, "read", away)
+    with pytest.raises(UserError, match=r"data\.patience=0 seconds"):
+        fingerprint(source)
 
 
 def test_the_first_read_costs_no_more_than_before(tmp_path, monkeypatch):

@@ -365,6 +365,16 @@ def test_a_shard_that_shrinks_while_it_is_read(tmp_path):
         source.read(2)
 
 
+def test_another_shard_in_the_place_of_one_is_refused(tmp_path):
+    path = write_tar(tmp_path / "0.tar", samples(0, 3))
+    source = Shards([path])
+    os.remove(path)
+    write_tar(path, samples(5, 40))
+    with pytest.raises(UserError, match=r"0\.tar: this shard has been changed") as error:
+        source.read(1)
+    assert not isinstance(error.value, BadImage)
+
+
 # The saved index ----------------------------------------------------------------------------------
 
 

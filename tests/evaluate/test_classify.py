@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from timm.data import Mixup
+from timm.data.mixup import Mixup, mixup_target
 from timm.optim import param_groups_layer_decay
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
@@ -160,6 +160,19 @@ def test_mixing_is_timms_and_follows_from_seed_and_step():
     assert torch.equal(x, mixed[5][0])
     assert torch.equal(y, mixed[5][1])
     assert method.eval()._mixed(x, batch())[0] is x, "nothing is mixed outside training"
+
+
+def test_an_odd_number_of_images_is_mixed_as_an_even_one():
+    method = FineTuned(TinyEncoder(), FineTuned.Config(mixup=0.8, cutmix=1.0), 10).train()
+    whole = batch(step=5)
+    odd = dataclasses.replace(whole, views=[whole.views[0][:11]], labels=whole.labels[:11])
+    x, y = method._mixed(odd.views[0], odd)
+    np.random.seed(randomness.key(randomness.MIX, 3, 5) % 2**32)
+    oracle, expected = Mixup(0.8, 1.0, label_smoothing=0.0, num_classes=10), odd.views[0].clone()
+    share = oracle._mix_batch(expected)  # what timm does when it has refused odd numbers
+    assert torch.equal(x, expected)
+    target = mixup_target(odd.labels, 10, share)
+    torch.testing.assert_close(y, target)
 
 
 def mixed_gradients(rank: int, world: int, folder: str) -> None:

@@ -21,8 +21,9 @@ from selfsight.data.by_machine import Copied
 from selfsight.data.names import NameBlock, blocks
 from selfsight.data.pack.tables import File, Table, ascending
 from selfsight.data.packed_strings import PackedStrings
+from selfsight.data.patience import MACHINE
 from selfsight.data.source import ChangedImage, content_hash
-from selfsight.errors import UserError
+from selfsight.errors import UserError, described
 from selfsight.files import (
     Damaged,
     file_hash,
@@ -63,6 +64,10 @@ class Pack(Copied):
             self._open(folder, about)
         except (UserError, MemoryError):
             raise
+        except OSError as error:
+            if error.errno not in MACHINE:
+                raise _damaged(folder, described(error)) from None
+            raise  # a disk or a server is away; the pack may be whole
         except Exception as error:  # on damaged files NumPy raises more kinds than it documents
             raise _damaged(folder, " ".join(str(error).split())) from None
         if not labels:
@@ -114,7 +119,7 @@ class Pack(Copied):
     def _loaded(self, table: Table) -> np.ndarray:
         try:
             return table.load()
-        except (OSError, ValueError) as error:
+        except ValueError as error:
             raise _damaged(self._folder, " ".join(str(error).split())) from None
 
     def __len__(self) -> int:

@@ -1,11 +1,13 @@
 """The files of a pack: each stays open, and many threads read from it."""
 
+import contextlib
 import os
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
-from selfsight.files import open_plain, read_at
+from selfsight.files import Damaged, open_plain, read_at
 
 
 def ascending(table: "Table") -> np.ndarray:
@@ -25,8 +27,7 @@ class File:
     def __init__(self, path: Path, size: int | None) -> None:
         self._made_of: tuple = (path, size)
         self.name, self._path, self._file = path.name, path, open_plain(path)
-        self._descriptor = self._file.fileno()
-        found = os.fstat(self._descriptor).st_size
+        self._state = found, _ = _state(self._file)
         if size is not None and found != size:
             raise ValueError(f"{path.name} is {found:,} bytes long instead of {size:,}")
 
@@ -35,8 +36,27 @@ class File:
         return type(self), self._made_of
 
     def read(self, size: int, place: int) -> bytes:
-        """The bytes from there on; fewer at the end of the file."""
-        return read_at(self._descriptor, size, place)
+        """The bytes from there on; fewer at the end of the file. Raises: OSError, after which the
+        next read may succeed."""
+        file = self._file  # stays open while it is read, also if another thread replaces it
+        try:
+            return read_at(file.fileno(), size, place)
+        except OSError as error:
+            self._open_again()
+            raise OSError(error.errno, error.strerror, str(self._path)) from None
+
+    def _open_again(self) -> None:
+        """After a disk or server was away, what was open before cannot be read any more."""
+        with contextlib.suppress(OSError, Damaged):  # it is away still
+            again = open_plain(self._path)
+            if _state(again) == self._state:  # else it is another file
+                self._file = again
+
+
+def _state(file: BinaryIO) -> tuple[int, int]:
+    """Size in bytes and modification time in nanoseconds."""
+    status = os.fstat(file.fileno())
+    return status.st_size, status.st_mtime_ns
 
 
 class Table(File):

@@ -89,6 +89,7 @@ def open_source(config: DataConfig, split: str, cache: Path | None = None) -> So
             "data.bands: names the files of a list's paths with {band} in them, and these images "
             "are not of such a list; leave it out"
         )
+    source.patience = config.patience
     about = _set_decoding(source, config, split)
     if split == "test":
         return source

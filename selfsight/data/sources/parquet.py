@@ -38,7 +38,7 @@ class Parquet(Copied):
     def __init__(self, files: list[Path], labels: bool = True, channels: int = 3) -> None:
         pa = _pyarrow()
         self._files, self._footers = files, [_footer(file) for file in files]
-        self._sizes = {str(file): file.stat().st_size for file in files}
+        self._states = {str(file): _state(file) for file in files}
         schema = self._footers[0].schema.to_arrow_schema()
         self._channels = channels
         self._image, self._kind = _image_column(schema)
@@ -94,8 +94,7 @@ class Parquet(Copied):
             path = str(self._files[self._places[group][0]])
             if getattr(error, "errno", None) is not None:  # of the disk, not of the content
                 raise Unreachable(error.errno, os.strerror(error.errno), path) from None
-            if os.path.getsize(path) < self._sizes[path]:
-                raise UserError(f"data.path={path}: cut short meanwhile; restore it") from None
+            self._check_same(path)
             raise BadImage(self.name(i), first_line(error)) from None
         value = column[i - int(self._ends[group])].as_py()  # counted from the group's end
         if value is None:
@@ -122,10 +121,19 @@ class Parquet(Copied):
     def _read_group(self, group: int) -> Any:
         """The images of a row group, as a pyarrow column of bytes or of lists."""
         pa, (n, g) = _pyarrow(), self._places[group]
+        self._check_same(str(self._files[n]))
         with pa.parquet.ParquetFile(self._files[n], metadata=self._footers[n]) as file:
             table = file.read_row_group(g, columns=[self._image], use_threads=False)
         column = table.column(0)
         return column if self._kind else pa.compute.struct_field(column, "bytes")
+
+    def _check_same(self, path: str) -> None:
+        """Raises: UserError if the file is not the one whose row groups are known."""
+        size, time = _state(path)
+        if size < self._states[path][0]:
+            raise UserError(f"data.path={path}: cut short meanwhile; restore it")
+        if (size, time) != self._states[path]:
+            raise UserError(f"data.path={path}: changed since it was opened; restore it")
 
     def name(self, i: int) -> str:
         n = int(np.searchsorted(self._starts, i, "right")) - 1
@@ -144,6 +152,12 @@ def library(source: str, *modules: str) -> Any:
 
 
 _pyarrow = partial(library, "parquet", "pyarrow", "pyarrow.compute", "pyarrow.parquet")
+
+
+def _state(file: str | Path) -> tuple[int, int]:
+    """Size in bytes and modification time in nanoseconds."""
+    status = os.stat(file)
+    return status.st_size, status.st_mtime_ns
 
 
 def _image_column(schema: Any) -> tuple[str | None, np.dtype | None]:
@@ -195,7 +209,7 @@ def as_labels(
     pa = _pyarrow()
     if pa.types.is_dictionary(column.type):
         column = column.cast(column.type.value_type)
-    if pa.types.is_integer(column.type):  # data sets of the hub use -1 for hidden labels
+    if pa.types.is_signed_integer(column.type):  # data sets of the hub use -1 for hidden labels
         column = pa.compute.if_else(pa.compute.less(column, 0), None, column)
     if column.null_count:
         if column.null_count == len(column):
@@ -209,6 +223,14 @@ def as_labels(
             f"{where}: labels are of type {column.type}: an image has several, and no class; "
             f"ignore them with data.labels=false"
         )
+    if pa.types.is_binary(column.type) or pa.types.is_large_binary(column.type):
+        try:
+            column = column.cast(pa.string())
+        except pa.ArrowException:
+            raise UserError(
+                f"{where}: labels of type {column.type} are not UTF-8; write them as text or whole "
+                f"numbers, or ignore them with data.labels=false"
+            ) from None
     values = column.to_numpy()
     if names is None or values.dtype.kind not in "iu":
         values = values if values.dtype != object else values.astype(str)

@@ -78,6 +78,7 @@ class Shards(Copied):
             for n, name in enumerate(names, 1)
         ]
         shards = [_index(file, labels, cache) for file in self._files]
+        self._states = {file: _state(os.stat(file)) for file in self._files}
         self._ends = np.cumsum([len(shard.keys) for shard in shards])
         self._keys = PackedStrings.joined([shard.keys for shard in shards])
         self._offsets = np.concatenate([shard.offsets for shard in shards])
@@ -100,7 +101,7 @@ class Shards(Copied):
 
     @cached_property
     def _opened(self) -> Callable[[Path], BinaryIO]:
-        return lru_cache(DESCRIPTORS)(partial(open, mode="rb", buffering=0))
+        return lru_cache(DESCRIPTORS)(partial(_open, self._states))
 
     def _label(self, shards: list[Index]) -> tuple[list[str] | None, np.ndarray | None]:
         """Classes, sorted by number or name, and labels; None and None if no image has a label."""
@@ -125,12 +126,14 @@ class Shards(Copied):
         return len(self._offsets)
 
     def read(self, i: int) -> bytes:
-        """As every source. Raises: UserError if the shard has become shorter."""
+        """As every source. Raises: UserError if the shard has become shorter, or is another one."""
         path, size = self._file(i), int(self._sizes[i])
         try:
             file = self._opened(path)  # Python closes it when nothing refers to it
             data = read_at(file.fileno(), size, int(self._offsets[i]))
         except OSError as error:
+            # what was open while a disk or server was away cannot be read when it is back
+            self._opened.cache_clear()
             raise Unreachable(error.errno, error.strerror, str(path)) from None
         if len(data) < size:
             raise UserError(
@@ -152,6 +155,25 @@ class Shards(Copied):
 
     def _file(self, i: int) -> Path:
         return self._files[bisect_right(self._ends, i)]
+
+
+def _open(states: dict[Path, tuple[int, int]], path: Path) -> BinaryIO:
+    """Raises: UserError if it is not the shard that was indexed: its images are elsewhere."""
+    file = path.open("rb", buffering=0)
+    size, time = _state(os.fstat(file.fileno()))
+    if (size, time) != states[path]:
+        file.close()
+        what = "become shorter" if size < states[path][0] else "been changed"
+        raise UserError(
+            f"data.path={path}: this shard has {what} since it was opened; make or download it "
+            f"again"
+        )
+    return file
+
+
+def _state(status: os.stat_result) -> tuple[int, int]:
+    """Size in bytes and modification time in nanoseconds."""
+    return status.st_size, status.st_mtime_ns
 
 
 def _index(path: Path, labels: bool, cache: Path | None) -> Index:

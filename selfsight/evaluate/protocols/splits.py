@@ -15,8 +15,9 @@ from selfsight.data.by_machine import by_machine
 from selfsight.data.config import LOADING_KEYS, DataConfig
 from selfsight.data.identity import fingerprint
 from selfsight.data.images import Images
+from selfsight.data.labels import align
 from selfsight.data.measure import settled
-from selfsight.data.source import Source, align, cache_beside, decoding
+from selfsight.data.source import Source, cache_beside, decoding
 from selfsight.data.sources.open import open_source, with_range
 from selfsight.errors import UserError
 from selfsight.evaluate import subsets
