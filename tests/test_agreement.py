@@ -206,7 +206,9 @@ def test_a_network_that_is_down_is_told_by_one_process_of_each_machine(
     """Of a process that has ended, its own message says why."""
     monkeypatch.setenv("LOCAL_RANK", str(place))
     monkeypatch.setattr(agreement, "peers", lambda: SimpleNamespace(hear=lambda: None))
-    error = agreement._mistake_of_another(RuntimeError(f"[gloo/transport/tcp/pair.cc:5] {words}"), 120)
+    error = agreement._mistake_of_another(
+        RuntimeError(f"[gloo/transport/tcp/pair.cc:5] {words}"), 120
+    )
     assert (error is None) == (said is None)
     if error is not None:
         assert str(error).startswith(said)
