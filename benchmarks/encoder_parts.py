@@ -2,8 +2,8 @@
 
 Time      A step of SimCLR with a ViT-Ti/16 of images of 96 px, whole and in parts, in turns.
 Memory    Peak resident memory of one step of SimCLR with a ViT-S/16 beyond that before it, in a
-          process of its own for each number of parts; --images 2048 --size 224 --parts 64 is a
-          step of 2,048 images, which takes a quarter of an hour on two cores.
+          process of its own for each number of parts; --images 2048 --size 224 --parts 128 is a
+          step of 2,048 images, which takes half an hour on two cores.
 """
 
 import argparse

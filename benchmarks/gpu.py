@@ -18,11 +18,11 @@ from benchmarks.common import MEAN, STD, arguments, start
 from selfsight.batch import Normalization, SampleKey
 from selfsight.data.images import Images
 from selfsight.data.sources.open import open_source
+from selfsight.logging.log import read_metrics
 from selfsight.pretraining.build import build_method
 from selfsight.pretraining.config import compose
 from selfsight.train.engine import fit
 from selfsight.train.loader import make_loader
-from selfsight.train.log import read_metrics
 from selfsight.train.precision import pick_precision
 from selfsight.views.make import ViewSpec, finish_crops, make_views
 from selfsight.views.recipe import ViewGroup, preset

@@ -15,8 +15,8 @@ from selfsight.encoders.artifact import _write as write_weights
 from selfsight.errors import UserError, described
 from selfsight.files import naming, rename_durably, write_text
 from selfsight.locks import LOCK, appending, locked, watched
+from selfsight.logging.log import MetricsFile, read_metrics
 from selfsight.train.checkpoint import Checkpoints
-from selfsight.train.log import MetricsFile, read_metrics
 
 STATE = {"a": torch.arange(50_000), "b": torch.zeros(50_000)}
 

@@ -14,12 +14,12 @@ from torch.nn.parallel import DistributedDataParallel
 
 from selfsight import agreement, distributed
 from selfsight.errors import UserError
+from selfsight.logging.log import read_metrics
 from selfsight.methods import METHODS
 from selfsight.methods.heads import BatchNorm
 from selfsight.methods.method import Batch, Method
 from selfsight.methods.queue import Queue
 from selfsight.recompute import compute_in_parts
-from selfsight.train.log import read_metrics
 from tests.channels import KINDS, NAMES
 from tests.conftest import TINY, TinyEncoder, heads, selfsight
 from tests.data.test_bad import make_folder

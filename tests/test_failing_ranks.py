@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from selfsight.data.bad import read_bad
-from selfsight.train.log import read_metrics
+from selfsight.logging.log import read_metrics
 from tests.conftest import TINY
 from tests.data.test_bad import make_folder
 from tests.processes import start_ranks

@@ -26,7 +26,7 @@ FLOORS = [
     ["evaluate.protocols"],
     ["evaluate"],
     ["train", "testing"],
-    ["encoders"],
+    ["encoders", "logging"],
     ["methods"],
     ["views", "data", "random_layers"],
     ["batch", "losses", "config", "own"],

@@ -13,7 +13,7 @@ import pytest
 from selfsight.errors import described
 from selfsight.files import write_atomically
 from selfsight.locks import LOCK
-from selfsight.train.log import read_metrics
+from selfsight.logging.log import read_metrics
 from tests.conftest import TINY, selfsight
 from tests.data.test_bad import make_folder
 from tests.processes import Started, start_ranks

@@ -16,8 +16,8 @@ from selfsight import files, lease, locks
 from selfsight.errors import UserError
 from selfsight.files import write_text
 from selfsight.locks import LOCK, appending, locked
+from selfsight.logging.log import read_metrics
 from selfsight.train.checkpoint import Checkpoints
-from selfsight.train.log import read_metrics
 from tests.conftest import TINY, selfsight
 from tests.processes import Started, _context
 

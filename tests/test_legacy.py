@@ -18,7 +18,7 @@ from selfsight.data.pack.read import Pack
 from selfsight.data.sources.download import downloads
 from selfsight.data.sources.open import open_source
 from selfsight.evaluate.protocols.results import read_results
-from selfsight.train.log import read_metrics
+from selfsight.logging.log import read_metrics
 from tests.conftest import ROOT
 
 LEGACY = ROOT / "tests" / "legacy"

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from selfsight import agreement
+from selfsight.logging.log import read_metrics
 from selfsight.peers import GRACE, Peers
-from selfsight.train.log import read_metrics
 from tests.conftest import TINY, heads
 from tests.machines import Machine, two_machines
 from tests.processes import Started, two_ranks

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from selfsight.evaluate import features
-from selfsight.train.log import read_metrics
+from selfsight.logging.log import read_metrics
 from tests.conftest import TINY, selfsight
 from tests.processes import Started
 

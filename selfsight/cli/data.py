@@ -42,7 +42,7 @@ def pack(
     """Pack images for fast reading, both splits; the same command again continues."""
     from selfsight.data.pack import write as packing
     from selfsight.data.pack.read import read_description
-    from selfsight.train.log import Progress
+    from selfsight.logging.log import Progress
 
     config = packing.PackConfig(raw=raw, size=size, quality=quality)
     try:
@@ -67,8 +67,8 @@ def check(source: ImageSource) -> None:
     Exit code 1 if anything is wrong.
     """
     from selfsight.data import check as checking
+    from selfsight.logging.log import Progress
     from selfsight.report.console import print_check
-    from selfsight.train.log import Progress
 
     with Progress() as progress:
         report = checking.check(data_config(source), progress.images)

@@ -82,9 +82,9 @@ def duplicates(
     """Find images that are almost equal: leaks between splits, copies, wrong labels."""
     from selfsight.embeddings import duplicates as finding
     from selfsight.embeddings import outputs
+    from selfsight.logging.log import Progress
     from selfsight.report import found as shown
     from selfsight.report.tiles import check_sheet
-    from selfsight.train.log import Progress
     from selfsight.train.precision import pick_device
 
     finding.check_threshold(threshold)

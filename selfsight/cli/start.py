@@ -25,8 +25,8 @@ def init(
     device: Annotated[str, typer.Option(help="cuda, mps or cpu")] = "auto",
 ) -> None:
     """Look at images and at this machine, and write a recipe that fits both."""
+    from selfsight.logging.log import Progress
     from selfsight.suggest import plan
-    from selfsight.train.log import Progress
 
     with Progress() as progress:
         made = plan.suggest(data_config(source), output, minutes, device, progress.images)

@@ -15,7 +15,7 @@ from threadpoolctl import threadpool_limits
 from selfsight.embeddings.index import check_k, unit_features
 from selfsight.errors import UserError
 from selfsight.evaluate.features import Features
-from selfsight.train.log import say
+from selfsight.logging.log import say
 
 WHOLE = 20_000  # rows up to which k-means reads all of them in each iteration
 BATCH = 4096  # rows that it reads in one of more

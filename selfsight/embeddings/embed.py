@@ -28,7 +28,7 @@ from selfsight.encoders.dense import Layers
 from selfsight.errors import UserError
 from selfsight.evaluate.protocols.target import EvaluationTarget, open_target
 from selfsight.files import write_text
-from selfsight.train.log import Progress, say
+from selfsight.logging.log import Progress, say
 from selfsight.train.precision import pick_device, prepare
 
 MANY = 5_000  # rows; t-SNE of more takes so long that a line announces it

@@ -27,7 +27,7 @@ from selfsight.encoders.shown import Resize
 from selfsight.errors import UserError
 from selfsight.evaluate.protocols.config import compose_cached
 from selfsight.evaluate.protocols.target import EvaluationTarget
-from selfsight.train.log import print_notes
+from selfsight.logging.log import print_notes
 from selfsight.train.precision import Precision
 from selfsight.views.recipe import Size
 

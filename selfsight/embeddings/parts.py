@@ -18,8 +18,8 @@ import numpy as np
 
 from selfsight.errors import UserError
 from selfsight.files import naming, read_or_set_aside, sealed, write_json
+from selfsight.logging.log import say
 from selfsight.processes import Stopped
-from selfsight.train.log import say
 
 FEATURES, MARKS, STAMP = "features.f32", "marks", "images.json"
 BROKEN = "broken-{}.txt"  # the broken images of a split

@@ -29,8 +29,8 @@ from selfsight.evaluate.features import (
 from selfsight.evaluate.protocols.context import check_shape
 from selfsight.evaluate.protocols.target import EvaluationTarget
 from selfsight.locks import locked
+from selfsight.logging.log import Progress
 from selfsight.train.folder import package_version
-from selfsight.train.log import Progress
 from selfsight.train.precision import pick_precision
 
 

@@ -12,9 +12,9 @@ from selfsight import own
 from selfsight.encoders.encoder import Encoder, load_encoder
 from selfsight.errors import UserError
 from selfsight.evaluate.protocols import read_results
+from selfsight.logging.log import read_metrics
 from selfsight.pretraining.config import RunConfig, read_run_config
 from selfsight.report.render import RESULTS, is_accuracy, number
-from selfsight.train.log import read_metrics
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

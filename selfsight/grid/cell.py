@@ -14,11 +14,11 @@ from selfsight.evaluate import protocols as measure
 from selfsight.evaluate.protocols.results import Result
 from selfsight.files import Damaged, are_numbers, read_json, read_or_set_aside, sealed, write_json
 from selfsight.grid.plan import UNTRAINED, Job, Protocol
+from selfsight.logging.log import read_metrics, say
 from selfsight.pretraining import job as run
 from selfsight.pretraining.config import compose
 from selfsight.processes import Stopped, end_with_parent, stopped_by_signals
 from selfsight.train.cost import is_cost
-from selfsight.train.log import read_metrics, say
 from selfsight.train.signals import Interrupted
 
 MEASURES = {

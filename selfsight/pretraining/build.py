@@ -19,13 +19,13 @@ from selfsight.encoders.resample import resampled
 from selfsight.encoders.timm_weights import PREPROCESSOR, describes_itself, find_timm
 from selfsight.errors import UserError
 from selfsight.files import Damaged
+from selfsight.logging.log import console
 from selfsight.methods import Method
 from selfsight.methods.heads import EncoderWithProjection
 from selfsight.pretraining.config import RunConfig
 from selfsight.pretraining.own_parts import find_method
 from selfsight.pretraining.teacher import TeacherConfig, build_teacher, check_cache
 from selfsight.pretraining.weights import weights_file
-from selfsight.train.log import console
 from selfsight.views.recipe import ViewGroup
 
 

@@ -29,6 +29,7 @@ from selfsight.encoders.description import describe
 from selfsight.errors import UserError
 from selfsight.files import sealed, write_json
 from selfsight.locks import watched
+from selfsight.logging.log import read_metrics
 from selfsight.methods import Method
 from selfsight.pretraining.build import (
     build_method,
@@ -59,7 +60,6 @@ from selfsight.train.folder import (
 )
 from selfsight.train.hooks import Hook
 from selfsight.train.loader import ViewLoader, make_loader
-from selfsight.train.log import read_metrics
 from selfsight.train.optim import check_optimizer
 from selfsight.train.precision import pick_device
 from selfsight.train.probe import OnlineProbe

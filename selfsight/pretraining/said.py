@@ -6,11 +6,11 @@ import torch
 
 from selfsight.data.bad import read_bad
 from selfsight.data.images import Images
+from selfsight.logging.log import console, print_notes
 from selfsight.methods import Method
 from selfsight.methods.heads import BatchNorm
 from selfsight.pretraining.config import RunConfig
 from selfsight.recompute import depends_on_batch
-from selfsight.train.log import console, print_notes
 from selfsight.train.optim import scaled_lr
 from selfsight.train.precision import pick_precision
 

@@ -14,9 +14,9 @@ from selfsight import config as layers
 from selfsight.data.config import LOADING_KEYS
 from selfsight.errors import UserError
 from selfsight.evaluate.protocols import read_results
+from selfsight.logging.log import read_metrics
 from selfsight.pretraining.config import RunConfig, read_run_config
 from selfsight.report.render import ABSENT, is_accuracy, number, table
-from selfsight.train.log import read_metrics
 
 # If one of these keys differs, losses and online probes cannot be compared.
 TASK = ("method.", "views.", "data.", "batch_size")

@@ -11,9 +11,9 @@ from selfsight.data.check import Report, Split
 from selfsight.data.measure import normalization_of
 from selfsight.data.source import notes as notes_of
 from selfsight.evaluate.protocols.results import Result, notes
+from selfsight.logging.log import Console
 from selfsight.pretraining.profile import Profile
 from selfsight.report.render import RESULTS, number, table
-from selfsight.train.log import Console
 
 SHOWN = 20  # lines of a long list
 BAR = 30  # characters of the longest bar of a histogram

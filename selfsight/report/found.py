@@ -11,10 +11,10 @@ from selfsight.embeddings.duplicates import Group
 from selfsight.embeddings.outputs import sheet_name
 from selfsight.embeddings.search import Answer, Found
 from selfsight.embeddings.table import Table
+from selfsight.logging.log import Console
 from selfsight.report.console import SHOWN, console
 from selfsight.report.render import table
 from selfsight.report.tiles import Pictures, Tile, draw_tiles
-from selfsight.train.log import Console
 
 ACROSS = 8  # pictures in a line of a group or a cluster
 CHAIN = 0.1  # of similarity below the threshold: such images are hardly alike

@@ -9,10 +9,10 @@ from torch import Tensor
 
 from selfsight.data.images import center_box, cut
 from selfsight.files import write_atomically
+from selfsight.logging.log import console
 from selfsight.pretraining.config import RunConfig
 from selfsight.pretraining.job import training_images
 from selfsight.train.loader import ViewLoader, make_loader
-from selfsight.train.log import console
 from selfsight.views.ops import augment
 
 GAP, SMALLEST = 4, 64  # pixels between pictures; smaller views are enlarged to this

@@ -22,8 +22,8 @@ from selfsight.data.source import Decoding, Source, Watch, WrongChannels
 from selfsight.data.sources.open import open_source
 from selfsight.data.values import OtherChannels
 from selfsight.errors import UserError
+from selfsight.logging.log import print_notes
 from selfsight.suggest.facts import ImageFacts, Machine
-from selfsight.train.log import print_notes
 from selfsight.train.precision import (
     device_name,
     physical_memory,

@@ -18,6 +18,7 @@ from selfsight.data.source import Watch
 from selfsight.data.sources.open import relocated
 from selfsight.errors import UserError, printable
 from selfsight.files import write_text
+from selfsight.logging.log import say
 from selfsight.pretraining.config import RunConfig, compose
 from selfsight.pretraining.profile import profile
 from selfsight.suggest import advice
@@ -26,7 +27,6 @@ from selfsight.suggest.facts import ImageFacts, Machine, Pace
 from selfsight.suggest.length import ENOUGH, Length, length_choices, plan_length
 from selfsight.suggest.look import look_at_images, look_at_machine
 from selfsight.suggest.recipe import argument, recipe_text
-from selfsight.train.log import say
 
 STEPS = 20  # that are measured, the first half of them for the rate
 LONGEST = 60.0  # seconds for them, of each setup

@@ -1,1 +1,1 @@
-"""The one training loop and what it needs: optimizer, precision, checkpoints, log."""
+"""The one training loop and what it needs: optimizer, precision, checkpoints."""

@@ -9,8 +9,8 @@ from pydantic import Field, model_validator
 
 from selfsight.config import Config, Tree, added, may_change
 from selfsight.data.config import DataConfig
+from selfsight.logging.loggers import LogConfig
 from selfsight.train.checkpoint import CheckpointConfig
-from selfsight.train.loggers import LogConfig
 from selfsight.train.optim import OptimizerConfig, ScheduleConfig
 from selfsight.train.precision import Precision
 from selfsight.views.recipe import ViewGroup, check_channels

@@ -7,7 +7,7 @@ import torch
 
 from selfsight import distributed
 from selfsight.files import are_numbers, read_or_set_aside, sealed, write_json
-from selfsight.train.log import say
+from selfsight.logging.log import say
 from selfsight.train.precision import device_name, peak_memory
 
 

@@ -18,6 +18,7 @@ from selfsight import blame, distributed
 from selfsight.batch import Batch
 from selfsight.compiler import can_compile
 from selfsight.errors import UserError
+from selfsight.logging.log import say
 from selfsight.methods.method import Method, Output
 from selfsight.random_layers import Generators, follow_images
 from selfsight.recompute import compute_in_parts, recompute_blocks
@@ -26,7 +27,6 @@ from selfsight.train.events import SILENT, Events
 from selfsight.train.hooks import Hook
 from selfsight.train.layers import FrozenBackbone, layer_rates
 from selfsight.train.loader import ViewLoader
-from selfsight.train.log import say
 from selfsight.train.optim import (
     build_optimizer,
     lr_factor,

@@ -20,8 +20,8 @@ from selfsight.encoders.description import read_description
 from selfsight.errors import UserError
 from selfsight.files import Damaged, read_json, read_text, write_text
 from selfsight.locks import LOCK, locked
+from selfsight.logging.log import console
 from selfsight.train.config import TrainConfig
-from selfsight.train.log import console
 
 CONFIG, BAD_IMAGES, DATA = "config.yaml", "bad_images.txt", "data.json"
 LENGTH = ("epochs", "max_steps")  # keys that `extend` may change

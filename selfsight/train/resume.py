@@ -15,9 +15,9 @@ from selfsight import distributed
 from selfsight.encoders.artifact import DESCRIPTION
 from selfsight.encoders.description import read_description
 from selfsight.errors import UserError
+from selfsight.logging.log import console
 from selfsight.train.checkpoint import load_from
 from selfsight.train.loader import ViewLoader
-from selfsight.train.log import console
 
 State = dict[str, Any]
 

@@ -14,6 +14,8 @@ from torch import Tensor
 from selfsight import agreement, distributed
 from selfsight.errors import UserError
 from selfsight.files import write_json
+from selfsight.logging.log import MetricsFile, TrainingProgress, console
+from selfsight.logging.loggers import LogConfig, Logger, open_loggers
 from selfsight.methods.method import Method, Output
 from selfsight.train.checkpoint import Checkpoints, Part, misfit
 from selfsight.train.collapse import CollapseMonitor
@@ -22,8 +24,6 @@ from selfsight.train.cost import write_cost
 from selfsight.train.events import SILENT, Events
 from selfsight.train.hooks import Hook, RunState, call_all
 from selfsight.train.loader import ViewLoader
-from selfsight.train.log import MetricsFile, TrainingProgress, console
-from selfsight.train.loggers import LogConfig, Logger, open_loggers
 from selfsight.train.probe import OnlineProbe
 from selfsight.train.replicas import check_replicas
 from selfsight.train.requests import Requests

@@ -13,8 +13,8 @@ from typer.testing import CliRunner
 
 from selfsight import __version__, cli
 from selfsight.cli.app import app
+from selfsight.logging.log import Progress
 from selfsight.methods import METHODS
-from selfsight.train.log import Progress
 from tests.conftest import ROOT, TINY, heads, in_process, selfsight
 
 

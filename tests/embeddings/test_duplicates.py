@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from selfsight.embeddings import duplicates
 from selfsight.embeddings.duplicates import kept, near_duplicates
 from selfsight.errors import UserError
-from selfsight.train import log
+from selfsight.logging import log
 
 
 def cosines(x: np.ndarray) -> np.ndarray:

@@ -16,9 +16,9 @@ from selfsight.evaluate.protocols.results import read_results
 from selfsight.evaluate.protocols.trained_classifier import _is_result
 from selfsight.files import Damaged, read_or_set_aside, sealed, write_json
 from selfsight.grid.cell import read_outcome, work
+from selfsight.logging.log import MetricsFile, read_metrics
 from selfsight.report.compare import compare
 from selfsight.train.cost import is_cost
-from selfsight.train.log import MetricsFile, read_metrics
 from tests.conftest import ROOT
 
 LEGACY = ROOT / "tests/legacy/runs/finished"

@@ -33,9 +33,9 @@ from selfsight.evaluate.linear import linear_probe
 from selfsight.evaluate.protocols import read_results
 from selfsight.evaluate.protocols.target import open_target
 from selfsight.files import unsealed
+from selfsight.logging.log import read_metrics
 from selfsight.methods import METHODS
 from selfsight.pretraining.build import build_method
-from selfsight.train.log import read_metrics
 from tests.train.test_train import config_of
 
 CPU = torch.device("cpu")

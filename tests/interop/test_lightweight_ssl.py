@@ -31,8 +31,8 @@ from selfsight.interop import native
 from selfsight.interop.cli import processes
 from selfsight.interop.lightweight_tables import SSL_ARGS
 from selfsight.interop.report import Converted, Fate
+from selfsight.logging.log import read_metrics
 from selfsight.processes import SIGNALS
-from selfsight.train.log import read_metrics
 from selfsight.train.optim import lr_factor, scaled_lr
 from tests.conftest import ROOT, selfsight
 from tests.interop.opened import composed, converted

@@ -24,10 +24,10 @@ from selfsight.evaluate.protocols.config import TrainedConfig, compose_trained
 from selfsight.interop import native
 from selfsight.interop.cli.converted_file import paired
 from selfsight.interop.report import Converted, Fate
+from selfsight.logging.log import read_metrics
 from selfsight.pretraining import job as jobs
 from selfsight.pretraining.config import RunConfig, compose
 from selfsight.train.checkpoint import Checkpoints
-from selfsight.train.log import read_metrics
 from selfsight.train.optim import build_optimizer, lr_factor, scaled_lr
 from selfsight.views.recipe import preset
 from tests.interop.opened import composed

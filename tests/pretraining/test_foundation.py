@@ -13,12 +13,12 @@ from timm.models import save_for_hf
 
 from selfsight.data.sources.arrays import Digits
 from selfsight.errors import UserError
+from selfsight.logging.log import read_metrics
 from selfsight.pretraining import job as jobs
 from selfsight.pretraining import teacher as teachers
 from selfsight.pretraining.build import build_method, with_hash
 from selfsight.pretraining.config import RunConfig, compose
 from selfsight.pretraining.recipes import recipes
-from selfsight.train.log import read_metrics
 from tests.conftest import TINY, heads, power_cuts, selfsight, teacher_file
 
 VIT = {"embed_dim": 24, "depth": 2, "num_heads": 2}

@@ -15,11 +15,11 @@ from selfsight import config as layers
 from selfsight.encoders.backbones import BackboneConfig
 from selfsight.encoders.encoder import load_encoder
 from selfsight.errors import UserError
+from selfsight.logging.log import read_metrics
 from selfsight.methods import METHODS
 from selfsight.pretraining import job as jobs
 from selfsight.pretraining.config import RunConfig, compose
 from selfsight.pretraining.recipes import recipe_file, recipe_title, recipes
-from selfsight.train.log import read_metrics
 from selfsight.train.optim import scaled_lr
 from tests.conftest import small_heads
 

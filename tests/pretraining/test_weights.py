@@ -16,11 +16,11 @@ from selfsight.encoders.description import read_description
 from selfsight.encoders.encoder import load_encoder
 from selfsight.errors import UserError
 from selfsight.evaluate.protocols.target import open_target
+from selfsight.logging.log import read_metrics
 from selfsight.methods import METHODS
 from selfsight.pretraining import job as jobs
 from selfsight.pretraining.build import build_method, with_hash, without_weights
 from selfsight.pretraining.config import RunConfig, compose, read_run_config
-from selfsight.train.log import read_metrics
 from tests.channels import images_of, keys_of
 from tests.conftest import TINY, heads, power_cuts, selfsight
 

@@ -13,10 +13,10 @@ import pytest
 from torch.distributed.elastic.utils import macros
 
 from selfsight.errors import UserError
+from selfsight.logging.log import read_metrics
 from selfsight.pretraining.config import compose
 from selfsight.suggest.slurm import Allocation, job_script, seconds
 from selfsight.train.checkpoint import Checkpoints
-from selfsight.train.log import read_metrics
 from tests.conftest import TINY
 
 # As Slurm's: the command once for each machine. When one fails the others are ended, and the

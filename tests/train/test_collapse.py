@@ -2,13 +2,13 @@
 
 import pytest
 
+from selfsight.logging.log import read_metrics
 from selfsight.losses import negative_cosine
 from selfsight.methods.method import Batch, Output
 from selfsight.methods.simsiam import SimSiam
 from selfsight.pretraining import job as jobs
 from selfsight.pretraining.config import compose
 from selfsight.train import collapse, session
-from selfsight.train.log import read_metrics
 from tests.conftest import TINY, heads
 
 

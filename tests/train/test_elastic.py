@@ -21,12 +21,12 @@ import torch
 import torch.distributed as dist
 
 from selfsight.batch import Batch
+from selfsight.logging.log import read_metrics
 from selfsight.pretraining.build import build_method
 from selfsight.pretraining.config import compose
 from selfsight.pretraining.images import training_images
 from selfsight.train import engine
 from selfsight.train.loader import make_loader
-from selfsight.train.log import read_metrics
 from tests.conftest import TINY, TINY_VIT, heads
 from tests.processes import elastic, environment, in_ranks, two_ranks
 

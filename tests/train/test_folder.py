@@ -8,10 +8,10 @@ import pytest
 from PIL import Image
 
 from selfsight.errors import UserError
+from selfsight.logging.log import read_metrics
 from selfsight.pretraining import job as jobs
 from selfsight.pretraining.config import read_run_config
 from selfsight.train import session
-from selfsight.train.log import read_metrics
 from tests.train.test_train import config_of
 
 BATCH = "batch_size=359"  # of the 1,437 digits: 4 steps an epoch

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from torch.nn.parallel import DistributedDataParallel
 
 from selfsight.errors import UserError
+from selfsight.logging.log import read_metrics
 from selfsight.methods import METHODS
 from selfsight.train import engine, session
-from selfsight.train.log import read_metrics
 from selfsight.train.probe import OnlineProbe
 from selfsight.train.replicas import COLUMNS, MIX, _whose, check_replicas, digest
 from tests.conftest import TINY

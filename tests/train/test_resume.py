@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from torch import nn
 
 from selfsight.errors import UserError
+from selfsight.logging.log import read_metrics
 from selfsight.pretraining import job as jobs
 from selfsight.pretraining.config import compose
 from selfsight.train.checkpoint import Checkpoints
-from selfsight.train.log import read_metrics
 from selfsight.train.optim import OptimizerConfig, build_optimizer
 from selfsight.train.resume import load_optimizer, step_here
 from tests.test_legacy import KEYS as LEGACY_KEYS

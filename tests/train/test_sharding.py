@@ -16,13 +16,13 @@ from torch.distributed.tensor import DTensor
 from selfsight import distributed
 from selfsight.encoders.artifact import read_network
 from selfsight.errors import UserError
+from selfsight.logging.log import read_metrics
 from selfsight.methods import METHODS
 from selfsight.methods.method import Batch, Method
 from selfsight.recompute import compute_in_parts, recompute_blocks
 from selfsight.testing import tiny_vit
 from selfsight.train.engine import in_parallel
 from selfsight.train.layers import FrozenBackbone
-from selfsight.train.log import read_metrics
 from selfsight.train.optim import OptimizerConfig, build_optimizer
 from selfsight.train.sharding import check_shard, clip_gradient
 from tests.conftest import TINY, heads

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from selfsight.train.log import read_metrics
+from selfsight.logging.log import read_metrics
 from tests.conftest import TINY, heads, selfsight
 from tests.processes import Started
 

@@ -16,6 +16,7 @@ from selfsight.encoders.artifact import weights_hash
 from selfsight.encoders.encoder import load_encoder
 from selfsight.errors import UserError
 from selfsight.locks import locked
+from selfsight.logging.log import read_metrics
 from selfsight.methods import METHODS
 from selfsight.methods.method import Output
 from selfsight.pretraining import job as jobs
@@ -23,7 +24,6 @@ from selfsight.pretraining.build import build_method
 from selfsight.pretraining.config import RunConfig, compose
 from selfsight.train import engine, session
 from selfsight.train.checkpoint import Checkpoints, read_checkpoint
-from selfsight.train.log import read_metrics
 from selfsight.train.optim import OptimizerConfig, build_optimizer, parameter_groups
 from selfsight.train.precision import pick_device, pick_precision
 from tests.channels import KINDS, NAMES, images_of, keys_of

@@ -20,8 +20,8 @@ from selfsight.evaluate.protocols.results import VERSIONS, Result, store
 from selfsight.evaluate.protocols.splits import Splits, open_splits
 from selfsight.evaluate.protocols.target import EvaluationTarget
 from selfsight.locks import locked
+from selfsight.logging.log import console, read_metrics
 from selfsight.train.folder import code
-from selfsight.train.log import console, read_metrics
 from selfsight.train.precision import pick_device, pick_precision, prepare
 
 

@@ -34,8 +34,8 @@ from selfsight.files import (
     write_atomically,
     write_json,
 )
+from selfsight.logging.log import console, say
 from selfsight.train.folder import package_version
-from selfsight.train.log import console, say
 from selfsight.train.precision import physical_memory
 
 BYTES_OF_PROBE = 40  # times the square of the number of features, see linear_probe

@@ -19,7 +19,7 @@ from selfsight.files import (
     unsealed,
     write_json,
 )
-from selfsight.train.log import say
+from selfsight.logging.log import say
 
 # A change that moves a protocol's numbers raises its version.
 VERSIONS = {"knn": 2, "linear": 2, "linear-augmented": 1, "finetune": 1}

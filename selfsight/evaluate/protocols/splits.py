@@ -25,7 +25,7 @@ from selfsight.evaluate.overlap import Fingerprints, Overlap, compare, fingerpri
 from selfsight.evaluate.protocols.config import Evaluation, Labels
 from selfsight.evaluate.protocols.target import EvaluationTarget
 from selfsight.files import write_json, write_text
-from selfsight.train.log import console, print_notes
+from selfsight.logging.log import console, print_notes
 
 MANY = 200_000  # images; reading more takes so long that a line announces it
 

@@ -24,11 +24,11 @@ from selfsight.evaluate.protocols.results import Result, with_gain
 from selfsight.evaluate.protocols.splits import labelled, subset_record, write_subset
 from selfsight.evaluate.protocols.target import open_target
 from selfsight.files import are_numbers, read_or_set_aside, sealed, write_json
+from selfsight.logging.log import console, say
 from selfsight.train.checkpoint import Checkpoints
 from selfsight.train.engine import fit
 from selfsight.train.folder import DATA, claim, owned
 from selfsight.train.loader import make_loader
-from selfsight.train.log import console, say
 
 CLASSIFIERS = {"heads": LinearHeads, "finetuned": FineTuned}
 

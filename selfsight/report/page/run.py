@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from selfsight.errors import UserError
+from selfsight.logging.log import Progress
 from selfsight.report.page.confusion import confusion_panel
 from selfsight.report.page.curves import curves_panel
 from selfsight.report.page.nearest import nearest_panel
@@ -16,7 +17,6 @@ from selfsight.report.page.verdict import measured, results_panel, sentence, to_
 from selfsight.report.page.views import views_panel
 from selfsight.report.page.vit import panels_of
 from selfsight.report.page.warn import warnings
-from selfsight.train.log import Progress
 
 NAME = "report.html"
 

@@ -19,11 +19,11 @@ from selfsight.evaluate.protocols import read_results
 from selfsight.evaluate.protocols.config import KnnConfig, compose_cached
 from selfsight.evaluate.protocols.target import EvaluationTarget, open_target
 from selfsight.files import Damaged, read_json, read_text
+from selfsight.logging.log import read_metrics
 from selfsight.pretraining.config import RunConfig, read_run_config
 from selfsight.report.page.seen import Seen, look
 from selfsight.train.cost import is_cost
 from selfsight.train.folder import BAD_IMAGES, CONFIG
-from selfsight.train.log import read_metrics
 from selfsight.train.precision import pick_device, pick_precision
 
 

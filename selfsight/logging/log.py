@@ -19,7 +19,7 @@ from selfsight.data.source import Source, notes
 from selfsight.errors import printable
 from selfsight.files import are_numbers, naming, open_plain, write_text
 from selfsight.locks import check_folder
-from selfsight.train.notebook import NotebookBar
+from selfsight.logging.notebook import NotebookBar
 
 PLAIN_EVERY = 10.0  # seconds between two lines in a pipe
 TIMES = ("epoch", "seconds")  # numbers of every record; others may be null

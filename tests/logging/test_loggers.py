@@ -9,10 +9,10 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from selfsight.errors import UserError
+from selfsight.logging.log import read_metrics
+from selfsight.logging.trackers import wandb_id
 from selfsight.pretraining import job as jobs
 from selfsight.pretraining.config import compose
-from selfsight.train.log import read_metrics
-from selfsight.train.trackers import wandb_id
 from tests.conftest import TINY, heads, power_cuts
 
 KEYS = [*TINY, *heads("simclr"), "precision=fp32"]

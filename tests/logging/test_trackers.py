@@ -11,12 +11,12 @@ from importlib.util import find_spec
 import pytest
 
 from selfsight.errors import UserError
-from selfsight.train import mlflow_run
-from selfsight.train.log import read_metrics
-from selfsight.train.mlflow_run import MLFLOW_ID, Mlflow, MlflowConfig
-from selfsight.train.trackers import TRACKIO_ID, Trackio, TrackioConfig
+from selfsight.logging import mlflow_run
+from selfsight.logging.log import read_metrics
+from selfsight.logging.mlflow_run import MLFLOW_ID, Mlflow, MlflowConfig
+from selfsight.logging.trackers import TRACKIO_ID, Trackio, TrackioConfig
 from tests.conftest import power_cuts
-from tests.train.test_loggers import train
+from tests.logging.test_loggers import train
 
 SAVE = "checkpoint={every_epochs: 0, every_steps: 2}"
 

@@ -20,7 +20,7 @@ from typing import Any
 from selfsight.config import Config, Tree
 from selfsight.errors import UserError
 from selfsight.files import write_text
-from selfsight.train.log import read_metrics
+from selfsight.logging.log import read_metrics
 
 METRICS = "metrics.jsonl"
 WANDB_ID, TRACKIO_ID = "wandb_id.txt", "trackio_id.txt"

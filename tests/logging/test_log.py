@@ -8,8 +8,8 @@ from selfsight import cli
 from selfsight.data.bad import BadImages, read_bad
 from selfsight.data.source import BadImage
 from selfsight.errors import UserError, printable
+from selfsight.logging.log import Console
 from selfsight.report.console import table
-from selfsight.train.log import Console
 
 CODES = {
     "\x1b[2J": "\\x1b[2J",

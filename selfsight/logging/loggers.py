@@ -10,9 +10,9 @@ from pydantic import Field
 
 from selfsight.config import Config, Tree
 from selfsight.files import write_text
-from selfsight.train.log import read_metrics
-from selfsight.train.mlflow_run import Mlflow, MlflowConfig
-from selfsight.train.trackers import Trackio, TrackioConfig, Wandb, WandbConfig, need
+from selfsight.logging.log import read_metrics
+from selfsight.logging.mlflow_run import Mlflow, MlflowConfig
+from selfsight.logging.trackers import Trackio, TrackioConfig, Wandb, WandbConfig, need
 
 
 class LogConfig(Config):

@@ -12,8 +12,8 @@ from typing import Any
 from selfsight.config import Config, Tree, flatten
 from selfsight.files import write_text
 from selfsight.locks import locked
-from selfsight.train.log import read_metrics, say
-from selfsight.train.trackers import METRICS, need, numbers, reason, refused, stored_id
+from selfsight.logging.log import read_metrics, say
+from selfsight.logging.trackers import METRICS, need, numbers, reason, refused, stored_id
 
 MLFLOW_ID = "mlflow_id.txt"
 SEND_EVERY = 10.0  # seconds: MLflow gets the metrics of this time together

@@ -1,0 +1,1 @@
+"""What a run writes down: lines on the console, metrics.jsonl, and trackers of other libraries."""
