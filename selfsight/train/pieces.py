@@ -130,7 +130,11 @@ def checksum_of_names(names: list[str]) -> str:
 def read_pieces(folder: Path, checksum: str, device: torch.device) -> dict[str, Any]:
     """The whole state in a folder, whatever the number of processes that wrote it. Raises: Damaged;
     OSError."""
-    found = {name: match for name in os.listdir(folder) if (match := _NAME.fullmatch(name))}
+    try:
+        names = os.listdir(folder)
+    except FileNotFoundError:
+        raise Damaged(folder, "it was removed meanwhile") from None
+    found = {name: match for name in names if (match := _NAME.fullmatch(name))}
     if checksum_of_names([*found]) != checksum:
         raise Damaged(folder, "files in it are missing or have other names")
     pieces: dict[int, dict[str, Any]] = {}

@@ -71,8 +71,10 @@ class Sharded(nn.Module):
         self.module, self._root = method, _Root(method)
         self.whole = (_without_weights(method),) if distributed.rank() == 0 else ()
         mesh = init_device_mesh(device.type, (distributed.world_size(),))
-        for parameter in method.parameters():  # all start with the weights of rank 0
-            dist.broadcast(parameter.detach(), src=0)
+        for tensor in (*method.parameters(), *method.buffers()):  # all start with those of rank 0
+            if tensor.numel():
+                numbers = tensor.detach().view(-1).view(torch.uint8)  # gloo sends no bool
+                dist.broadcast(numbers, src=0)
         blocks = blocks_of(method)
         matrices = {p for block in blocks for p in block.parameters() if p.ndim > 1}
         low = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)

@@ -20,6 +20,7 @@ from torch.distributed.tensor import Shard, distribute_tensor
 
 from selfsight import agreement
 from selfsight.errors import UserError, with_remedy
+from selfsight.files import Damaged
 from selfsight.pretraining.job import assemble
 from selfsight.train import checkpoint, pieces
 from selfsight.train.checkpoint import Checkpoints, load_from
@@ -356,3 +357,8 @@ def test_a_tensor_of_more_bytes_than_the_system_writes_at_once(tmp_path, monkeyp
     monkeypatch.setattr(Path, "open", open_it)
     pieces.write_state(state, tmp_path / "state.pt")
     assert torch.equal(torch.load(tmp_path / "state.pt")["w"], state["w"])
+
+
+def test_a_folder_that_another_process_removes_is_no_checkpoint(tmp_path):
+    with pytest.raises(Damaged, match="removed"):
+        pieces.read_pieces(tmp_path / "gone", "0" * 16, torch.device("cpu"))

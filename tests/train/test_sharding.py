@@ -161,7 +161,17 @@ def storage_bytes(tensors: Iterable[Tensor]) -> int:
     return sum({x.data_ptr(): x.nbytes() for t in local for x in [t.untyped_storage()]}.values())
 
 
-def compare(rank: int, world: int) -> tuple[dict, str, dict[str, int]]:
+def other_queues(rank: int) -> dict[str, Tensor]:
+    """Of a method whose ranks drew other numbers, as a user's own code may: its buffers, split."""
+    torch.manual_seed(rank)
+    encoder = timm.create_model("vit_tiny_patch16_224", img_size=32, num_classes=0, **WIDE)
+    method = METHODS["nnclr"](encoder)
+    method.register_buffer("seen", torch.tensor([rank == 0, True]))
+    in_parallel(method, CPU, split=True)
+    return dict(method.named_buffers())
+
+
+def compare(rank: int, world: int) -> tuple[dict, str, dict[str, int], dict[str, Tensor]]:
     results = {}
     for case, (name, how) in CASES.items():
         results[case] = [one_step(name, split, **how) for split in (False, True)]
@@ -177,7 +187,7 @@ def compare(rank: int, world: int) -> tuple[dict, str, dict[str, int]]:
         assert_rows(one_step("swav", True, double=False), results["swav in fp32"][0], rank)
     except (AssertionError, RuntimeError, ValueError) as error:
         control = f"{type(error).__name__}: {error}"
-    return results, control, bytes_held
+    return results, control, bytes_held, other_queues(rank)
 
 
 @pytest.fixture(scope="module")
@@ -213,7 +223,7 @@ def test_a_split_method_equals_one_process(name, found):
 
 def test_a_sum_of_gradients_in_place_of_their_mean_would_be_noticed(found):
     """The control of all above. AdamW divides gradients by their own size and would hide it."""
-    _, control, _ = found[0]
+    _, control, *_ = found[0]
     assert control.startswith("AssertionError: gradient")
 
 
@@ -233,10 +243,17 @@ def test_memory_is_what_the_formula_of_the_documentation_says(found):
         "state": 8 * student,
         "teacher": 4 * teacher,
     }
-    for _, _, bytes_of in found:
+    for _, _, bytes_of, _ in found:
         for what, wanted in formula.items():
             assert bytes_of[what] == pytest.approx(wanted / 2, rel=0.1), what
             assert bytes_of[what] != pytest.approx(wanted, rel=0.1), what
+
+
+def test_buffers_start_as_those_of_rank_0(found):
+    first, second = (rank[3] for rank in found)
+    assert first["seen"].all()
+    for name, buffer in first.items():
+        assert torch.equal(buffer, second[name]), name
 
 
 # What evaluations and users see -------------------------------------------------------------------
