@@ -155,6 +155,8 @@ def test_overfits_32_images(name):
     small = {"queue_size": 32} if "queue_size" in cls.Config.model_fields else {}
     if name.startswith("dinov"):  # soft targets have an entropy, which no student gets below
         small = {"teacher_temperature": 0.01}
+    if name == "swav":  # with 0.1 it leaves its start after 400 to 1,500 steps, as the CPU rounds
+        small["temperature"] = 0.2
     method = build(name, **small)
     for module in method.children():
         if not isinstance(module, EMA):
