@@ -20,8 +20,8 @@ endif
 
 setup: $(VENV)/.installed
 
-test: $(VENV)/.installed-test   ## every test; about seven minutes on two cores
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+test: $(VENV)/.installed-test   ## every test; about eight minutes on two cores
+	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 browser:               ## Debian's Chromium, in which the tests look at reports; without it they are skipped
 	command -v chromium || (apt-get update --quiet && apt-get install --quiet --yes chromium)
