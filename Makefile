@@ -21,7 +21,7 @@ endif
 setup: $(VENV)/.installed
 
 test: $(VENV)/.installed-test   ## every test; about eight minutes on two cores
-	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder
 
 browser:               ## Debian's Chromium, in which the tests look at reports; without it they are skipped
 	command -v chromium || (apt-get update --quiet && apt-get install --quiet --yes chromium)
