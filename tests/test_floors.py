@@ -172,3 +172,12 @@ def test_help_imports_nothing_heavy():
         "assert not {'torch', 'pydantic', 'numpy'} & sys.modules.keys()"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+def test_what_splits_weights_is_imported_when_weights_are_split():
+    """It takes half of the time in which an evaluation starts."""
+    code = (
+        "import sys, selfsight.evaluate.protocols, selfsight.pretraining.job; "
+        "assert not {'torch.distributed.fsdp', 'torch.distributed.tensor'} & sys.modules.keys()"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

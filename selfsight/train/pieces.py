@@ -8,6 +8,7 @@ in it has its checksum in its name; the checksum in the folder's name is that of
 import hashlib
 import os
 import re
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -94,16 +95,21 @@ def checksum_of(path: Path) -> str:
     return file_hash(path)[:16]
 
 
+def has_rows(tensor: Any) -> bool:
+    """Whether this process holds some rows alone of a tensor (a DTensor). Importing what it is made
+    by takes a second; where nobody has done it, there is none."""
+    module = sys.modules.get("torch.distributed.tensor")
+    return module is not None and isinstance(tensor, module.DTensor)
+
+
 def write_piece(state: dict[str, Any], folder: Path) -> str:
     """Write what this rank holds of a state: its rows of each tensor that is split, and on rank 0
     all else. Returns: the name of the file. Raises: UserError on a machine that does not see the
     folder, which rank 0 has made."""
-    from torch.distributed.tensor import DTensor  # a second: only a training pays for it
-
     rows: dict[str, Tensor] = {}
 
     def work(path: Keys, tensor: Tensor) -> Tensor | dict[str, str]:
-        if not isinstance(tensor, DTensor):
+        if not has_rows(tensor):
             return tensor
         key = "/".join(map(str, path))
         rows[key] = tensor.to_local().detach().to("cpu", copy=True)

@@ -15,14 +15,6 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import (
-    FSDPModule,
-    MixedPrecisionPolicy,
-    fully_shard,
-    register_fsdp_forward_method,
-)
-from torch.distributed.tensor import DTensor
 
 from selfsight import distributed
 from selfsight.agreement import Keys
@@ -31,7 +23,7 @@ from selfsight.errors import UserError
 from selfsight.methods.method import Method, Output
 from selfsight.recompute import blocks_of, depends_on_batch
 from selfsight.train.optim import OptimizerConfig, check_rows
-from selfsight.train.pieces import each_tensor
+from selfsight.train.pieces import each_tensor, has_rows
 
 _WRAPPED = (
     "_sharded"  # attribute of a method: (Sharded,), a tuple since it is no part of the method
@@ -67,6 +59,14 @@ class Sharded(nn.Module):
         bf16: blocks get their matrices in bfloat16, to which autocast would round them; gradients
             are summed in float32.
         """
+        from torch.distributed.device_mesh import init_device_mesh
+        from torch.distributed.fsdp import (  # a second, which other commands do not pay for
+            FSDPModule,
+            MixedPrecisionPolicy,
+            fully_shard,
+            register_fsdp_forward_method,
+        )
+
         super().__init__()
         self.module, self._root = method, _Root(method)
         self.whole = (_without_weights(method),) if distributed.rank() == 0 else ()
@@ -204,13 +204,13 @@ def gathered(state: Any, device: torch.device | str = "cpu") -> Any:
     """
 
     def work(_: Keys, tensor: Tensor) -> Tensor | None:
-        if not isinstance(tensor, DTensor):
+        if not has_rows(tensor):
             return tensor
         found = tensor.full_tensor().detach()
         return found.to(device) if distributed.rank() == 0 else None
 
     split: list[bool] = []
-    each_tensor(state, lambda _, tensor: split.append(isinstance(tensor, DTensor)))
+    each_tensor(state, lambda _, tensor: split.append(has_rows(tensor)))
     return each_tensor(state, work) if any(split) else state
 
 
@@ -232,13 +232,13 @@ def own_rows(parts: Mapping[str, Any]) -> Callable[[Keys, Tensor], Tensor]:
     def keep(keys: Keys, tensor: Tensor) -> Tensor:
         keys = keys[1:]  # of (step, state, ...) those in the state
         wanted = like.get(keys, like.get(keys[:-1]))  # of an optimizer: several for a parameter
-        if not isinstance(wanted, DTensor) or tensor.shape != wanted.shape:
+        if not has_rows(wanted) or tensor.shape != wanted.shape:
             return tensor
         rows = -(-len(tensor) // distributed.world_size())
         own = tensor[rows * distributed.rank() :][:rows].contiguous()
         own = own.to(wanted.device, copy=True)  # the rows alone, not a view of the whole
         about = wanted.device_mesh, wanted.placements
-        return DTensor.from_local(own, *about, shape=tensor.shape, stride=wanted.stride())
+        return type(wanted).from_local(own, *about, shape=tensor.shape, stride=wanted.stride())
 
     return keep
 
@@ -246,7 +246,7 @@ def own_rows(parts: Mapping[str, Any]) -> Callable[[Keys, Tensor], Tensor]:
 def clip_gradient(parameters: Sequence[Tensor], most: float) -> None:
     """Scale all gradients so that their L2 norm together is at most this."""
     gradients = [p.grad for p in parameters if p.grad is not None]
-    if not any(isinstance(gradient, DTensor) for gradient in gradients):
+    if not any(map(has_rows, gradients)):
         nn.utils.clip_grad_norm_(parameters, most)
         return
     rows = [gradient.to_local() for gradient in gradients]
