@@ -28,11 +28,13 @@ def pick_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
         torch.empty(1, device=device)
+        reason = "its tensors hold no numbers" if device.type == "meta" else None
     # torch raises RuntimeError for an unknown name or a missing GPU, AssertionError in a build
-    # without CUDA, NotImplementedError for a backend without tensors: each is raised as one line
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"device={name}: {reason}. Use auto, cpu, cuda, cuda:1 or mps") from None
+    # without CUDA, ImportError for a device whose package is not installed
+    except (RuntimeError, AssertionError, ImportError) as error:
+        reason = str(error).splitlines()[0].partition(". ")[0]
+    if reason is not None:
+        raise UserError(f"device={name}: {reason}. Use auto, cpu, cuda, cuda:1 or mps")
     return device
 
 

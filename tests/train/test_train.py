@@ -383,8 +383,11 @@ def test_compiled_networks_train(tmp_path, monkeypatch, backend):
 
 def test_devices_and_precision():
     assert pick_device("cpu") == CPU
-    missing = ["gpu", "fpga"] if torch.cuda.is_available() else ["gpu", "fpga", "cuda"]
-    for name in missing:  # no such name, a backend without tensors, a build or machine without GPUs
+    # no such name; a backend without tensors, without its package, without numbers
+    missing = ["gpu", "fpga", "hpu", "meta"]
+    if not torch.cuda.is_available():
+        missing.append("cuda")
+    for name in missing:
         with pytest.raises(UserError, match=rf"^device={name}: .*\. Use auto, cpu"):
             pick_device(name)
     assert pick_precision("bf16", CPU) == "bf16"
