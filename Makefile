@@ -20,7 +20,7 @@ endif
 
 setup: $(VENV)/.installed
 
-test: $(VENV)/.installed-test   ## every test; about eight minutes on two cores
+test: $(VENV)/.installed-test   ## every test; about nine minutes on two cores
 	$(BIN)/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder
 
 browser:               ## Debian's Chromium, in which the tests look at reports; without it they are skipped

@@ -136,6 +136,13 @@ def _read_at(descriptor: int, size: int, place: int) -> bytes:
 read_at = getattr(os, "pread", _read_at)  # Windows has no pread
 
 
+def state_of(file: str | Path | int) -> tuple[int, int]:
+    """Size in bytes and modification time in nanoseconds, of a path or of an open file's number: if
+    they differ, it is another file."""
+    status = os.stat(file)
+    return status.st_size, status.st_mtime_ns
+
+
 def write_text(path: Path, text: str) -> None:
     """As UTF-8; bytes of file names that are not, a surrogate each, are written as they were."""
     how = {"encoding": "utf-8", "errors": "surrogateescape"}

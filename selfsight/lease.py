@@ -199,14 +199,14 @@ def _look(place: Path) -> tuple[str, dict[str, Any], str] | None:
     if token is None:
         return None
     try:
-        first, _, beat = (place / token / _HOLDER).read_bytes().partition(b"\n")
+        first, _, beat = (place / token / _HOLDER).read_text(errors="replace").partition("\n")
     except FileNotFoundError:  # it has just ended, or lost its file
         return (token, {}, "") if _token(place) == token else None
     try:
         about = json.loads(first)
     except ValueError:  # damaged: taken over if it stays as it is
         return token, {}, f"{first} {beat}"
-    return token, about if isinstance(about, dict) else {}, str(beat)
+    return token, about if isinstance(about, dict) else {}, beat
 
 
 def _named(about: dict[str, Any]) -> str:

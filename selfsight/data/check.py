@@ -142,8 +142,8 @@ def _check_split(
     split.moments, lock = [None] * n, Lock()
     # What is reported are the values as they are stored: with a range that is given, and not found,
     # colours of 16 bits are read with all bits, and no value is refused for being outside of it
-    # (`strict`). The pixels themselves are decoded as in training, which does refuse.
-    whole = decoding(source)._replace(range=(0, 65535), strict=False)
+    # (`is_found`). The pixels themselves are decoded as in training, which does refuse.
+    whole = decoding(source)._replace(range=(0, 65535), is_found=False)
 
     def block(start: int) -> list[tuple[str, str]]:
         broken = []

@@ -47,9 +47,13 @@ def read(source: Source, i: int, patience: Patience | None = None) -> bytes | np
         pass
     name = _name(source, i, patience)
     try:
-        return (patience or Patience(waits(source))).wait_for(lambda: source.read(i), name)
+        return _waiting(source, patience).wait_for(lambda: source.read(i), name)
     except OSError as error:
         raise BadImage(name, error.strerror or first_line(error)) from None
+
+
+def _waiting(source: Source, patience: Patience | None) -> Patience:
+    return patience or Patience(waits(source))
 
 
 def _name(source: Source, i: int, patience: Patience | None) -> str:
@@ -58,9 +62,7 @@ def _name(source: Source, i: int, patience: Patience | None) -> str:
         return source.name(i)
     except (OSError, MemoryError):
         pass
-    return (patience or Patience(waits(source))).wait_for(
-        lambda: source.name(i), f"the name of image {i:,}"
-    )
+    return _waiting(source, patience).wait_for(lambda: source.name(i), f"the name of image {i:,}")
 
 
 def decoded(
@@ -76,9 +78,7 @@ def decoded(
     try:
         return decode_bytes(data, name, how)
     except MemoryError:
-        return (patience or Patience(waits(source))).wait_for(
-            lambda: decode_bytes(data, name, how), name
-        )
+        return _waiting(source, patience).wait_for(lambda: decode_bytes(data, name, how), name)
 
 
 def _is_usual(array: np.ndarray, how: Decoding) -> bool:
@@ -185,7 +185,7 @@ def picture(image: Image.Image, how: Decoding = USUAL) -> np.ndarray:
     """The pixels of a Pillow image as `decode` gives them.
 
     Raises: ValueError for pixels that are floating-point numbers without `how.range`, for values
-        outside a range that `how` says to be strict, or for another number of channels.
+        outside a range that was found, or for another number of channels.
     """
     return shown([_values(image, how)], how)
 

@@ -55,7 +55,7 @@ def limit(width: int, height: int, how: Decoding) -> None:
 
 def keeps_high_bytes(how: Decoding) -> bool:
     """Whether colours of 16 bits become 8 as they always did: by their high byte."""
-    return how.bits == 8 and (how.range is None or how.strict)
+    return how.bits == 8 and (how.range is None or how.is_found)
 
 
 class MissingLibrary(ValueError):

@@ -91,7 +91,7 @@ def survey(
         place, found = _looked_at(source, i, hows)
         how = hows[place]
         for array, window, _ in found:
-            shows_itself = window is not None and (how.range is None or how.strict)
+            shows_itself = window is not None and (how.range is None or how.is_found)
             if not shows_itself and array.dtype.kind in ("iuf" if floats else "iu"):
                 pools[place].add(array)
     return [pool.survey() for pool in pools]

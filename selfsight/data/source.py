@@ -28,14 +28,14 @@ class Decoding(NamedTuple):
     Attributes:
         range: (lowest, highest) value of images with more than 8 bits, which become the least and
             the most; None: 0 and the largest that 16 bits allow.
-        strict: values outside the range are an error, since the range was found in other images.
+        is_found: the range was found in other images, so that values outside of it are an error.
         max_pixels: of an image; a larger one is refused.
         channels: of an image: 1 (gray), 3 (RGB) or others.
         bits: of a value, 8 or 16.
     """
 
     range: tuple[float, float] | None = None
-    strict: bool = False
+    is_found: bool = False
     max_pixels: int = 89_478_485  # Pillow's limit against decompression bombs
     channels: int = 3
     bits: int = 8

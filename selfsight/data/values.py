@@ -65,7 +65,7 @@ def _range(values: Values, how: Decoding) -> tuple[float, float]:
     array = values.array
     if array.dtype.kind == "f" and not np.isfinite(array).all():
         raise ValueError("some of its values are no finite numbers (NaN or infinite); replace them")
-    if values.window is not None and (how.range is None or how.strict):
+    if values.window is not None and (how.range is None or how.is_found):
         return values.window
     if how.range is None and array.dtype.kind == "f":
         raise ValueError(
@@ -73,7 +73,7 @@ def _range(values: Values, how: Decoding) -> tuple[float, float]:
         )
     low, high = how.range or (0, 65535)
     least, most = array.min(), array.max()
-    if how.strict and not low <= least <= most <= high:
+    if how.is_found and not low <= least <= most <= high:
         raise ValueError(
             f"its values are {least} to {most}, those of the first images {low:g} to {high:g}; "
             f"give the range of all: data.range=[lowest, highest]"

@@ -284,7 +284,7 @@ def test_auto_is_where_the_values_are(tmp_path):
     low, high = np.percentile(np.stack(images), (0.1, 99.9))
     source = open_source(DataConfig(path=str(root), range="auto"), "train")
     assert decoding(source).range == (np.floor(low), np.ceil(high))
-    assert decoding(source).strict is False
+    assert decoding(source).is_found is False
     assert len(np.unique(decode(source, 0))) > 200
     usual = open_source(DataConfig(path=str(root)), "train")
     assert len(np.unique(decode(usual, 1))) < 16

@@ -298,27 +298,27 @@ def test_a_damaged_row_group_spoils_only_its_images(tmp_path):
             source.read(i)
 
 
-def test_a_table_that_is_cut_short_while_it_is_read_is_no_broken_image(tmp_path, monkeypatch):
-    monkeypatch.setattr(parquet_files, "KEPT", 1)
-    path = tmp_path / "a.parquet"
-    pq.write_table(table(0, 9), path, row_group_size=3)
-    source = Parquet([path])
-    assert source.read(0) == encoded(0)
+def cut_short(path: Path) -> None:
     os.truncate(path, pq.read_metadata(path).row_group(1).column(0).data_page_offset)
-    with pytest.raises(UserError, match=r"a\.parquet: cut short meanwhile") as error:
-        source.read(8)
-    assert not isinstance(error.value, BadImage)
 
 
-def test_another_table_in_the_place_of_one_is_refused(tmp_path, monkeypatch):
+def replaced(path: Path) -> None:
     """With the row groups of the old one its images would be broken, or those of others."""
+    pq.write_table(table(30, 50), path, row_group_size=3)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [(cut_short, "cut short meanwhile"), (replaced, "changed since it was opened")],
+)
+def test_a_table_that_changes_while_it_is_read_is_refused(change, said, tmp_path, monkeypatch):
     monkeypatch.setattr(parquet_files, "KEPT", 1)
     path = tmp_path / "a.parquet"
     pq.write_table(table(0, 9), path, row_group_size=3)
     source = Parquet([path])
     assert source.read(0) == encoded(0)
-    pq.write_table(table(30, 50), path, row_group_size=3)
-    with pytest.raises(UserError, match=r"a\.parquet: changed since it was opened") as error:
+    change(path)
+    with pytest.raises(UserError, match=rf"a\.parquet: {said}") as error:
         source.read(8)
     assert not isinstance(error.value, BadImage)
 

@@ -1,13 +1,11 @@
 """The files of a pack: each stays open, and many threads read from it."""
 
 import contextlib
-import os
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 
-from selfsight.files import Damaged, open_plain, read_at
+from selfsight.files import Damaged, open_plain, read_at, state_of
 
 
 def ascending(table: "Table") -> np.ndarray:
@@ -27,7 +25,7 @@ class File:
     def __init__(self, path: Path, size: int | None) -> None:
         self._made_of: tuple = (path, size)
         self.name, self._path, self._file = path.name, path, open_plain(path)
-        self._state = found, _ = _state(self._file)
+        self._state = found, _ = state_of(self._file.fileno())
         if size is not None and found != size:
             raise ValueError(f"{path.name} is {found:,} bytes long instead of {size:,}")
 
@@ -49,14 +47,8 @@ class File:
         """After a disk or server was away, what was open before cannot be read any more."""
         with contextlib.suppress(OSError, Damaged):  # it is away still
             again = open_plain(self._path)
-            if _state(again) == self._state:  # else it is another file
+            if state_of(again.fileno()) == self._state:  # else it is another file
                 self._file = again
-
-
-def _state(file: BinaryIO) -> tuple[int, int]:
-    """Size in bytes and modification time in nanoseconds."""
-    status = os.fstat(file.fileno())
-    return status.st_size, status.st_mtime_ns
 
 
 class Table(File):

@@ -115,7 +115,7 @@ def _set_decoding(source: Source, config: DataConfig, split: str) -> list[str]:
     else:
         chosen, about = config.range, []
     found = config.range is None and mapped is None and chosen is not None
-    source.decoding = how._replace(range=chosen, strict=found)
+    source.decoding = how._replace(range=chosen, is_found=found)
     return about
 
 

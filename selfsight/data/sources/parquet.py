@@ -17,6 +17,7 @@ from selfsight.data.labels import as_classes
 from selfsight.data.names import NameBlock, numbered
 from selfsight.data.source import BadImage, Unreachable, first_line
 from selfsight.errors import UserError
+from selfsight.files import state_of
 
 KEPT = 2**31  # bytes of images in memory; a smaller data set is read once
 LABELS = ("label", "labels", "fine_label")  # names of columns; the first found is used
@@ -38,7 +39,7 @@ class Parquet(Copied):
     def __init__(self, files: list[Path], labels: bool = True, channels: int = 3) -> None:
         pa = _pyarrow()
         self._files, self._footers = files, [_footer(file) for file in files]
-        self._states = {str(file): _state(file) for file in files}
+        self._states = {str(file): state_of(file) for file in files}
         schema = self._footers[0].schema.to_arrow_schema()
         self._channels = channels
         self._image, self._kind = _image_column(schema)
@@ -129,7 +130,7 @@ class Parquet(Copied):
 
     def _check_same(self, path: str) -> None:
         """Raises: UserError if the file is not the one whose row groups are known."""
-        size, time = _state(path)
+        size, time = state_of(path)
         if size < self._states[path][0]:
             raise UserError(f"data.path={path}: cut short meanwhile; restore it")
         if (size, time) != self._states[path]:
@@ -152,12 +153,6 @@ def library(source: str, *modules: str) -> Any:
 
 
 _pyarrow = partial(library, "parquet", "pyarrow", "pyarrow.compute", "pyarrow.parquet")
-
-
-def _state(file: str | Path) -> tuple[int, int]:
-    """Size in bytes and modification time in nanoseconds."""
-    status = os.stat(file)
-    return status.st_size, status.st_mtime_ns
 
 
 def _image_column(schema: Any) -> tuple[str | None, np.dtype | None]:

@@ -26,7 +26,7 @@ from selfsight.data.sources.download import fetch
 from selfsight.data.sources.files import ENDINGS, OPTIONAL
 from selfsight.data.sources.tar import members
 from selfsight.errors import UserError
-from selfsight.files import read_at
+from selfsight.files import read_at, state_of
 
 IMAGES = (*ENDINGS, *map(str.encode, OPTIONAL), b"npy")  # the first found in a sample is used
 LABELS = ("label", "class", "target", "cls", "category")  # keys of a .json, the first found
@@ -78,7 +78,7 @@ class Shards(Copied):
             for n, name in enumerate(names, 1)
         ]
         shards = [_index(file, labels, cache) for file in self._files]
-        self._states = {file: _state(os.stat(file)) for file in self._files}
+        self._states = {file: state_of(file) for file in self._files}
         self._ends = np.cumsum([len(shard.keys) for shard in shards])
         self._keys = PackedStrings.joined([shard.keys for shard in shards])
         self._offsets = np.concatenate([shard.offsets for shard in shards])
@@ -160,7 +160,7 @@ class Shards(Copied):
 def _open(states: dict[Path, tuple[int, int]], path: Path) -> BinaryIO:
     """Raises: UserError if it is not the shard that was indexed: its images are elsewhere."""
     file = path.open("rb", buffering=0)
-    size, time = _state(os.fstat(file.fileno()))
+    size, time = state_of(file.fileno())
     if (size, time) != states[path]:
         file.close()
         what = "become shorter" if size < states[path][0] else "been changed"
@@ -169,11 +169,6 @@ def _open(states: dict[Path, tuple[int, int]], path: Path) -> BinaryIO:
             f"again"
         )
     return file
-
-
-def _state(status: os.stat_result) -> tuple[int, int]:
-    """Size in bytes and modification time in nanoseconds."""
-    return status.st_size, status.st_mtime_ns
 
 
 def _index(path: Path, labels: bool, cache: Path | None) -> Index:
